@@ -1,0 +1,52 @@
+"""The fields that every image-classification config has.
+
+A config file starts from `get_config()` and assigns what differs. All fields
+exist here, so a misspelt override is an error and not a new field.
+"""
+
+import ml_collections
+
+import input_pipeline
+from training import optimizers
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The common fields with neutral values."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.task = "classification"
+
+  # Everything but the name goes to `models.create` as an override.
+  config.model = ml_collections.ConfigDict(dict(name="maxvit_tiny_224"))
+  # What the layers compute in; parameters, losses and statistics are float32.
+  config.dtype = "float32"
+
+  config.data = input_pipeline.default_config()
+  # Pixel values are divided by 255, then normalised with these.
+  config.data.mean = (0.5, 0.5, 0.5)
+  config.data.std = (0.5, 0.5, 0.5)
+
+  config.batch_size = 128  # Over all processes and devices.
+  config.eval_batch_size = 128
+  config.accumulation_steps = 1
+  config.train_for = "1 epochs"
+  config.evaluate_every = "1 epochs"
+
+  config.loss = ml_collections.ConfigDict(
+    dict(name="softmax", label_smoothing=0.0)
+  )
+  config.mixing = ml_collections.ConfigDict(
+    dict(mixup_alpha=0.0, cutmix_alpha=0.0)
+  )
+  config.optimizer = optimizers.default_config()
+  config.ema = ml_collections.ConfigDict(dict(decay=0.0, warmup=True))
+
+  # One size may be -1 and takes the devices that are left.
+  config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, model=1))
+  # Pairs (pattern of a parameter's path, mesh axis for each array axis).
+  config.sharding_rules = ()
+
+  config.checkpoint = ml_collections.ConfigDict(
+    dict(every="1 epochs", keep_last=2, best_metric="accuracy")
+  )
+  return config

@@ -1,0 +1,159 @@
+"""A config made into objects: the one place where all packages meet.
+
+`train.py` and `eval.py` are two stories about the same experiment.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+import input_pipeline
+import models
+from training import classification, durations, optimizers, schedules
+from training import mesh as mesh_lib
+from training import state as state_lib
+from training import step as step_lib
+
+TASKS = {"classification": classification.Classification}
+
+
+class Experiment(NamedTuple):
+  """Everything that is known of a run before any array exists."""
+
+  config: ml_collections.ConfigDict
+  mesh: jax.sharding.Mesh
+  info: input_pipeline.DatasetInfo
+  task: Any
+  clock: durations.Clock
+  train_step: Callable[[Any, Any], Any]
+  init: Callable[[], state_lib.TrainState]
+  # The train state as `jax.ShapeDtypeStruct`s with their shardings.
+  state: state_lib.TrainState
+
+
+def create(config: ml_collections.ConfigDict) -> Experiment:
+  """Checks a config and builds mesh, data set, model, task and optimizer.
+
+  Raises:
+    ValueError: for any field that does not fit, before any work is done.
+  """
+  mesh = mesh_lib.create_mesh(config.mesh)
+  mesh_lib.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
+  mesh_lib.check_batch_size(config.batch_size, mesh, "batch_size")
+  step_lib.check_accumulation(
+    config.batch_size, config.accumulation_steps, mesh
+  )
+  info = input_pipeline.dataset_info(config.data)
+  clock = _create_clock(config, info.num_train_examples)
+  schedule = schedules.create_schedule(config.optimizer, clock)
+  tx = optimizers.create_optimizer(config.optimizer, schedule)
+  task = _create_task(config, info.num_classes)
+
+  def init() -> state_lib.TrainState:
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    return state_lib.create_state(
+      task.init(init_key), tx, step_key, use_ema=config.ema.decay > 0
+    )
+
+  shapes = jax.eval_shape(init)
+  shardings = mesh_lib.state_shardings(shapes, mesh, config.sharding_rules)
+  rows = mesh_lib.batch_sharding(mesh)
+  train_step = jax.jit(
+    step_lib.make_train_step(task, tx, schedule, config),
+    in_shardings=(shardings, rows),
+    out_shardings=(shardings, None),
+    donate_argnums=0,
+  )
+  return Experiment(
+    config=config,
+    mesh=mesh,
+    info=info,
+    task=task,
+    clock=clock,
+    train_step=train_step,
+    # Each array is made where it will live: no device ever holds them all.
+    init=jax.jit(init, out_shardings=shardings),
+    state=jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      shapes,
+      shardings,
+    ),
+  )
+
+
+def _create_clock(
+  config: ml_collections.ConfigDict, num_examples: int
+) -> durations.Clock:
+  clock = durations.Clock(num_examples, config.batch_size)
+  total_steps = clock.steps(config.train_for, "train_for")
+  return durations.Clock(num_examples, config.batch_size, total_steps)
+
+
+def _create_task(config: ml_collections.ConfigDict, num_classes: int) -> Any:
+  if config.task not in TASKS:
+    raise ValueError(
+      f"task={config.task!r} is not known; choose from {', '.join(TASKS)}."
+    )
+  overrides = config.model.to_dict()
+  model = models.create(
+    overrides.pop("name"),
+    num_classes=num_classes,
+    dtype=jax.numpy.dtype(config.dtype),
+    **overrides,
+  )
+  return TASKS[config.task](model, config, num_classes=num_classes)
+
+
+def compile_steps(experiment: Experiment) -> tuple[Any, Any]:
+  """Compiles the training and the evaluation step, and says how large they are.
+
+  Returns:
+    (train_step, evaluate_step), for batches of the config's sizes only.
+  """
+  config, state = experiment.config, experiment.state
+  train_step = experiment.train_step.lower(
+    state, batch_shapes(experiment, config.batch_size)
+  )
+  evaluate_step = jax.jit(experiment.task.evaluate).lower(
+    state.variables(), batch_shapes(experiment, config.eval_batch_size)
+  )
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  forward = evaluate_step.cost_analysis()["flops"] / config.eval_batch_size
+  step = train_step.cost_analysis()["flops"]
+  say(
+    f"{config.model.name}: {parameters:,} parameters, {forward / 1e9:.3g} GFLOP "
+    f"forward per image, {step / 1e9:.3g} GFLOP per training step"
+  )
+  mesh = " x ".join(f"{n} {axis}" for axis, n in experiment.mesh.shape.items())
+  say(f"{jax.device_count()} device(s) {jax.devices()[0].device_kind}: {mesh}")
+  started = time.perf_counter()
+  compiled = train_step.compile(), evaluate_step.compile()
+  say(f"compiled in {time.perf_counter() - started:.0f} s")
+  return compiled
+
+
+def batch_shapes(experiment: Experiment, batch_size: int) -> dict[str, Any]:
+  """A global batch as the input pipeline makes it, as shapes."""
+  size = experiment.config.data.image_size
+  channels = experiment.config.data.channels
+  rows = mesh_lib.batch_sharding(experiment.mesh)
+  shapes = {
+    "image": ((batch_size, size, size, channels), "uint8"),
+    "label": ((batch_size,), "int32"),
+    "mask": ((batch_size,), "float32"),
+  }
+  return {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+    for name, (shape, dtype) in shapes.items()
+  }
+
+
+def say(text: str) -> None:
+  """Prints on the first process only."""
+  if jax.process_index() == 0:
+    print(text, flush=True)

@@ -1,0 +1,61 @@
+"""Installs Foveal: `pip install -e .`, with extras for what not all need."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PARITY = [
+  "safetensors>=0.5",
+  "timm>=1.0.31",
+  "torch>=2.6",
+]
+TEST = [
+  "beartype>=0.22",
+  "hypothesis>=6.100",
+  "ipykernel>=6.29",
+  "nbclient>=0.10",
+  "nbformat>=5.10",
+  "pytest>=8.4",
+  "pytest-xdist>=3.6",
+  "ruff>=0.14",
+  "safetensors>=0.5",
+]
+
+setup(
+  name="foveal",
+  version="0.1.0",
+  description="Research codebase for attention in JAX and Flax",
+  long_description=Path("README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11,<3.14",
+  packages=find_packages(exclude=["tests*", "benchmarks*"]),
+  py_modules=["train", "eval", "experiment"],
+  install_requires=[
+    "absl-py>=2.1",
+    "etils[epath]>=1.10",
+    "flax>=0.12",
+    "grain>=0.2.15",
+    # tensorflow-datasets imports it without declaring it.
+    "importlib_resources>=6",
+    "jax>=0.10.2,<0.13",
+    "jaxtyping>=0.3",
+    "matplotlib>=3.9",
+    "ml_collections>=1.1",
+    "numpy>=2",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11.30",
+    "pillow>=11",
+    "scikit-learn>=1.5",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.9",
+  ],
+  extras_require={
+    "test": TEST,
+    "parity": PARITY,
+    "hub": ["huggingface_hub>=0.30", "safetensors>=0.5"],
+    "compile": ["libtpu"],
+    "prepare": ["tensorflow"],
+    "colab": ["ipykernel>=6.29"],
+  },
+)

@@ -1,0 +1,19 @@
+"""Strict JAX for every test: several devices, no silent rank promotion."""
+
+import os
+
+# Before JAX starts its backend: tests of sharding need more than one device.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+
+from jaxtyping import install_import_hook
+
+# Shapes in the signatures of `attention` are checked here and cost nothing
+# elsewhere.
+install_import_hook("attention", "beartype.beartype")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")

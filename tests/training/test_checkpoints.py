@@ -1,0 +1,161 @@
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from training import checkpoints
+
+CONFIG = ml_collections.ConfigDict(dict(keep_last=2, best_metric="accuracy"))
+
+
+def make_state(step):
+  rng = np.random.default_rng(step)
+  return {
+    "step": jnp.int32(step),
+    "params": {"kernel": jnp.asarray(rng.normal(size=(33, 17)), jnp.float32)},
+    "key": jax.random.key(step),
+    "ema": None,
+    "empty": {},
+  }
+
+
+def shapes(state):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+
+
+@pytest.fixture
+def store(tmp_path):
+  store = checkpoints.Checkpoints(str(tmp_path), CONFIG)
+  yield store
+  store.close()
+
+
+def save(store, steps, metrics=None):
+  for step in steps:
+    accuracy = (metrics or {}).get(step)
+    store.save(
+      step,
+      make_state(step),
+      {"data": {"next_index": step}},
+      None if accuracy is None else {"accuracy": accuracy},
+    )
+  store.wait()
+
+
+def reopen(store):
+  return checkpoints.Checkpoints(str(store.directory.parent), CONFIG)
+
+
+def assert_is_step(restored, step):
+  state, record = restored
+  expected = make_state(step)
+  np.testing.assert_array_equal(
+    state["params"]["kernel"], expected["params"]["kernel"]
+  )
+  np.testing.assert_array_equal(
+    jax.random.key_data(state["key"]), jax.random.key_data(expected["key"])
+  )
+  assert int(state["step"]) == step
+  assert record == {"data": {"next_index": step}}
+
+
+def largest_file(directory):
+  files = [p for p in Path(directory).rglob("*") if p.is_file()]
+  return max(files, key=lambda p: p.stat().st_size)
+
+
+def truncate(directory):
+  path = largest_file(directory)
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(directory):
+  path = largest_file(directory)
+  raw = bytearray(path.read_bytes())
+  raw[len(raw) // 2] ^= 4
+  path.write_bytes(raw)
+
+
+def lose_the_record(directory):
+  shutil.rmtree(directory / "record")
+
+
+def test_nothing_saved_restores_nothing(store):
+  assert store.restore(shapes(make_state(0))) is None
+
+
+def test_round_trip(store):
+  save(store, [3])
+  assert_is_step(reopen(store).restore(shapes(make_state(0))), 3)
+
+
+def test_keeps_the_last_and_the_best(store):
+  save(store, range(1, 8), {2: 0.5, 4: 0.9, 6: 0.7})
+  assert store.steps() == [4, 6, 7]
+  assert store.best_step() == 4
+  # A process started later knows it, too.
+  again = reopen(store)
+  assert again.best_step() == 4
+  save(again, [8, 9], {9: 0.95})
+  assert again.steps() == [8, 9]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_the_record])
+def test_a_damaged_checkpoint_is_put_aside(store, damage):
+  save(store, [1, 2])
+  damage(store.directory / "2")
+  again = reopen(store)
+  assert_is_step(again.restore(shapes(make_state(0))), 1)
+  assert again.steps() == [1]
+  assert (store.directory / "2.damaged").exists()
+  # The run comes past the same step again.
+  save(again, [2])
+  assert_is_step(reopen(store).restore(shapes(make_state(0))), 2)
+
+
+def test_all_damaged_is_an_error_and_changes_nothing(store):
+  save(store, [1, 2])
+  for step in ("1", "2"):
+    truncate(store.directory / step)
+  before = sorted(Path(store.directory).rglob("*"))
+  with pytest.raises(
+    checkpoints.CheckpointError, match=r"nothing was changed.*Step 2.*Step 1"
+  ):
+    reopen(store).restore(shapes(make_state(0)))
+  assert sorted(Path(store.directory).rglob("*")) == before
+
+
+def test_another_model_is_an_error_and_changes_nothing(store):
+  save(store, [1, 2])
+  other = make_state(0)
+  other["params"]["kernel"] = jnp.zeros((5, 5))
+  with pytest.raises(checkpoints.CheckpointError):
+    reopen(store).restore(shapes(other))
+  assert reopen(store).steps() == [1, 2]
+
+
+def test_a_step_of_choice_is_read_without_putting_aside(store):
+  save(store, [1, 2])
+  truncate(store.directory / "2")
+  again = reopen(store)
+  assert_is_step(again.restore(shapes(make_state(0)), step=1), 1)
+  with pytest.raises(checkpoints.CheckpointError, match="Step 2"):
+    again.restore(shapes(make_state(0)), step=2)
+  assert again.steps() == [1, 2]
+
+
+def test_a_save_that_was_cut_off_is_not_a_checkpoint(store):
+  save(store, [1])
+  shutil.copytree(
+    store.directory / "1", store.directory / "2.orbax-checkpoint-tmp"
+  )
+  again = reopen(store)
+  assert again.steps() == [1]
+  assert_is_step(again.restore(shapes(make_state(0))), 1)

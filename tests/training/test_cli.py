@@ -1,0 +1,86 @@
+"""The command line as a process, since flags are parsed once in one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from training import cli
+
+SCRIPT = """
+from training import cli
+from absl import flags
+cli.define_config_flag()
+def main(argv):
+  if flags.FLAGS.config.fail:
+    raise ValueError("a=1 does not fit: use 2.")
+  print("rate", flags.FLAGS.config.optimizer.learning_rate)
+cli.run(main)
+"""
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config(variant="a"):
+  if variant != "a":
+    raise ValueError(f"no variant {variant!r}; it has a.")
+  return ConfigDict(dict(fail=False, optimizer=dict(learning_rate=0.1)))
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+  config = tmp_path / "config.py"
+  config.write_text(CONFIG)
+  script = tmp_path / "script.py"
+  script.write_text(SCRIPT)
+
+  def run(*arguments):
+    arguments = [a.replace("CONFIG", str(config)) for a in arguments]
+    if not any(a.startswith("--config=") for a in arguments):
+      arguments.insert(0, f"--config={config}")
+    return subprocess.run(
+      [sys.executable, str(script), *arguments],
+      capture_output=True,
+      text=True,
+      env=os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"},
+      check=False,
+    )
+
+  return run
+
+
+def test_fields_are_overridden(run):
+  result = run("--config.optimizer.learning_rate=0.5")
+  assert (result.returncode, result.stdout) == (0, "rate 0.5\n")
+
+
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    (
+      "--config.optimizer.learning_rat=1",
+      "Did you mean optimizer.learning_rate?",
+    ),
+    ("--config.optimiser.learning_rate=1", "no such field"),
+    ("--config.optimizer.learning_rate=fast", "fast"),
+    ("--config=CONFIG:b", "no variant 'b'; it has a."),
+    ("--config=/nowhere/config.py", "/nowhere/config.py"),
+    ("--config.fail=true", "ValueError: a=1 does not fit: use 2."),
+  ],
+)
+def test_user_errors_are_short(run, argument, message):
+  result = run(argument)
+  assert result.returncode != 0
+  assert message in result.stderr
+  assert "Traceback" not in result.stderr
+
+
+def test_the_traceback_is_shown_when_asked_for(run):
+  assert "Traceback" in run("--config.fail=true", "--traceback").stderr
+
+
+def test_field_names_are_nested():
+  from ml_collections import ConfigDict, config_dict
+
+  config = ConfigDict(dict(a=1, b=dict(c=2, d=config_dict.placeholder(str))))
+  assert cli.field_names(config) == ["a", "b.c", "b.d"]

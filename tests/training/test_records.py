@@ -1,0 +1,78 @@
+import json
+import os
+import shutil
+
+import jax
+import ml_collections
+import pytest
+from jax.sharding import AxisType
+
+from training import records
+
+
+def make_config(**optimizer):
+  return ml_collections.ConfigDict(
+    dict(seed=0, optimizer=dict(name="sgd", rate=0.1) | optimizer, sizes=(1, 2))
+  )
+
+
+def test_the_same_config_may_go_on(tmp_path):
+  workdir = str(tmp_path / "new" / "run")
+  for _ in range(2):
+    records.claim_workdir(workdir, make_config(), override=False)
+  assert records.load_config(workdir) == make_config()
+
+
+def test_another_config_is_refused_with_every_difference(tmp_path):
+  records.claim_workdir(str(tmp_path), make_config(), override=False)
+  other = make_config(rate=0.2, momentum=0.9)
+  del other.sizes
+  with pytest.raises(records.ConfigMismatchError) as error:
+    records.claim_workdir(str(tmp_path), other, override=False)
+  for difference in (
+    "3 field(s) differ",
+    "optimizer.rate: 0.1 -> 0.2",
+    "optimizer.momentum: not there -> 0.9",
+    "sizes: [1, 2] -> not there",
+    "--override_config",
+  ):
+    assert difference in str(error.value)
+  assert records.load_config(str(tmp_path)) == make_config()
+  records.claim_workdir(str(tmp_path), other, override=True)
+  assert records.load_config(str(tmp_path)) == other
+
+
+def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match=r"workdir=.*file/run.*may write"):
+    records.claim_workdir(
+      str(tmp_path / "file" / "run"), make_config(), override=False
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_workdir_is_an_error(tmp_path):
+  tmp_path.chmod(0o500)
+  with pytest.raises(ValueError, match="cannot be written"):
+    records.claim_workdir(str(tmp_path), make_config(), override=False)
+
+
+def test_no_run_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match="holds no run"):
+    records.load_config(str(tmp_path))
+
+
+def test_each_start_is_recorded(tmp_path):
+  mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+  for _ in range(2):
+    records.write_run_record(str(tmp_path), mesh)
+  starts = json.loads((tmp_path / "run.json").read_text())
+  assert len(starts) == 2
+  assert starts[0]["versions"]["jax"] == jax.__version__
+  assert starts[0]["mesh"] == {"data": 4}
+  assert "pytest" in starts[0]["command"]
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+  monkeypatch.setattr(shutil, "which", lambda name: None)
+  assert records.git_commit() is None

@@ -1,0 +1,223 @@
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from training import classification
+from training import mesh as mesh_lib
+from training import state as state_lib
+from training import step as step_lib
+
+BATCH, SIZE, CLASSES = 16, 5, 7
+
+
+class Net(nn.Module):
+  """Small, but with everything a step must carry: statistics and dropout."""
+
+  batch_norm: bool = False
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    x = nn.Dense(12)(x.reshape(len(x), -1))
+    if self.batch_norm:
+      x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+    x = nn.Dropout(self.dropout, deterministic=not train)(nn.gelu(x))
+    return nn.Dense(CLASSES)(x)
+
+
+def get_config(**fields):
+  config = ml_collections.ConfigDict(
+    dict(
+      accumulation_steps=1,
+      data=dict(image_size=SIZE, channels=3, mean=(0.4,) * 3, std=(0.3,) * 3),
+      loss=dict(name="softmax", label_smoothing=0.1),
+      mixing=dict(mixup_alpha=0.0, cutmix_alpha=0.0),
+      ema=dict(decay=0.0, warmup=False),
+    )
+  )
+  with config.unlocked():
+    config.update_from_flattened_dict(fields)
+  return config
+
+
+def make_batch(seed=0):
+  rng = np.random.default_rng(seed)
+  mask = np.ones(BATCH, np.float32)
+  mask[[3, 10]] = 0
+  return {
+    "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
+    "label": rng.integers(0, CLASSES, BATCH, np.int32),
+    "mask": mask,
+  }
+
+
+def make(config, model=None, tx=None):
+  tx = tx or optax.sgd(0.1)
+  task = classification.Classification(
+    model or Net(), config, num_classes=CLASSES
+  )
+  state = state_lib.create_state(
+    task.init(jax.random.key(0)),
+    tx,
+    jax.random.key(1),
+    use_ema=config.ema.decay > 0,
+  )
+  step = step_lib.make_train_step(task, tx, lambda step: 0.1, config)
+  return state, jax.jit(step), task
+
+
+def assert_trees_close(a, b, **tolerance):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_one_step_is_gradient_descent_on_the_masked_mean():
+  state, step, task = make(get_config())
+  batch = make_batch()
+  new, metrics = step(state, batch)
+
+  def reference(params):
+    keep = batch["mask"] > 0
+    images = (batch["image"][keep] / 255 - 0.4) / 0.3
+    logits = task.model.apply({"params": params}, jnp.asarray(images), train=True)
+    targets = jax.nn.one_hot(batch["label"][keep], CLASSES) * 0.9 + 0.1 / CLASSES
+    return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+  loss, grads = jax.value_and_grad(reference)(state.params)
+  expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
+  assert_trees_close(new.params, expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+  np.testing.assert_allclose(
+    metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-5
+  )
+  assert int(new.step) == 1
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_accumulation_gives_the_update_of_the_large_batch(n):
+  # Not equal weights: the masked examples fall into different micro-batches.
+  batch = make_batch()
+  tx = optax.adamw(0.01)
+  state, step, _ = make(get_config(), tx=tx)
+  _, accumulating, _ = make(get_config(accumulation_steps=n), tx=tx)
+  large, large_metrics = step(state, batch)
+  small, small_metrics = accumulating(state, batch)
+  assert_trees_close(small.params, large.params, rtol=2e-5, atol=1e-6)
+  assert_trees_close(small_metrics, large_metrics, rtol=2e-5)
+
+
+def test_accumulation_moves_running_statistics_once():
+  model = Net(batch_norm=True)
+  batch = make_batch()
+  state, step, _ = make(get_config(), model)
+  _, accumulating, _ = make(get_config(accumulation_steps=4), model)
+  large, _ = step(state, batch)
+  small, _ = accumulating(state, batch)
+  # Means of equal parts average to the mean of the whole; variances do not.
+  assert_trees_close(
+    small.batch_stats["BatchNorm_0"]["mean"],
+    large.batch_stats["BatchNorm_0"]["mean"],
+    rtol=1e-4,
+    atol=1e-6,
+  )
+
+
+def test_micro_batches_draw_different_dropout():
+  model = Net(dropout=0.5)
+  one_image = make_batch()
+  one_image = {k: np.repeat(v[:1], BATCH, 0) for k, v in one_image.items()}
+  state, step, task = make(get_config(accumulation_steps=2), model)
+  seen = []
+
+  def loss(params, batch_stats, batch, key):
+    seen.append(key)
+    return classification.Classification.loss(
+      task, params, batch_stats, batch, key
+    )
+
+  spy = types.SimpleNamespace(prepare=task.prepare, loss=loss)
+  spied = step_lib.make_train_step(
+    spy, optax.sgd(0.1), lambda step: 0.1, get_config(accumulation_steps=2)
+  )
+  with jax.disable_jit():
+    spied(state, one_image)
+  keys = {tuple(np.asarray(jax.random.key_data(k))) for k in seen[-2:]}
+  assert len(keys) == 2
+
+
+def test_each_step_has_its_own_randomness_and_repeats():
+  state, step, _ = make(get_config(), Net(dropout=0.5))
+  batch = make_batch()
+  first, _ = step(state, batch)
+  again, _ = step(state, batch)
+  later, _ = step(state.replace(step=state.step + 1), batch)
+  assert_trees_close(first.params, again.params, rtol=0)
+  kernel = "Dense_1", "kernel"
+  assert not np.array_equal(
+    first.params[kernel[0]][kernel[1]], later.params[kernel[0]][kernel[1]]
+  )
+
+
+def test_ema_follows_parameters_and_statistics():
+  config = get_config(**{"ema.decay": 0.75})
+  state, step, _ = make(config, Net(batch_norm=True))
+  new, _ = step(state, make_batch())
+  for part in ("params", "batch_stats"):
+    expected = jax.tree.map(
+      lambda old, now: 0.75 * old + 0.25 * now,
+      getattr(state, part),
+      getattr(new, part),
+    )
+    assert_trees_close(new.ema[part], expected, rtol=1e-5, atol=1e-6)
+  assert new.variables() is new.ema
+  assert new.variables(averaged=False)["params"] is new.params
+
+
+@pytest.mark.parametrize(("t", "decay"), [(0, 0.1), (8, 0.5), (10**6, 0.9)])
+def test_ema_warmup_is_tensorflows(t, decay):
+  out = state_lib.update_ema(
+    jnp.float32(0), jnp.float32(1), 0.9, jnp.int32(t), warmup=True
+  )
+  np.testing.assert_allclose(out, 1 - decay, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 1), (2, 1, 2)])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_sharded_step_equals_the_step_on_one_device(sizes, n):
+  config = get_config(accumulation_steps=n, **{"mixing.mixup_alpha": 0.5})
+  model = Net(batch_norm=True)
+  batch = make_batch()
+  state, step, _ = make(config, model)
+  expected, expected_metrics = step(state, batch)
+  mesh = mesh_lib.create_mesh(
+    ml_collections.ConfigDict(
+      dict(zip(mesh_lib.AXES, sizes, strict=True))
+    )
+  )
+  shardings = mesh_lib.state_shardings(
+    state, mesh, [("Dense_0/kernel", (None, "model"))]
+  )
+  rows = mesh_lib.batch_sharding(mesh)
+  with jax.set_mesh(mesh):
+    new, metrics = jax.jit(
+      step, in_shardings=(shardings, rows), out_shardings=(shardings, None)
+    )(jax.device_put(state, shardings), jax.device_put(batch, rows))
+  assert_trees_close(metrics, expected_metrics, rtol=1e-4)
+  assert_trees_close(new.params, expected.params, rtol=1e-4, atol=1e-6)
+  assert_trees_close(new.batch_stats, expected.batch_stats, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_that_does_not_fit_is_an_error():
+  mesh = mesh_lib.create_mesh(
+    ml_collections.ConfigDict(dict(data=4, fsdp=1, model=1))
+  )
+  step_lib.check_accumulation(32, 4, mesh)
+  with pytest.raises(ValueError, match=r"accumulation_steps=3.*multiple of 12"):
+    step_lib.check_accumulation(32, 3, mesh)
+  with pytest.raises(ValueError, match=r"accumulation_steps=0"):
+    step_lib.check_accumulation(32, 0, mesh)

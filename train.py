@@ -1,0 +1,210 @@
+"""Trains the model that a config describes.
+
+  python train.py --config=configs/digits.py --workdir=runs/digits
+
+The same command goes on where a stopped or killed run left off. Fields are
+overridden on the command line: --config.optimizer.learning_rate=1e-3.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from absl import flags
+
+import experiment as experiment_lib
+import input_pipeline
+from experiment import say
+from training import (
+  checkpoints,
+  cli,
+  durations,
+  evaluation,
+  metrics,
+  preemption,
+  profiling,
+  records,
+  reporting,
+  summary,
+)
+from training import state as state_lib
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  *,
+  override_config: bool = False,
+  profile: bool = False,
+) -> state_lib.TrainState:
+  """Trains from the newest checkpoint in `workdir`, or from scratch.
+
+  Args:
+    config: as `configs.common` describes.
+    workdir: checkpoints, metrics.jsonl, TensorBoard events, pictures and the
+      record of the run go there.
+    override_config: accept a config that differs from the workdir's.
+    profile: write an XProf trace of a few steps to `<workdir>/profile`.
+
+  Returns:
+    The state after the last step, or after the one at which SIGTERM came.
+
+  Raises:
+    ValueError: for a config or workdir that does not fit, before any training.
+    CheckpointError: if no checkpoint can be read, or one cannot be written.
+    NonFiniteError: if the run diverges; the checkpoints before it stand.
+  """
+  experiment = experiment_lib.create(config)
+  mesh, clock = experiment.mesh, experiment.clock
+  total_steps = clock.total_steps
+  evaluate_every = clock.steps(config.evaluate_every, "evaluate_every")
+  save_every = clock.steps(config.checkpoint.every, "checkpoint.every")
+  batches = create_train_iterator(config)
+  records.claim_workdir(workdir, config, override=override_config)
+  store = checkpoints.Checkpoints(workdir, config.checkpoint)
+
+  with jax.set_mesh(mesh), preemption.PreemptionGuard() as guard:
+    train_step, evaluate_step = experiment_lib.compile_steps(experiment)
+    restored = store.restore(experiment.state)
+    if restored is None:
+      state = experiment.init()
+      record = {"seconds": 0.0, "evaluated": True}
+    else:
+      state, record = restored
+      batches.set_state(record["data"])
+      say(f"going on from step {int(state.step)} of {total_steps}")
+    step = int(state.step)
+    started = time.perf_counter() - record["seconds"]
+    records.write_run_record(workdir, mesh)
+    writer = metrics.MetricWriter(
+      workdir, resume_step=step, evaluated=record["evaluated"]
+    )
+    progress = metrics.ProgressLine(total_steps, config.batch_size)
+    reporter = reporting.StepReporter(writer, progress)
+    profiler = profiling.StepProfiler(workdir, first_step=step, enabled=profile)
+
+    def run_evaluation() -> dict[str, float]:
+      result = evaluation.evaluate(
+        evaluate_step,
+        state.variables(),
+        create_eval_batches(config),
+        mesh,
+        should_stop=lambda: guard.should_stop(step),
+      )
+      progress.pause()
+      writer.write(step, {f"eval/{k}": v for k, v in result.items()})
+      say(f"step {step}: {summary.describe_evaluation(result)}")
+      return result
+
+    def save(result: dict[str, float] | None, *, evaluated: bool) -> None:
+      record = {
+        "seconds": time.perf_counter() - started,
+        "evaluated": evaluated,
+        "data": batches.get_state(),
+      }
+      store.save(step, state, record, metrics=result)
+
+    try:
+      if not record["evaluated"]:
+        run_evaluation()
+      while step < total_steps and not guard.should_stop(step):
+        profiler.before_step(step)
+        batch = evaluation.put_batch(next(batches), mesh)
+        state, step_metrics = train_step(state, batch)
+        step += 1
+        reporter.push(step, step_metrics)
+        evaluate_now = durations.is_due(step, evaluate_every, total_steps)
+        save_now = durations.is_due(step, save_every, total_steps)
+        if evaluate_now or save_now or guard.should_stop(step):
+          # First the pending metrics: a diverged state is never saved.
+          reporter.flush()
+          try:
+            result = run_evaluation() if evaluate_now else None
+          except evaluation.EvaluationInterrupted:
+            save(None, evaluated=False)
+          else:
+            save(result, evaluated=True)
+      store.wait()
+    except evaluation.EvaluationInterrupted:
+      say("stopped before the evaluation that was left to do")
+    except reporting.NonFiniteError as error:
+      store.wait()
+      raise reporting.NonFiniteError(
+        f"{error} Training stops; the checkpoints of steps {store.steps()} in "
+        f"{store.directory} are from before it."
+      ) from None
+    finally:
+      profiler.close()
+      progress.pause()
+      writer.close()
+      store.close()
+
+  if guard.should_stop(step):
+    say(f"stopped at step {step}, saved; the same command goes on from there")
+  elif jax.process_index() == 0:
+    summary.write_pictures(
+      experiment.task,
+      state.variables(),
+      next(iter(create_eval_batches(config))),
+      experiment.info.class_names,
+      workdir,
+    )
+    say(summary.describe_run(workdir, store))
+  return state
+
+
+def create_train_iterator(config: ml_collections.ConfigDict) -> Any:
+  """This process's rows of an endless stream of training batches."""
+  return input_pipeline.train_iterator(
+    config.data,
+    seed=config.seed,
+    global_batch_size=config.batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def create_eval_batches(config: ml_collections.ConfigDict) -> Iterable[Any]:
+  """This process's rows of one pass through the evaluation split."""
+  return input_pipeline.eval_batches(
+    config.data,
+    batch_size=config.eval_batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the flags and runs."""
+  del argv
+  if flags.FLAGS.distributed:
+    jax.distributed.initialize()
+  train_and_evaluate(
+    flags.FLAGS.config,
+    flags.FLAGS.workdir,
+    override_config=flags.FLAGS.override_config,
+    profile=flags.FLAGS.profile,
+  )
+
+
+if __name__ == "__main__":
+  cli.define_config_flag()
+  flags.DEFINE_string("workdir", None, "Where the run keeps everything.")
+  flags.DEFINE_bool(
+    "override_config",
+    False,
+    "Go on in a workdir whose saved config differs.",
+  )
+  flags.DEFINE_bool("profile", False, "Write an XProf trace of a few steps.")
+  flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the other processes of a pod: call jax.distributed.initialize().",
+  )
+  flags.mark_flags_as_required(["config", "workdir"])
+  cli.run(
+    main,
+    cli.USER_ERRORS + (checkpoints.CheckpointError, reporting.NonFiniteError),
+  )

@@ -1,0 +1,138 @@
+"""Image classification as a task: what is minimised and what is counted."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from input_pipeline import mixing
+from training import losses
+
+Batch = dict[str, jax.Array]
+
+
+class Classification:
+  """Classifies images; labels are integers, one of `num_classes` each.
+
+  A task is what `training.step` and `training.evaluation` know of the job:
+  `init`, `prepare`, `loss` and `evaluate`. All its sums are over examples with
+  mask 1, so that padding and damaged records weigh nothing.
+  """
+
+  def __init__(
+    self,
+    model: nn.Module,
+    config: ml_collections.ConfigDict,
+    *,
+    num_classes: int,
+  ):
+    """Takes the model, and of the config `data`, `loss` and `mixing`."""
+    losses.classification_loss(
+      config.loss.name, jnp.zeros((1, 2)), jnp.zeros((1, 2))
+    )
+    self.model = model
+    self.config = config
+    self.num_classes = num_classes
+
+  def init(self, key: jax.Array) -> dict[str, Any]:
+    """Initial variables of the model."""
+    size = self.config.data.image_size
+    images = jnp.zeros((1, size, size, self.config.data.channels))
+    return self.model.init(key, images, train=False)
+
+  def normalize(self, images: jax.Array) -> jax.Array:
+    """uint8 images to float32 with the config's mean and deviation."""
+    # On the device, so that a quarter of the bytes cross the host link.
+    mean = jnp.asarray(self.config.data.mean, jnp.float32)
+    std = jnp.asarray(self.config.data.std, jnp.float32)
+    images = images.astype(jnp.float32) / 255
+    return (images - mean[None, None, None]) / std[None, None, None]
+
+  def prepare(self, key: jax.Array, batch: Batch) -> Batch:
+    """Turns a whole batch into what `loss` takes: mixed images, soft targets.
+
+    Args:
+      key: randomness of mixup and CutMix.
+      batch: image uint8 `[batch, height, width, channels]`, label int32
+        `[batch]`, mask float32 `[batch]`.
+
+    Returns:
+      image, target `[batch, classes]`, label and mask.
+    """
+    images = self.normalize(batch["image"])
+    targets = jax.nn.one_hot(batch["label"], self.num_classes)
+    mask = batch["mask"]
+    mix = self.config.mixing
+    if mix.mixup_alpha or mix.cutmix_alpha:
+      images, targets, mask = mixing.mix(
+        key,
+        images,
+        targets,
+        mask,
+        mixup_alpha=mix.mixup_alpha,
+        cutmix_alpha=mix.cutmix_alpha,
+      )
+    targets = losses.smooth_labels(targets, self.config.loss.label_smoothing)
+    return {
+      "image": images,
+      "target": targets,
+      "label": batch["label"],
+      "mask": mask,
+    }
+
+  def loss(
+    self, params: Any, batch_stats: Any, batch: Batch, key: jax.Array
+  ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+    """Summed loss of a prepared (micro-)batch, new statistics, summed metrics.
+
+    A sum and not a mean: only the caller knows how many examples the whole
+    batch has.
+    """
+    logits, new = self.model.apply(
+      {"params": params, "batch_stats": batch_stats},
+      batch["image"],
+      train=True,
+      rngs={"dropout": key},
+      mutable=["batch_stats"],
+    )
+    sums = self._sums(logits, batch)
+    return sums["loss"], (new.get("batch_stats", {}), sums)
+
+  def evaluate(
+    self, variables: dict[str, Any], batch: Batch
+  ) -> dict[str, jax.Array]:
+    """Summed metrics of a batch, and the predicted class of each example."""
+    logits = self.model.apply(
+      variables, self.normalize(batch["image"]), train=False
+    )
+    targets = jax.nn.one_hot(batch["label"], self.num_classes)
+    return self._sums(logits, {**batch, "target": targets})
+
+  def predict(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+    """Class probabilities, float32 `[batch, classes]`, of uint8 images."""
+    logits = self.model.apply(variables, self.normalize(images), train=False)
+    logits = logits.astype(jnp.float32)
+    if self.config.loss.name == "sigmoid":
+      return jax.nn.sigmoid(logits)
+    return jax.nn.softmax(logits)
+
+  def _sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    mask = batch["mask"]
+    loss = losses.classification_loss(
+      self.config.loss.name, logits, batch["target"]
+    )
+    # The rank of the true class. What is not below it counts against the
+    # model: a constant or NaN output scores 0 and not 1.
+    true_logit = jnp.take_along_axis(logits, batch["label"][:, None], axis=-1)
+    rank = self.num_classes - 1 - (logits < true_logit).sum(-1)
+    # `where`, since a padded row may be infinite and 0 * inf is NaN.
+    sums = {
+      "weight": mask.sum(),
+      "loss": jnp.where(mask > 0, loss * mask, 0).sum(),
+      "accuracy": (mask * (rank < 1)).sum(),
+    }
+    if self.num_classes > 5:
+      sums["accuracy_top5"] = (mask * (rank < 5)).sum()
+    return sums

@@ -1,0 +1,73 @@
+"""The train state: all that changes from step to step, as one tree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+  """One run at one step.
+
+  Attributes:
+    step: int32 scalar, the number of updates done.
+    params: trainable parameters, float32.
+    batch_stats: running statistics of normalisation layers; may be empty.
+    opt_state: state of the optax transformation.
+    ema: exponential moving average of `{"params", "batch_stats"}`, or None.
+    key: the key from which each step's randomness is derived.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  ema: Any
+  key: jax.Array
+
+  def variables(self, *, averaged: bool = True) -> dict[str, Any]:
+    """What to evaluate with: the moving average if there is one."""
+    if averaged and self.ema is not None:
+      return self.ema
+    return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(
+  variables: dict[str, Any],
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  *,
+  use_ema: bool,
+) -> TrainState:
+  """Builds the state of step 0 from a model's initial variables."""
+  params = variables["params"]
+  batch_stats = variables.get("batch_stats", {})
+  ema = {"params": params, "batch_stats": batch_stats} if use_ema else None
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=tx.init(params),
+    # A copy: donated buffers must not be shared between two leaves.
+    ema=jax.tree.map(jnp.copy, ema),
+    key=key,
+  )
+
+
+def update_ema(
+  ema: Any, new: Any, decay: float, step: jax.Array, *, warmup: bool
+) -> Any:
+  """Moves the average towards `new`, statistics included.
+
+  With `warmup` the decay is min(decay, (1 + t) / (10 + t)), t the updates done
+  before this one (TensorFlow's ExponentialMovingAverage with num_updates, the
+  rule of ResNet-RS), so that early averages are not stuck at the initial
+  values.
+  """
+  if warmup:
+    t = step.astype(jnp.float32)
+    decay = jnp.minimum(decay, (1 + t) / (10 + t))
+  return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), ema, new)

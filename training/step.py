@@ -1,0 +1,125 @@
+"""One training step and one evaluation step, as jitted functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from training import state as state_lib
+
+Batch = dict[str, jax.Array]
+
+
+def make_train_step(
+  task: Any,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  config: ml_collections.ConfigDict,
+) -> Callable[[state_lib.TrainState, Batch], tuple[Any, dict[str, jax.Array]]]:
+  """Builds `step(state, batch) -> (state, metrics)`, to be jitted.
+
+  With `config.accumulation_steps` = n the batch is cut into n micro-batches
+  that a scan walks through; gradients and metrics are sums over examples,
+  divided once by the weight of the whole batch, so the update is that of the
+  large batch. Batch normalisation normalises within each micro-batch, and its
+  running statistics move once, by the mean of the micro-batches' statistics.
+
+  Args:
+    task: `prepare` and `loss` as in `training.classification`.
+    tx: the optimizer.
+    schedule: step -> learning rate, for the metrics.
+    config: `accumulation_steps`, `ema.decay` (0: none) and `ema.warmup`.
+
+  Returns:
+    The step. Metrics are float32 scalars: means over the batch's examples,
+    `learning_rate`, and the global norms `grad_norm` and `param_norm`.
+  """
+  n = config.accumulation_steps
+
+  def step(state, batch):
+    key = jax.random.fold_in(state.key, state.step)
+    mix_key, model_key = jax.random.split(key)
+    batch = task.prepare(mix_key, batch)
+    # All examples damaged is a weight of 0; the sums are 0 then, too.
+    weight = jnp.maximum(batch["mask"].sum(), 1.0)
+
+    def mean_loss(params, micro_batch, key):
+      loss, aux = task.loss(params, state.batch_stats, micro_batch, key)
+      return loss / weight, aux
+
+    grad_fn = jax.grad(mean_loss, has_aux=True)
+    if n == 1:
+      grads, (batch_stats, sums) = grad_fn(state.params, batch, model_key)
+    else:
+      grads, (batch_stats, sums) = _accumulate(
+        lambda micro, key: grad_fn(state.params, micro, key),
+        _split(batch, n),
+        jax.random.split(model_key, n),
+      )
+      batch_stats = jax.tree.map(lambda x: x / n, batch_stats)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+      ema = state_lib.update_ema(
+        ema,
+        {"params": params, "batch_stats": batch_stats},
+        config.ema.decay,
+        state.step,
+        warmup=config.ema.warmup,
+      )
+    metrics = {k: v / weight for k, v in sums.items() if k != "weight"}
+    metrics |= {
+      "learning_rate": schedule(state.step),
+      "grad_norm": optax.tree.norm(grads),
+      "param_norm": optax.tree.norm(params),
+    }
+    new_state = state.replace(
+      step=state.step + 1,
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+      ema=ema,
+    )
+    return new_state, metrics
+
+  return step
+
+
+def _split(batch: Batch, n: int) -> Batch:
+  """Cuts `[batch, ...]` into `[n, batch / n, ...]`."""
+  # Every n-th row and not a run of rows: a run may lie on one device, and then
+  # each micro-batch would have to be spread again.
+  return jax.tree.map(
+    lambda x: x.reshape(-1, n, *x.shape[1:]).swapaxes(0, 1), batch
+  )
+
+
+def _accumulate(grad_fn, micro_batches: Batch, keys: jax.Array) -> Any:
+  """Sums `grad_fn(micro_batch, key)` over the leading axis."""
+  first = jax.tree.map(lambda x: x[0], micro_batches)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(grad_fn, first, keys[0]),
+  )
+
+  def body(total, inputs):
+    return jax.tree.map(jnp.add, total, grad_fn(*inputs)), None
+
+  total, _ = jax.lax.scan(body, zeros, (micro_batches, keys))
+  return total
+
+
+def check_accumulation(batch_size: int, n: int, mesh: Mesh) -> None:
+  """Raises ValueError if n micro-batches cannot be split over the mesh."""
+  unit = max(n, 1) * mesh.shape["data"] * mesh.shape["fsdp"]
+  if n < 1 or batch_size % unit:
+    raise ValueError(
+      f"accumulation_steps={n} does not cut batch_size={batch_size} into "
+      f"micro-batches for the mesh {dict(mesh.shape)}: accumulation_steps must "
+      f"be at least 1 and batch_size a multiple of {unit}."
+    )

@@ -1,0 +1,71 @@
+"""What a person sees at the end of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from training import checkpoints, metrics, plots
+
+_SHOWN_PREDICTIONS = 24
+
+
+def describe_evaluation(result: dict[str, float]) -> str:
+  """ "accuracy 98.06 %, loss 0.0812 on 360 examples"."""
+  return (
+    f"accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f} "
+    f"on {result['examples']} examples"
+  )
+
+
+def write_pictures(
+  task: Any,
+  variables: Any,
+  batch: dict[str, np.ndarray],
+  class_names: Sequence[str],
+  workdir: str,
+) -> None:
+  """Writes curves.png and predictions.png into the workdir.
+
+  Args:
+    task: with `predict(variables, images)`.
+    variables: parameters and statistics.
+    batch: an evaluation batch, of which the first images are shown.
+    class_names: a name for each class.
+    workdir: the run's directory, with metrics.jsonl.
+  """
+  directory = epath.Path(workdir)
+  with (directory / "curves.png").open("wb") as file:
+    plots.plot_curves(metrics.read_metrics(workdir), file)
+  shown = batch["mask"][:_SHOWN_PREDICTIONS] > 0
+  images = batch["image"][:_SHOWN_PREDICTIONS][shown]
+  probabilities = jax.jit(task.predict)(variables, images)
+  with (directory / "predictions.png").open("wb") as file:
+    plots.plot_predictions(
+      images,
+      batch["label"][:_SHOWN_PREDICTIONS][shown],
+      np.asarray(probabilities),
+      class_names,
+      file,
+    )
+
+
+def describe_run(workdir: str, store: checkpoints.Checkpoints) -> str:
+  """The last evaluation, where everything is, and what to try next."""
+  rows = [
+    row for row in metrics.read_metrics(workdir) if metrics.is_evaluation(row)
+  ]
+  last = {k.removeprefix("eval/"): v for k, v in rows[-1].items()}
+  return f"""
+final evaluation: {describe_evaluation(last)}
+  checkpoints   {store.directory} (steps {store.steps()}, best {store.best_step()})
+  metrics       {workdir}/metrics.jsonl, tensorboard --logdir={workdir}
+  curves        {workdir}/curves.png
+  predictions   {workdir}/predictions.png
+  config        {workdir}/config.json, versions and command: run.json
+
+reproduce the number:
+  python eval.py --weights={workdir}
+"""
