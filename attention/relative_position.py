@@ -77,7 +77,7 @@ def _check_table(table: Array) -> tuple[int, int]:
 
 
 def _toeplitz(x: Array) -> Array:
-  """Maps [..., 2 * P - 1] to out[..., query, key] = x[..., key - query + P - 1].
+  """Returns out[..., query, key] = x[..., key - query + P - 1].
 
   Rows of length 2 * P read back in rows of length 2 * P - 1 shift by one each
   time. That is a broadcast, two reshapes and two slices, whose gradient is a

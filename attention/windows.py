@@ -59,9 +59,9 @@ def block_unpartition(
 def grid_partition(
   x: Shaped[Array, "batch height width *rest"], window_size: int
 ) -> Shaped[Array, "batch windows tokens *rest"]:
-  """Cuts an image into grids of G x G tokens, G = `window_size`, spread over it.
+  """Cuts an image into grids of `window_size` by `window_size` far tokens.
 
-  The token at (i * height / G + r, j * width / G + s) is token (i, j) of the
+  With G = `window_size`, the token at (i * height / G + r, j * width / G + s) is token (i, j) of the
   grid (r, s): the tokens of a grid are height / G rows apart.
 
   Args:
