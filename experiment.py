@@ -110,7 +110,7 @@ def _create_task(config: ml_collections.ConfigDict, num_classes: int) -> Any:
 
 
 def compile_steps(experiment: Experiment) -> tuple[Any, Any]:
-  """Compiles the training and the evaluation step, and says how large they are.
+  """Compiles both steps, and prints how large they are.
 
   Returns:
     (train_step, evaluate_step), for batches of the config's sizes only.

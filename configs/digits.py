@@ -39,6 +39,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
       head_dim=16,
       window_size=2,
       stochastic_depth_rate=0.1,
+      remat=False,
     )
   )
   config.data.name = "digits"

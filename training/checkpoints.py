@@ -99,7 +99,7 @@ class Checkpoints:
       raise self._write_error(error) from error
 
   def wait(self) -> None:
-    """Waits until all saves are on disk; raises CheckpointError if one failed."""
+    """Waits for all saves; raises CheckpointError if one failed."""
     try:
       self._manager.wait_until_finished()
     except Exception as error:

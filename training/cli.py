@@ -55,12 +55,13 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _unknown_field(argv: Sequence[str], error: str) -> str:
-  config = flags.FLAGS["config"].value
-  if not isinstance(config, ConfigDict):
-    return f"--config cannot be read: {error}"
+  """Names the first override that the config has no field for."""
+  given = dict(a.lstrip("-").partition("=")[::2] for a in argv)
+  if not given.get("config"):
+    return f"Give the config as --config=<file>: {error}"
+  config = flags.FLAGS["config"].parser.parse(given["config"])
   fields = field_names(config)
-  for argument in argv:
-    name = argument.lstrip("-").partition("=")[0]
+  for name in given:
     field = name.removeprefix("config.")
     if name.startswith("config.") and field not in fields:
       near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4)
@@ -69,7 +70,7 @@ def _unknown_field(argv: Sequence[str], error: str) -> str:
         + (f"Did you mean {', '.join(near)}? " if near else "")
         + f"It has: {', '.join(fields)}."
       )
-  return f"--config cannot be read: {error}"
+  return f"--config={given['config']} cannot be read: {error}"
 
 
 def field_names(config: ConfigDict, prefix: str = "") -> list[str]:

@@ -58,9 +58,10 @@ def describe_run(workdir: str, store: checkpoints.Checkpoints) -> str:
     row for row in metrics.read_metrics(workdir) if metrics.is_evaluation(row)
   ]
   last = {k.removeprefix("eval/"): v for k, v in rows[-1].items()}
+  best = store.best_step()
   return f"""
 final evaluation: {describe_evaluation(last)}
-  checkpoints   {store.directory} (steps {store.steps()}, best {store.best_step()})
+  checkpoints   {store.directory}: steps {store.steps()}, best {best}
   metrics       {workdir}/metrics.jsonl, tensorboard --logdir={workdir}
   curves        {workdir}/curves.png
   predictions   {workdir}/predictions.png

@@ -21,7 +21,8 @@ def test_sizes(sizes, expected):
 
 
 @pytest.mark.parametrize(
-  "sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (8, 1, 1), (0, 1, 4), (-1, 0, 1)]
+  "sizes",
+  [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (8, 1, 1), (0, 1, 4), (-1, 0, 1)],
 )
 def test_sizes_that_do_not_fit_are_an_error(sizes):
   with pytest.raises(ValueError, match=r"mesh=.*must multiply to 4"):
@@ -67,7 +68,11 @@ def test_rules_apply_to_parameters_and_what_repeats_their_paths():
     assert branch["ffn"]["expand"]["kernel"] == PartitionSpec(None, "model")
 
 
-@pytest.mark.parametrize("axes", [("model",), (None, "tensor"), ("model", None)])
+@pytest.mark.parametrize(
+  "axes", [("model",), (None, "tensor"), ("model", None)]
+)
 def test_a_rule_that_does_not_fit_is_an_error(axes):
-  with pytest.raises(ValueError, match=r"sharding_rules: 'kernel'.*\(63, 256\)"):
+  with pytest.raises(
+    ValueError, match=r"sharding_rules: 'kernel'.*\(63, 256\)"
+  ):
     specs({"kernel": shape(63, 256)}, create(2, 1, 2), [("kernel", axes)])

@@ -93,7 +93,10 @@ def test_decay_follows_the_name_rule():
   }
   mask = optimizers.decay_mask(params, r"bias|scale")
   assert mask == {
-    "attention": {"relative_bias": False, "query": {"kernel": True, "bias": False}},
+    "attention": {
+      "relative_bias": False,
+      "query": {"kernel": True, "bias": False},
+    },
     "norm": {"scale": False},
     "head": {"kernel": True},
   }

@@ -35,9 +35,7 @@ def test_linear_and_constant():
 
 
 def test_stepwise_counts_boundaries_from_the_start_of_the_run():
-  schedule = create(
-    schedule="stepwise", boundaries=("3 epochs", "60 percent")
-  )
+  schedule = create(schedule="stepwise", boundaries=("3 epochs", "60 percent"))
   np.testing.assert_allclose(
     [schedule(s) for s in (29, 31, 59, 61)], [0.2, 0.02, 0.02, 0.002], rtol=1e-5
   )

@@ -84,8 +84,12 @@ def test_one_step_is_gradient_descent_on_the_masked_mean():
   def reference(params):
     keep = batch["mask"] > 0
     images = (batch["image"][keep] / 255 - 0.4) / 0.3
-    logits = task.model.apply({"params": params}, jnp.asarray(images), train=True)
-    targets = jax.nn.one_hot(batch["label"][keep], CLASSES) * 0.9 + 0.1 / CLASSES
+    logits = task.model.apply(
+      {"params": params}, jnp.asarray(images), train=True
+    )
+    targets = (
+      jax.nn.one_hot(batch["label"][keep], CLASSES) * 0.9 + 0.1 / CLASSES
+    )
     return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
 
   loss, grads = jax.value_and_grad(reference)(state.params)
@@ -131,7 +135,7 @@ def test_micro_batches_draw_different_dropout():
   model = Net(dropout=0.5)
   one_image = make_batch()
   one_image = {k: np.repeat(v[:1], BATCH, 0) for k, v in one_image.items()}
-  state, step, task = make(get_config(accumulation_steps=2), model)
+  state, _, task = make(get_config(accumulation_steps=2), model)
   seen = []
 
   def loss(params, batch_stats, batch, key):
@@ -195,9 +199,7 @@ def test_a_sharded_step_equals_the_step_on_one_device(sizes, n):
   state, step, _ = make(config, model)
   expected, expected_metrics = step(state, batch)
   mesh = mesh_lib.create_mesh(
-    ml_collections.ConfigDict(
-      dict(zip(mesh_lib.AXES, sizes, strict=True))
-    )
+    ml_collections.ConfigDict(dict(zip(mesh_lib.AXES, sizes, strict=True)))
   )
   shardings = mesh_lib.state_shardings(
     state, mesh, [("Dense_0/kernel", (None, "model"))]
@@ -209,7 +211,9 @@ def test_a_sharded_step_equals_the_step_on_one_device(sizes, n):
     )(jax.device_put(state, shardings), jax.device_put(batch, rows))
   assert_trees_close(metrics, expected_metrics, rtol=1e-4)
   assert_trees_close(new.params, expected.params, rtol=1e-4, atol=1e-6)
-  assert_trees_close(new.batch_stats, expected.batch_stats, rtol=1e-4, atol=1e-6)
+  assert_trees_close(
+    new.batch_stats, expected.batch_stats, rtol=1e-4, atol=1e-6
+  )
 
 
 def test_accumulation_that_does_not_fit_is_an_error():

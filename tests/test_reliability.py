@@ -1,0 +1,217 @@
+"""Training processes that are killed, and a disk that fills up."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STEPS = 120
+pytestmark = pytest.mark.kill
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+  """A data set and compiled steps, so that a start takes seconds."""
+  return tmp_path_factory.mktemp("shared")
+
+
+def start(shared, workdir, *overrides, wrapper=()):
+  """Starts the README's command on a small model; output goes to a file."""
+  command = [
+    *wrapper,
+    sys.executable,
+    "train.py",
+    "--config=configs/digits.py:tiny",
+    f"--workdir={workdir}",
+    f"--config.data.data_dir={shared}/data",
+    f"--config.train_for={STEPS} steps",
+    "--config.evaluate_every=40 steps",
+    "--config.checkpoint.every=10 steps",
+    "--config.batch_size=32",
+    *overrides,
+  ]
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": f"{shared}/compiled",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  log = Path(f"{workdir}.log")
+  with log.open("a") as file:
+    return subprocess.Popen(
+      command, cwd=ROOT, env=environment, stdout=file, stderr=file
+    )
+
+
+def finish(shared, workdir, *overrides, **options):
+  """Runs to the end; returns the exit code and all output so far."""
+  code = start(shared, workdir, *overrides, **options).wait(timeout=240)
+  return code, Path(f"{workdir}.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def reference(shared, tmp_path_factory):
+  """The final arrays of a run that nothing interrupted."""
+  workdir = tmp_path_factory.mktemp("reference") / "run"
+  code, output = finish(shared, workdir)
+  assert code == 0, output
+  return final_arrays(workdir)
+
+
+def final_arrays(workdir):
+  path = workdir / "checkpoints" / str(STEPS) / "state"
+  return ocp.StandardCheckpointer().restore(path)
+
+
+def assert_equals_reference(workdir, reference):
+  """Every parameter, statistic, average and moment, to the bit."""
+  import jax
+
+  arrays = final_arrays(workdir)
+  assert jax.tree.structure(arrays) == jax.tree.structure(reference)
+  for a, b in zip(
+    jax.tree.leaves(arrays), jax.tree.leaves(reference), strict=True
+  ):
+    if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+      a, b = jax.random.key_data(a), jax.random.key_data(b)
+    np.testing.assert_array_equal(a, b)
+
+
+def steps_written(workdir):
+  path = workdir / "metrics.jsonl"
+  return path.read_text().count("\n") if path.exists() else 0
+
+
+def wait_until(condition, process):
+  while not condition() and process.poll() is None:
+    time.sleep(0.0005)
+
+
+def is_saving(workdir):
+  return any(
+    "tmp" in name
+    for name in (
+      os.listdir(workdir / "checkpoints")
+      if (workdir / "checkpoints").exists()
+      else ()
+    )
+  )
+
+
+def kill(process):
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(
+  shared, reference, tmp_path
+):
+  workdir = tmp_path / "run"
+  rng = random.Random(0)
+  kills = 0
+  for _ in range(40):
+    process = start(shared, workdir)
+    if kills % 2:
+      # In the middle of writing a checkpoint.
+      goal = steps_written(workdir) + rng.randrange(1, 25)
+      wait_until(
+        lambda goal=goal: steps_written(workdir) > goal and is_saving(workdir),
+        process,
+      )
+      time.sleep(rng.uniform(0, 0.01))
+    else:
+      # Anywhere: at start-up, in a step, in an evaluation.
+      wait_until(lambda: steps_written(workdir) > 0, process)
+      time.sleep(rng.uniform(0, 1.0))
+    if process.poll() is not None:
+      break
+    kill(process)
+    kills += 1
+    if kills == 10:
+      code, output = finish(shared, workdir)
+      assert code == 0, output
+      break
+  assert kills >= 6, "the run was over before it could be killed"
+  assert_equals_reference(workdir, reference)
+  rows = [
+    json.loads(line)
+    for line in (workdir / "metrics.jsonl").read_text().splitlines()
+  ]
+  trained = [row["step"] for row in rows if "train/loss" in row]
+  assert trained == list(range(1, STEPS + 1))
+  assert rows[-1]["eval/examples"] == 360
+
+
+def test_sigterm_saves_and_the_rerun_goes_on(shared, reference, tmp_path):
+  workdir = tmp_path / "run"
+  process = start(shared, workdir)
+  wait_until(lambda: steps_written(workdir) > 20, process)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=60) == 0
+  output = Path(f"{workdir}.log").read_text()
+  stopped = int(output.partition("stopped at step ")[2].partition(",")[0])
+  assert 20 < stopped < STEPS
+  assert (workdir / "checkpoints" / str(stopped)).exists()
+  code, output = finish(shared, workdir)
+  assert code == 0, output
+  assert f"going on from step {stopped} of {STEPS}" in output
+  assert_equals_reference(workdir, reference)
+
+
+def small_disk(mount, size):
+  """A command prefix that runs the rest with a small disk at `mount`."""
+  script = f'mount -t tmpfs -o size={size} none {mount} && "$@"; code=$?; '
+  script += f"ls {mount}/run/checkpoints > {mount.parent}/left; exit $code"
+  return ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh")
+
+
+def can_mount(tmp_path):
+  if shutil.which("unshare") is None:
+    return False
+  mount = tmp_path / "try"
+  mount.mkdir()
+  (mount / "run" / "checkpoints").mkdir(parents=True)
+  return (
+    subprocess.run(
+      [*small_disk(mount, "1m"), "true"], capture_output=True, check=False
+    ).returncode
+    == 0
+  )
+
+
+def test_a_full_disk_is_a_clear_error_and_old_checkpoints_stand(
+  shared, reference, tmp_path
+):
+  if not can_mount(tmp_path):
+    pytest.skip("this system lets no user mount a small disk to fill")
+  mount = tmp_path / "disk"
+  mount.mkdir()
+  size = sum(
+    f.stat().st_size
+    for f in (shared.parent).rglob("checkpoints/120/**/*")
+    if f.is_file()
+  )
+  # Room for the first checkpoints, not for all that are kept.
+  process = start(
+    shared,
+    mount / "run",
+    "--config.checkpoint.keep_last=100",
+    wrapper=small_disk(mount, int(size * 4.5)),
+  )
+  code = process.wait(timeout=240)
+  output = Path(f"{mount / 'run'}.log").read_text()
+  assert code == 1
+  assert "could not be written" in output
+  assert "are intact" in output
+  left = [s for s in (tmp_path / "left").read_text().split() if s.isdecimal()]
+  assert left, "no checkpoint is left"

@@ -1,0 +1,301 @@
+"""The training loop, whole, in this process."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import eval as eval_lib
+import train
+from configs import digits
+from training import checkpoints, evaluation, records, reporting
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def config(data_dir):
+  config = digits.get_config("tiny")
+  config.data.data_dir = data_dir
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+  """One run that nothing interrupted."""
+  config = digits.get_config("tiny")
+  config.data.data_dir = data_dir
+  workdir = str(tmp_path_factory.mktemp("finished"))
+  return train.train_and_evaluate(config, workdir), workdir
+
+
+def read_rows(workdir):
+  with open(f"{workdir}/metrics.jsonl") as file:
+    return [json.loads(line) for line in file]
+
+
+def assert_same_state(a, b):
+  """Equal to the last bit, random key and statistics included."""
+  a, b = (
+    jax.tree.map(
+      lambda x: np.asarray(
+        jax.random.key_data(x)
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        else x
+      ),
+      state,
+    )
+    for state in (a, b)
+  )
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+  state, workdir = finished
+  assert int(state.step) == 12
+  names = set(os.listdir(workdir))
+  assert names >= {
+    "checkpoints",
+    "config.json",
+    "curves.png",
+    "metrics.jsonl",
+    "predictions.png",
+    "run.json",
+    "tensorboard",
+  }
+  rows = read_rows(workdir)
+  train_steps = [r["step"] for r in rows if "train/loss" in r]
+  assert train_steps == list(range(1, 13))
+  assert [r["step"] for r in rows if "eval/loss" in r] == [6, 12]
+  assert rows[-1]["step"] == 12
+  assert rows[-1]["eval/examples"] == 360
+  assert 0 <= rows[-1]["eval/accuracy"] <= 1
+  for name in ("curves.png", "predictions.png"):
+    with open(f"{workdir}/{name}", "rb") as file:
+      assert file.read(4) == b"\x89PNG"
+
+
+def test_the_loss_goes_down(config, tmp_path):
+  config.train_for = "60 steps"
+  config.evaluate_every = config.checkpoint.every = "60 steps"
+  train.train_and_evaluate(config, str(tmp_path))
+  losses = [r["train/loss"] for r in read_rows(tmp_path) if "train/loss" in r]
+  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_eval_reproduces_the_number(config, finished):
+  _, workdir = finished
+  rows = read_rows(workdir)
+  result = eval_lib.evaluate(records.load_config(workdir), workdir)
+  assert result == {
+    k.removeprefix("eval/"): v
+    for k, v in rows[-1].items()
+    if k.startswith("eval/")
+  }
+  best = eval_lib.evaluate(config, workdir, step="best")
+  assert best["accuracy"] == max(r.get("eval/accuracy", 0) for r in rows)
+  raw = eval_lib.evaluate(config, workdir, use_ema=False)
+  assert raw["loss"] != result["loss"]
+
+
+def test_eval_errors_say_what_is_there(config, finished, tmp_path):
+  _, workdir = finished
+  with pytest.raises(ValueError, match="holds no run"):
+    eval_lib.evaluate(config, str(tmp_path))
+  with pytest.raises(ValueError, match=r"step='5'.*\[9, 12\]|step='5'"):
+    eval_lib.evaluate(config, workdir, step="5")
+  with pytest.raises(ValueError, match="none of last, best or a number"):
+    eval_lib.evaluate(config, workdir, step="newest")
+
+
+def test_the_same_command_after_the_end_changes_nothing(config, finished):
+  state, workdir = finished
+  before = read_rows(workdir)
+  again = train.train_and_evaluate(config, workdir)
+  assert_same_state(state, again)
+  assert read_rows(workdir) == before
+
+
+def test_the_seed_decides(config, finished, tmp_path):
+  state, _ = finished
+  again = train.train_and_evaluate(config, str(tmp_path / "same"))
+  assert_same_state(state, again)
+  config.seed = 1
+  other = train.train_and_evaluate(config, str(tmp_path / "other"))
+  kernels = [np.asarray(jax.tree.leaves(s.params)[0]) for s in (state, other)]
+  assert not np.array_equal(*kernels)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(
+  config, finished, tmp_path, monkeypatch
+):
+  state, workdir = finished
+  taken = []
+  original = evaluation.put_batch
+
+  def put_and_signal(batch, mesh):
+    taken.append(batch)
+    if len(taken) == 5:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return original(batch, mesh)
+
+  monkeypatch.setattr(evaluation, "put_batch", put_and_signal)
+  stopped = train.train_and_evaluate(config, str(tmp_path))
+  assert int(stopped.step) == 5
+  assert_same_state(state, train.train_and_evaluate(config, str(tmp_path)))
+  assert strip_rates(read_rows(tmp_path)) == strip_rates(read_rows(workdir))
+
+
+def strip_rates(rows):
+  return [
+    {k: v for k, v in row.items() if k != "train/images_per_second"}
+    for row in rows
+  ]
+
+
+def test_a_run_stopped_in_an_evaluation_makes_up_for_it(
+  config, finished, tmp_path, monkeypatch
+):
+  state, workdir = finished
+  original = evaluation.evaluate
+
+  def evaluate(step, variables, batches, mesh, *, should_stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return original(step, variables, batches, mesh, should_stop=should_stop)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(evaluation, "evaluate", evaluate)
+    stopped = train.train_and_evaluate(config, str(tmp_path))
+    assert int(stopped.step) == 6
+    # Stopped again, in the evaluation that was left to do.
+    stopped = train.train_and_evaluate(config, str(tmp_path))
+    assert int(stopped.step) == 6
+    assert not any("eval/loss" in row for row in read_rows(tmp_path))
+  assert_same_state(state, train.train_and_evaluate(config, str(tmp_path)))
+  assert strip_rates(read_rows(tmp_path)) == strip_rates(read_rows(workdir))
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+  config, finished, tmp_path, capsys
+):
+  state, _ = finished
+  config.checkpoint.keep_last = 3
+  train.train_and_evaluate(config, str(tmp_path))
+  newest = tmp_path / "checkpoints" / "12" / "state"
+  largest = max(newest.rglob("*"), key=lambda p: p.stat().st_size)
+  os.truncate(largest, 100)
+  again = train.train_and_evaluate(config, str(tmp_path))
+  assert "going on from step 9" in capsys.readouterr().out
+  assert_same_state(state, again)
+
+
+def test_all_checkpoints_damaged_is_an_error(config, tmp_path):
+  train.train_and_evaluate(config, str(tmp_path))
+  for step in (tmp_path / "checkpoints").iterdir():
+    (step / "record" / "metadata").write_text("{")
+  before = sorted(tmp_path.rglob("*"))
+  with pytest.raises(checkpoints.CheckpointError, match="nothing was changed"):
+    train.train_and_evaluate(config, str(tmp_path))
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_divergence_stops_the_run_and_names_the_step(config, tmp_path):
+  config.optimizer.name = "sgd"
+  config.optimizer.schedule = "stepwise"
+  config.optimizer.warmup = "0 steps"
+  config.optimizer.clip_norm = 0.0
+  config.optimizer.boundaries = ("7 steps",)
+  config.optimizer.decay_factor = 1e30
+  with pytest.raises(reporting.NonFiniteError, match=r"at step (8|9)\b") as e:
+    train.train_and_evaluate(config, str(tmp_path))
+  assert "[3, 6]" in str(e.value)
+  steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+  assert steps == [3, 6]
+
+
+def test_another_config_is_refused(config, finished):
+  _, workdir = finished
+  config.optimizer.learning_rate = 0.5
+  with pytest.raises(
+    records.ConfigMismatchError, match=r"optimizer.learning_rate: 0.003 -> 0.5"
+  ):
+    train.train_and_evaluate(config, workdir)
+
+
+def test_another_config_goes_on_when_asked(config, tmp_path):
+  train.train_and_evaluate(config, str(tmp_path))
+  config.train_for = "14 steps"
+  state = train.train_and_evaluate(config, str(tmp_path), override_config=True)
+  assert int(state.step) == 14
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("batch_size", 30, r"batch_size=30 .* multiple of 4"),
+    ("eval_batch_size", 30, r"eval_batch_size=30"),
+    ("accumulation_steps", 5, r"accumulation_steps=5"),
+    ("mesh.model", 3, r"mesh=.*multiply to 4"),
+    ("task", "regression", r"task='regression'.*classification"),
+    ("loss.name", "hinge", r"loss.name='hinge'"),
+    ("optimizer.name", "adam", r"optimizer.name='adam'"),
+    ("optimizer.schedule", "never", r"optimizer.schedule='never'"),
+    ("optimizer.warmup", "soon", r"optimizer.warmup='soon'"),
+    ("train_for", "40", r"train_for='40'"),
+    ("model.name", "maxvit_teeny_224", r"maxvit_teeny_224"),
+    ("model.window_size", 3, r"window"),
+    ("data.name", "digit", r"digits"),
+    ("data.train_split", "training", r"training"),
+    ("data.image_size", 40, r"40"),
+    ("dtype", "float31", r"float31"),
+  ],
+)
+def test_what_does_not_fit_is_an_error_before_any_work(
+  config, tmp_path, field, value, message
+):
+  config.update_from_flattened_dict({field: value})
+  workdir = tmp_path / "run"
+  with pytest.raises((ValueError, TypeError), match=message):
+    train.train_and_evaluate(config, str(workdir))
+  assert not workdir.exists()
+
+
+def test_a_profile_is_written(config, tmp_path):
+  train.train_and_evaluate(config, str(tmp_path), profile=True)
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"dtype": "bfloat16", "model.remat": True},
+    {"mesh.data": 1, "mesh.fsdp": 4},
+    {
+      "mixing.mixup_alpha": 0.8,
+      "mixing.cutmix_alpha": 1.0,
+      "loss.name": "sigmoid",
+      "accumulation_steps": 2,
+    },
+    {"optimizer.name": "lamb"},
+    {"optimizer.name": "rmsprop", "optimizer.eps": 1e-3},
+    {"data.num_workers": 1},
+  ],
+)
+def test_options_run_and_resume(config, tmp_path, fields):
+  with config.unlocked():
+    config.update_from_flattened_dict(fields)
+  config.train_for = "4 steps"
+  config.evaluate_every = config.checkpoint.every = "2 steps"
+  state = train.train_and_evaluate(config, str(tmp_path))
+  assert int(state.step) == 4
+  dtypes = {x.dtype for x in jax.tree.leaves(state.params)}
+  assert dtypes == {np.dtype("float32")}
+  # From the checkpoint of step 2 to the same bits.
+  (tmp_path / "checkpoints" / "4").rename(tmp_path / "checkpoints" / "4.away")
+  assert_same_state(state, train.train_and_evaluate(config, str(tmp_path)))
