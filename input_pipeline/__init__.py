@@ -1,0 +1,19 @@
+"""Images and labels from TFDS through Grain: what a training loop needs."""
+
+from input_pipeline.config import default_config
+from input_pipeline.decode import DamagedImageError
+from input_pipeline.pipeline import (
+  DatasetInfo,
+  dataset_info,
+  eval_batches,
+  train_iterator,
+)
+
+__all__ = [
+  "DamagedImageError",
+  "DatasetInfo",
+  "dataset_info",
+  "default_config",
+  "eval_batches",
+  "train_iterator",
+]

@@ -1,0 +1,36 @@
+"""The fields of `config.data`."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Handwritten digits, enlarged to 32x32 and slightly moved in training."""
+  config = ml_collections.ConfigDict()
+  # "digits", "fake", or any prepared TFDS data set, as in "imagenet2012" or
+  # "name/config:1.0.0".
+  config.name = "digits"
+  # None is $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+  config.data_dir = config_dict.placeholder(str)
+  # TFDS slices too: "train[:90%]" and "train[90%:]".
+  config.train_split = "train"
+  config.eval_split = "test"
+  config.image_size = 32  # Pixels; the images are square.
+  config.channels = 3  # 1 for grey, 3 for RGB.
+  # Operations of `augment.py`, applied from left to right.
+  config.train_transform = "affine(rotate=10, shift=0.1, zoom=0.1)"
+  config.eval_transform = "resize(method=bilinear)"
+  # False: a damaged image stops the run. True: it has a zero in the mask.
+  config.skip_damaged = False
+  # Processes that read and transform; 0 does it in threads of this process.
+  config.num_workers = 0
+  config.fake = ml_collections.ConfigDict(
+    dict(
+      train_examples=1024,
+      test_examples=256,
+      image_shape=(32, 32, 3),
+      num_classes=10,
+      encoding="png",  # Or "jpeg".
+    )
+  )
+  return config

@@ -1,0 +1,104 @@
+"""Finds prepared TFDS data sets in a folder.
+
+TFDS can look them up by name too, but then it imports the code that generates
+the data set, which may import TensorFlow or ask the network. Reading needs
+nothing but the folder `name[/config]/version` with its features.json.
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+_FORMAT = tfds.core.FileFormat.ARRAY_RECORD.value
+
+
+def get_data_dir(data_dir: str | None) -> epath.Path:
+  """`data_dir`, or else $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
+  default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  return epath.Path(data_dir or default).expanduser()
+
+
+def load_builder(
+  name: str, data_dir: epath.Path, built_in: Sequence[str]
+) -> tfds.core.DatasetBuilder:
+  """Opens a prepared data set.
+
+  Args:
+    name: "mnist", "name/config", "mnist:3.0.1" or "name/config:1.0.0". Without
+      a version it is the newest one.
+    data_dir: where data sets are.
+    built_in: names that need no preparation, for the error message.
+
+  Raises:
+    ValueError: if it is not there, is one of several configs, or is in a
+      format without random access; the message says what to do.
+  """
+  path, _, version = name.partition(":")
+  folders = _list_versions(data_dir / path)
+  if version:
+    folders = [folder for folder in folders if folder.name == version]
+  if not folders:
+    raise ValueError(_describe_absence(name, path, data_dir, built_in))
+  builder = tfds.builder_from_directory(folders[-1])
+  formats = {f.value for f in builder.info.available_file_formats()}
+  if _FORMAT not in formats:
+    raise ValueError(
+      f"name: {name!r} in {folders[-1]} is stored as {', '.join(formats)},"
+      f" which cannot be read at random. Convert it once to {_FORMAT}: python"
+      " -m tensorflow_datasets.scripts.convert_format --out_file_format"
+      f" {_FORMAT} --dataset_version_dir {folders[-1]} (needs tensorflow)."
+    )
+  return builder
+
+
+def _list_versions(folder: epath.Path) -> list[epath.Path]:
+  """Prepared versions directly below `folder`, the oldest first."""
+  versions = [
+    child
+    for child in (folder.iterdir() if folder.is_dir() else ())
+    if tfds.core.Version.is_valid(child.name)
+    and (child / "features.json").exists()
+  ]
+  return sorted(versions, key=lambda child: tfds.core.Version(child.name))
+
+
+def list_names(data_dir: epath.Path) -> list[str]:
+  """Names, with their configs, of all prepared data sets in a folder."""
+  names = []
+  for folder in sorted(_list_folders(data_dir)):
+    if _list_versions(folder):
+      names.append(folder.name)
+    for config in sorted(_list_folders(folder)):
+      if _list_versions(config):
+        names.append(f"{folder.name}/{config.name}")
+  return names
+
+
+def _list_folders(folder: epath.Path) -> list[epath.Path]:
+  if not folder.is_dir():
+    return []
+  return [child for child in folder.iterdir() if child.is_dir()]
+
+
+def _describe_absence(
+  name: str, path: str, data_dir: epath.Path, built_in: Sequence[str]
+) -> str:
+  """Why a name was not found, and what to do."""
+  message = f"name: {name!r} is not prepared in {data_dir}."
+  versions = [folder.name for folder in _list_versions(data_dir / path)]
+  if versions:
+    return f"{message} There are its versions {', '.join(versions)}."
+  names = [*built_in, *list_names(data_dir)]
+  configs = [n for n in names if n.startswith(f"{path}/")]
+  if configs:
+    return f"{message} Choose one of its configs: {', '.join(configs)}."
+  near = difflib.get_close_matches(path, names, n=3)
+  if near:
+    message += f" Did you mean {' or '.join(near)}?"
+  return (
+    f"{message} There are: {', '.join(names)}. A data set of TFDS is prepared"
+    f" with: tfds build {path} --data_dir {data_dir} --file_format {_FORMAT}."
+  )
