@@ -130,23 +130,17 @@ def affine(
 
   def apply(image, rng):
     height, width, _ = image.shape
-    angle = math.radians(rng.uniform(-rotate, rotate))
-    move = rng.uniform(-shift, shift, size=2)
-    scale = 1 + rng.uniform(-zoom, zoom)
+    turn, right, down, grow = rng.uniform(-1, 1, size=4).tolist()
+    angle, scale = math.radians(rotate * turn), 1 + zoom * grow
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     # Pillow wants the way back, from a pixel (x, y) of the result to one of
-    # the image. Both squares are taken to have side 1 and centre 0.
-    rotation = np.array(
-      [
-        [math.cos(angle), math.sin(angle)],
-        [-math.sin(angle), math.cos(angle)],
-      ]
-    )
-    sides = np.array([width, height])
-    matrix = sides[:, None] * rotation / (scale * size)
-    offset = sides * (0.5 - rotation @ (move + 0.5) / scale)
-    rows = np.concatenate([matrix, offset[:, None]], axis=1)
+    # the image. In between, both are squares with side 1 around 0.
+    x, y = 0.5 + shift * right, 0.5 + shift * down
+    to_column = (cos / size, sin / size, 0.5 - cos * x - sin * y)
+    to_row = (-sin / size, cos / size, 0.5 + sin * x - cos * y)
+    coefficients = [width * c for c in to_column] + [height * c for c in to_row]
     warped = _to_pil(image).transform(
-      (size, size), Image.Transform.AFFINE, rows.ravel().tolist(), resampling
+      (size, size), Image.Transform.AFFINE, coefficients, resampling
     )
     return _to_array(warped)
 

@@ -22,7 +22,10 @@ def default_config() -> ml_collections.ConfigDict:
   config.eval_transform = "resize(method=bilinear)"
   # False: a damaged image stops the run. True: it has a zero in the mask.
   config.skip_damaged = False
-  # Processes that read and transform; 0 does it in threads of this process.
+  # Threads that read and transform ahead, each a batch. One is best for tiny
+  # images, where Python takes the time; decoding photographs uses many.
+  config.num_threads = 1
+  # Processes with as many threads each; 0 has the threads in this process.
   config.num_workers = 0
   config.fake = ml_collections.ConfigDict(
     dict(

@@ -7,11 +7,11 @@ the stream is one number, and process p of P takes each P-th local batch.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import grain
 import ml_collections
 import numpy as np
+from absl import flags
 
 from input_pipeline import reader, source
 
@@ -46,19 +46,29 @@ class TrainIterator(Iterator[Batch]):
   continued on a machine with more cores.
   """
 
-  def __init__(self, dataset: grain.IterDataset):
-    self._iterator = iter(dataset)
+  def __init__(
+    self, dataset: grain.MapDataset, config: ml_collections.ConfigDict
+  ):
+    self._dataset = dataset
+    self._config = config
+    self._next_batch = 0
+    self._iterator = iter(_prefetch(dataset, config))
 
   def __next__(self) -> Batch:
-    return next(self._iterator)
+    batch = next(self._iterator)
+    self._next_batch += 1
+    return batch
 
   def get_state(self) -> dict[str, int]:
     """The number of batches before the next one."""
-    return {"next_batch": grain.experimental.get_next_index(self._iterator)}
+    return {"next_batch": self._next_batch}
 
   def set_state(self, state: dict[str, int]) -> None:
     """Goes on where `get_state` was called; takes the same time anywhere."""
-    grain.experimental.set_next_index(self._iterator, int(state["next_batch"]))
+    self.close()
+    self._next_batch = int(state["next_batch"])
+    rest = self._dataset[self._next_batch :]
+    self._iterator = iter(_prefetch(rest, self._config))
 
   def close(self) -> None:
     """Ends the worker processes, if there are any."""
@@ -115,7 +125,7 @@ def train_iterator(
     .random_map(read, seed=int(augmentation_seed))
     .batch(local_batch_size)[process_index::process_count]
   )
-  return TrainIterator(_prefetch(dataset, config))
+  return TrainIterator(dataset, config)
 
 
 def eval_batches(
@@ -170,14 +180,21 @@ def _prefetch(
   dataset: grain.MapDataset, config: ml_collections.ConfigDict
 ) -> grain.IterDataset:
   """Reads ahead, in threads and, if so configured, in processes."""
-  if config.num_workers < 0:
-    raise ValueError(
-      f"num_workers is {config.num_workers}, but it must not be negative."
+  for name in ("num_threads", "num_workers"):
+    if config[name] < 0:
+      raise ValueError(f"{name} is {config[name]}, but must not be negative.")
+  batches = dataset.to_iter_dataset(
+    grain.ReadOptions(
+      num_threads=config.num_threads,
+      prefetch_buffer_size=config.num_threads and config.num_threads + 1,
     )
-  options: dict[str, Any] = dict(num_threads=2, prefetch_buffer_size=2)
-  batches = dataset.to_iter_dataset(grain.ReadOptions(**options))
+  )
   if config.num_workers == 0:
     return batches
+  # Grain's workers inherit its absl flags. Where no `app.run` has parsed them,
+  # as in a notebook, they have their defaults.
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
   return batches.mp_prefetch(
     grain.MultiprocessingOptions(num_workers=config.num_workers)
   )
