@@ -61,8 +61,9 @@ def grid_partition(
 ) -> Shaped[Array, "batch windows tokens *rest"]:
   """Cuts an image into grids of `window_size` by `window_size` far tokens.
 
-  With G = `window_size`, the token at (i * height / G + r, j * width / G + s) is token (i, j) of the
-  grid (r, s): the tokens of a grid are height / G rows apart.
+  With G = `window_size`, the token (i, j) of the grid (r, s) is the one at
+  (i * height / G + r, j * width / G + s): neighbours in a grid are height / G
+  rows or width / G columns apart.
 
   Args:
     x: [batch, height, width, ...].

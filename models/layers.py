@@ -1,0 +1,136 @@
+"""Layers and helpers that several model families share."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models.depthwise import depthwise_convolution
+
+Dtype = str | type | jnp.dtype
+Initializer = Callable[..., jax.Array]
+
+
+def tapped(module: nn.Module, name: str) -> bool:
+  """Says whether the caller of `apply` reads or replaces the value `name`.
+
+  Ask before computing a value that nothing but a tap needs.
+  """
+  return module.is_mutable_collection("intermediates") or module.has_variable(
+    "replacements", name
+  )
+
+
+def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
+  """Lets the caller of `apply` read or replace the value `name` of `module`.
+
+  With `mutable=["intermediates"]` the value appears under the path of the
+  module. With `{"replacements": {...path: {name: array}}}` among the variables
+  the array takes its place, and can be differentiated like any other input.
+
+  Raises:
+    ValueError: if the replacement has another shape.
+  """
+  if module.has_variable("replacements", name):
+    replacement = module.get_variable("replacements", name)
+    if replacement.shape != value.shape:
+      path = "/".join((*module.path, name))
+      raise ValueError(
+        f"replacements: {path} has shape {replacement.shape}; it must have "
+        f"shape {value.shape}"
+      )
+    value = replacement.astype(value.dtype)
+  if module.is_mutable_collection("intermediates"):
+    module.sow(
+      "intermediates", name, value, reduce_fn=lambda _, new: new, init_fn=tuple
+    )
+  return value
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+  """Averages 2 x 2 pixels; height and width of `x` must be even."""
+  batch, height, width, channels = x.shape
+  x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+  return x.mean((2, 4))
+
+
+class DepthwiseConv(nn.Module):
+  """A square filter for each channel, TensorFlow's SAME padding, no bias.
+
+  Attributes:
+    kernel_size: side of the filters.
+    stride: step in both directions.
+    kernel_init: initializer of the filters.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the filters.
+  """
+
+  kernel_size: int = 3
+  stride: int = 1
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+  dtype: Dtype = jnp.float32
+  param_dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
+    kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+    return depthwise_convolution(x.astype(self.dtype), kernel, self.stride)
+
+
+class SqueezeExcite(nn.Module):
+  """Scales each channel by what the mean over the image says (1709.01507).
+
+  Attributes:
+    width: channels of the bottleneck.
+    activation: function between the two dense layers.
+    kernel_init: initializer of both kernels.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameters.
+  """
+
+  width: int
+  activation: Callable[[jax.Array], jax.Array] = nn.relu
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+  dtype: Dtype = jnp.float32
+  param_dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    options = {
+      "kernel_init": self.kernel_init,
+      "dtype": self.dtype,
+      "param_dtype": self.param_dtype,
+    }
+    gate = x.mean((1, 2), keepdims=True)
+    gate = nn.Dense(self.width, name="reduce", **options)(gate)
+    gate = self.activation(gate)
+    gate = nn.Dense(x.shape[-1], name="expand", **options)(gate)
+    return x * nn.sigmoid(gate)
+
+
+class StochasticDepth(nn.Module):
+  """Drops a residual branch for a whole image at a time (1603.09382).
+
+  Branches that stay are divided by the probability of staying. Random bits come
+  from the collection "dropout".
+
+  Attributes:
+    rate: probability of dropping, at least 0 and less than 1.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    if not 0 <= self.rate < 1:
+      raise ValueError(
+        f"rate is {self.rate}; it must be at least 0 and less than 1"
+      )
+    if not train or self.rate == 0:
+      return x
+    survival = 1 - self.rate
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    keep = jax.random.bernoulli(self.make_rng("dropout"), survival, shape)
+    return x * (keep / survival).astype(x.dtype)

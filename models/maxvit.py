@@ -1,0 +1,419 @@
+"""MaxViT: convolution, attention in windows and attention over a grid.
+
+"MaxViT: Multi-Axis Vision Transformer" (arXiv 2204.01697). The tests
+hold its logits and gradients equal to those of timm's maxvit_*_tf models, which
+are equal to the official TensorFlow graph.
+"""
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models import layers, token_mixers
+
+Dtype = layers.Dtype
+
+KERNEL_INIT = nn.initializers.normal(0.02)
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.99, epsilon=1e-3)
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5)
+
+
+class MaxViT(nn.Module):
+  """MaxViT, from an image to logits or to a pyramid of feature maps.
+
+  Attributes:
+    stem_widths: channels of the stem's two convolutions.
+    widths: channels of each stage.
+    depths: blocks of each stage.
+    layout: layers of a block in order, "mbconv" or names of token mixers; or a
+      tuple of such tuples, one for each stage. A stage without "mbconv" shrinks
+      the image by the shortcut of one.
+    head_dim: channels of an attention head.
+    window_size: side of the windows and grids, in tokens.
+    bias_table_window: side of the window that the stored tables of relative
+      biases are for; they are resized at run time. `window_size` if None.
+    expansion: hidden width over output width, in MBConv and feed-forward layer.
+    squeeze_ratio: width of squeeze-excite's bottleneck over output width.
+    stochastic_depth_rate: probability that the residual branches of the block
+      after the last one would be dropped; it grows linearly from 0.
+    num_classes: number of logits; if 0, `model.apply` gives the normalised mean
+      of the last feature map.
+    remat: whether the backward pass computes each block again instead of
+      keeping its activations.
+    dtype: dtype of the computation; statistics, softmax and logits are float32.
+    param_dtype: dtype of the parameters.
+  """
+
+  stem_widths: tuple[int, int] = (64, 64)
+  widths: tuple[int, ...] = (64, 128, 256, 512)
+  depths: tuple[int, ...] = (2, 2, 5, 2)
+  layout: tuple[Any, ...] = ("mbconv", "block_attention", "grid_attention")
+  head_dim: int = 32
+  window_size: int = 7
+  bias_table_window: int | None = None
+  expansion: int = 4
+  squeeze_ratio: float = 0.25
+  stochastic_depth_rate: float = 0.0
+  num_classes: int = 1000
+  remat: bool = False
+  dtype: Dtype = jnp.float32
+  param_dtype: Dtype = jnp.float32
+
+  def setup(self):
+    if len(self.depths) != len(self.widths):
+      raise ValueError(
+        f"depths is {self.depths}; widths {self.widths} need one depth each"
+      )
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    self.stem = Stem(self.stem_widths, **dtypes)
+    self.stage = self._stages()
+    self.head = Head(self.num_classes, **dtypes)
+
+  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    """Maps images [batch, height, width, channels] to logits [batch, classes].
+
+    Raises:
+      ValueError: if windows would not tile the feature maps of such images.
+    """
+    return self.head(self.features(x, train=train)[-1])
+
+  def features(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
+    """Returns the feature maps of stem and stages: strides 2, 4, 8, ..."""
+    self._check_images(x)
+    maps = [self.stem(x, train)]
+    for stage in self.stage:
+      maps.append(stage(maps[-1], train))
+    return maps
+
+  @property
+  def stage_layouts(self) -> tuple[tuple[str, ...], ...]:
+    """The layers of a block, for each stage."""
+    layouts = self.layout
+    if all(isinstance(layer, str) for layer in layouts):
+      layouts = (tuple(layouts),) * len(self.widths)
+    if len(layouts) != len(self.widths):
+      raise ValueError(
+        f"layout has {len(layouts)} entries; widths {self.widths} need one "
+        "tuple of names for all stages, or one tuple each"
+      )
+    return tuple(layouts)
+
+  @property
+  def size_multiple(self) -> int:
+    """The number of which height and width of images must be multiples."""
+    strides = [
+      2 ** (stage + 2)
+      for stage, layout in enumerate(self.stage_layouts)
+      if set(layout) - {"mbconv"}
+    ]
+    # The deepest attention decides; elsewhere pixels must just pair up.
+    windows = self.window_size * max(strides) if strides else 1
+    return math.lcm(windows, 2 ** (len(self.widths) + 1))
+
+  def _check_images(self, x: jax.Array) -> None:
+    step = self.size_multiple
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+      raise ValueError(
+        f"x is {x.dtype} of shape {x.shape}; it must be floating point "
+        "[batch, height, width, channels]"
+      )
+    height, width = x.shape[1:3]
+    if height % step or width % step or not height or not width:
+      raise ValueError(
+        f"x is {height} x {width}; with window_size {self.window_size} and "
+        f"{len(self.widths)} stages height and width must be multiples of "
+        f"{step}, as {step} or {2 * step}"
+      )
+
+  def _stages(self) -> list["Stage"]:
+    total = sum(self.depths)
+    stages = []
+    for width, depth, layout in zip(
+      self.widths, self.depths, self.stage_layouts, strict=True
+    ):
+      first = sum(stage.depth for stage in stages)
+      block = functools.partial(
+        nn.remat(Block, static_argnums=(2,)) if self.remat else Block,
+        width=width,
+        layout=layout,
+        head_dim=self.head_dim,
+        window_size=self.window_size,
+        bias_table_window=self.bias_table_window,
+        expansion=self.expansion,
+        squeeze_ratio=self.squeeze_ratio,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+      )
+      rates = [
+        self.stochastic_depth_rate * (first + i) / total for i in range(depth)
+      ]
+      stages.append(Stage(block, depth, tuple(rates)))
+    return stages
+
+
+class Stem(nn.Module):
+  """Two 3 x 3 convolutions, the first of stride 2."""
+
+  widths: Sequence[int]
+  dtype: Dtype
+  param_dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    conv = functools.partial(
+      nn.Conv, kernel_size=(3, 3), kernel_init=KERNEL_INIT, **dtypes
+    )
+    x = conv(self.widths[0], strides=(2, 2), name="conv_0")(x)
+    x = BatchNorm(use_running_average=not train, name="norm_0", **dtypes)(x)
+    x = conv(self.widths[1], name="conv_1")(nn.gelu(x))
+    return layers.tap(self, "hidden_state", x)
+
+
+class Stage(nn.Module):
+  """Blocks of one width, the first of which halves the image."""
+
+  block: functools.partial
+  depth: int
+  stochastic_depth_rates: tuple[float, ...]
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    for i, rate in enumerate(self.stochastic_depth_rates):
+      block = self.block(
+        stride=1 if i else 2, stochastic_depth_rate=rate, name=f"block_{i}"
+      )
+      x = block(x, train)
+    return x
+
+
+class Block(nn.Module):
+  """The layers of `layout`, by default MBConv, block and grid attention."""
+
+  width: int
+  stride: int
+  layout: tuple[str, ...]
+  head_dim: int
+  window_size: int
+  bias_table_window: int | None
+  expansion: int
+  squeeze_ratio: float
+  stochastic_depth_rate: float
+  dtype: Dtype
+  param_dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    stride, seen = self.stride, Counter()
+    if "mbconv" not in self.layout:
+      x = Shortcut(self.width, stride, name="shortcut", **dtypes)(x)
+    for kind in self.layout:
+      name = f"{kind}_{seen[kind]}" if seen[kind] else kind
+      seen[kind] += 1
+      if kind == "mbconv":
+        x = MBConv(
+          self.width,
+          stride,
+          self.expansion,
+          self.squeeze_ratio,
+          self.stochastic_depth_rate,
+          name=name,
+          **dtypes,
+        )(x, train)
+        stride = 1
+      else:
+        x = self._transformer_layer(kind, name)(x, train)
+    return layers.tap(self, "hidden_state", x)
+
+  def _transformer_layer(self, kind: str, name: str) -> "TransformerLayer":
+    offered = {
+      "head_dim": self.head_dim,
+      "window_size": self.window_size,
+      "bias_table_window": self.bias_table_window,
+      "kernel_init": KERNEL_INIT,
+      "dtype": self.dtype,
+      "param_dtype": self.param_dtype,
+    }
+    return TransformerLayer(
+      functools.partial(token_mixers.create, kind, offered),
+      self.expansion,
+      self.stochastic_depth_rate,
+      self.dtype,
+      self.param_dtype,
+      name=name,
+    )
+
+
+class MBConv(nn.Module):
+  """Inverted bottleneck with squeeze-excite, normalised before and within."""
+
+  width: int
+  stride: int
+  expansion: int
+  squeeze_ratio: float
+  stochastic_depth_rate: float
+  dtype: Dtype
+  param_dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    options = {"kernel_init": KERNEL_INIT, **dtypes}
+    norm = functools.partial(BatchNorm, use_running_average=not train, **dtypes)
+    hidden = self.expansion * self.width
+    # A 1 x 1 convolution is a dense layer, and faster as one.
+    y = norm(name="pre_norm")(x)
+    y = nn.Dense(hidden, use_bias=False, name="expand_conv", **options)(y)
+    y = nn.gelu(norm(name="expand_norm")(y))
+    y = layers.DepthwiseConv(
+      stride=self.stride, name="depthwise_conv", **options
+    )(y)
+    y = nn.gelu(norm(name="depthwise_norm")(y))
+    y = layers.SqueezeExcite(
+      round(self.squeeze_ratio * self.width), nn.silu, name="se", **options
+    )(y)
+    y = nn.Dense(self.width, name="shrink_conv", **options)(y)
+    y = layers.StochasticDepth(self.stochastic_depth_rate)(y, train)
+    return Shortcut(self.width, self.stride, name="shortcut", **dtypes)(x) + y
+
+
+class Shortcut(nn.Module):
+  """The identity, but for the stride and for a change of width."""
+
+  width: int
+  stride: int
+  dtype: Dtype
+  param_dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    if self.stride == 2:
+      x = layers.average_pool(x)
+    if x.shape[-1] == self.width:
+      return x
+    return nn.Dense(
+      self.width,
+      kernel_init=KERNEL_INIT,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="conv",
+    )(x)
+
+
+class TransformerLayer(nn.Module):
+  """A token mixer and a feed-forward layer, each normalised and residual."""
+
+  token_mixer: functools.partial
+  expansion: int
+  stochastic_depth_rate: float
+  dtype: Dtype
+  param_dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    drop = functools.partial(layers.StochasticDepth, self.stochastic_depth_rate)
+    y = LayerNorm(name="attention_norm", **dtypes)(x)
+    y = self.token_mixer(name="attention")(y)
+    x += drop()(y, train)
+    y = LayerNorm(name="ffn_norm", **dtypes)(x)
+    y = FeedForward(self.expansion * x.shape[-1], name="ffn", **dtypes)(y)
+    return x + drop()(y, train)
+
+
+class FeedForward(nn.Module):
+  """Dense, GELU, dense."""
+
+  hidden_width: int
+  dtype: Dtype
+  param_dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dense = functools.partial(
+      nn.Dense,
+      kernel_init=KERNEL_INIT,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+    )
+    y = nn.gelu(dense(self.hidden_width, name="expand")(x))
+    return dense(x.shape[-1], name="shrink")(y)
+
+
+class Head(nn.Module):
+  """Mean over the image, layer norm, a hidden layer with tanh, logits."""
+
+  num_classes: int
+  dtype: Dtype
+  param_dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    x = LayerNorm(name="norm", **dtypes)(x.mean((1, 2)))
+    if self.num_classes:
+      dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT, **dtypes)
+      x = jnp.tanh(dense(x.shape[-1], name="hidden")(x))
+      x = dense(self.num_classes, name="logits")(x)
+    return x.astype(jnp.float32)
+
+
+_SIZES = {
+  "tiny": {
+    "stem_widths": (64, 64),
+    "widths": (64, 128, 256, 512),
+    "depths": (2, 2, 5, 2),
+    "stochastic_depth_rate": 0.2,
+  },
+  "small": {
+    "stem_widths": (64, 64),
+    "widths": (96, 192, 384, 768),
+    "depths": (2, 2, 5, 2),
+    "stochastic_depth_rate": 0.3,
+  },
+  "base": {
+    "stem_widths": (64, 64),
+    "widths": (96, 192, 384, 768),
+    "depths": (2, 6, 14, 2),
+    "stochastic_depth_rate": 0.4,
+  },
+  "large": {
+    "stem_widths": (128, 128),
+    "widths": (128, 256, 512, 1024),
+    "depths": (2, 6, 14, 2),
+    "stochastic_depth_rate": 0.6,
+  },
+  "xlarge": {
+    "stem_widths": (192, 192),
+    "widths": (192, 384, 768, 1536),
+    "depths": (2, 6, 14, 2),
+    "stochastic_depth_rate": 0.7,
+  },
+}
+_WINDOWS = {224: 7, 384: 12, 512: 16}
+
+
+def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
+  """Names every size at every resolution, with both kinds of bias table.
+
+  The official models keep the table of the 224-pixel model and resize it. Those
+  with "tf" in their name, as in timm, store a table for their own window.
+  """
+  variants = {}
+  for size, hyperparameters in _SIZES.items():
+    for resolution, window in _WINDOWS.items():
+      own = {**hyperparameters, "window_size": window}
+      official = {**own, "bias_table_window": 7}
+      variants[f"maxvit_{size}_{resolution}"] = (MaxViT, official)
+      variants[f"maxvit_{size}_tf_{resolution}"] = (MaxViT, own)
+  return variants
+
+
+VARIANTS = _variants()

@@ -1,0 +1,192 @@
+"""Published weights: from a safetensors file or the Hugging Face hub.
+
+variables = load("timm:maxvit_tiny_tf_224.in1k", "maxvit_tiny_224")
+logits = models.create("maxvit_tiny_224").apply(variables, images)
+"""
+
+import functools
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+import attention
+from models import registry, weight_maps
+
+Variables = dict[str, Any]
+Tensors = dict[str, np.ndarray]
+
+_PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+
+
+def load(
+  source: str | pathlib.Path,
+  model: str | nn.Module,
+  *,
+  resize_tables: bool = False,
+  replace_head: bool = False,
+  seed: int = 0,
+  **overrides: Any,
+) -> Variables:
+  """Returns {"params", "batch_stats"} for `model` with published weights.
+
+  Args:
+    source: path of a .safetensors file with timm's names, or "timm:<name>" for
+      the file of timm/<name> on the Hugging Face hub.
+    model: name of a model, or the model.
+    resize_tables: whether tables of relative biases of another size are
+      interpolated to the model's.
+    replace_head: whether the layer of the logits is initialised anew, as for
+      other classes, and that of the file, if any, ignored.
+    seed: seed of that initialisation.
+    **overrides: fields of the model, if `model` is a name.
+
+  Raises:
+    ValueError: if the source is a pickle, or cannot be had, or if a tensor is
+      missing, surplus or of the wrong shape. All of them are listed.
+  """
+  if isinstance(model, str):
+    model = registry.create(model, **overrides)
+  elif overrides:
+    raise ValueError(
+      f"overrides are {sorted(overrides)}; with a model in place of a name set "
+      "its fields directly"
+    )
+  variables = from_tensors(
+    _read(source), model, resize_tables=resize_tables, replace_head=replace_head
+  )
+  return _initialise_missing(variables, model, seed)
+
+
+def from_tensors(
+  tensors: Tensors,
+  model: nn.Module,
+  *,
+  resize_tables: bool = False,
+  replace_head: bool = False,
+) -> Variables:
+  """Like `load`, from {name: tensor}; a replaced head is left out."""
+  weight_map = weight_maps.of(model)
+  left, problems, loaded = dict(tensors), [], {}
+  for path, wanted in _flat_shapes(model).items():
+    name, layout = weight_map(path[1:])
+    tensor = left.pop(name, None)
+    if replace_head and _is_head(path):
+      continue
+    if tensor is None:
+      problems.append(f"missing: {name}, for {'/'.join(path)}")
+      continue
+    if resize_tables and path[-1] == "relative_bias_table":
+      tensor = _resize(tensor, wanted.shape[-1])
+    if tensor.shape != layout.shape(wanted.shape):
+      problems.append(
+        f"shape: {name} has {tensor.shape}, the model needs "
+        f"{layout.shape(wanted.shape)}{_remedy(path)}"
+      )
+      continue
+    loaded[path] = jnp.asarray(layout.load(tensor, wanted.shape), wanted.dtype)
+  # PyTorch counts batches where Flax and TensorFlow do not.
+  surplus = [n for n in left if not n.endswith(".num_batches_tracked")]
+  problems += [f"surplus: {name}" for name in surplus]
+  if problems:
+    raise ValueError(
+      f"{len(problems)} tensors do not fit the model:\n  "
+      + "\n  ".join(problems)
+    )
+  return traverse_util.unflatten_dict(loaded)
+
+
+def to_tensors(variables: Variables, model: nn.Module) -> Tensors:
+  """Returns {timm's name: tensor}: the inverse of `from_tensors`."""
+  weight_map, tensors = weight_maps.of(model), {}
+  for path, value in traverse_util.flatten_dict(variables).items():
+    name, layout = weight_map(path[1:])
+    tensors[name] = np.ascontiguousarray(layout.store(np.asarray(value)))
+  return tensors
+
+
+def _flat_shapes(model: nn.Module) -> dict[tuple[str, ...], Any]:
+  return traverse_util.flatten_dict(jax.eval_shape(_init(model)))
+
+
+def _init(model: nn.Module, seed: int = 0):
+  image = jnp.zeros((1, model.size_multiple, model.size_multiple, 3))
+  return functools.partial(model.init, jax.random.key(seed), image)
+
+
+def _initialise_missing(
+  variables: Variables, model: nn.Module, seed: int
+) -> Variables:
+  flat = traverse_util.flatten_dict(variables)
+  missing = [path for path in _flat_shapes(model) if path not in flat]
+  if missing:
+
+    def fresh():
+      # Under jit only what is returned is computed.
+      initial = traverse_util.flatten_dict(_init(model, seed)())
+      return {path: initial[path] for path in missing}
+
+    flat |= jax.jit(fresh)()
+  return traverse_util.unflatten_dict(flat)
+
+
+def _is_head(path: tuple[str, ...]) -> bool:
+  return path[1:3] == ("head", "logits")
+
+
+def _remedy(path: tuple[str, ...]) -> str:
+  if path[-1] == "relative_bias_table":
+    return " (resize_tables=True interpolates it)"
+  return " (replace_head=True leaves it out)" if _is_head(path) else ""
+
+
+def _resize(table: np.ndarray, side: int) -> np.ndarray:
+  resized = attention.resize_relative_table(jnp.asarray(table), (side + 1) // 2)
+  return np.asarray(resized)
+
+
+def _read(source: str | pathlib.Path) -> Tensors:
+  if str(source).startswith("timm:"):
+    source = _download(str(source).removeprefix("timm:"))
+  path = pathlib.Path(source)
+  if path.suffix in _PICKLES:
+    raise ValueError(
+      f"source is {str(source)!r}, a pickle: reading one runs whatever code it "
+      "holds. Where you trust it, convert it with safetensors.torch.save_file"
+    )
+  if path.suffix != ".safetensors":
+    raise ValueError(
+      f"source is {str(source)!r}; it must be a .safetensors file or "
+      "timm:<name>"
+    )
+  if not path.is_file():
+    raise ValueError(f"source is {str(source)!r}; there is no such file")
+  try:
+    from safetensors import numpy as safetensors
+  except ImportError as error:
+    raise ImportError(
+      "reading weights needs safetensors: pip install 'foveal[parity]'"
+    ) from error
+  return safetensors.load_file(path)
+
+
+def _download(name: str) -> str:
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise ImportError(
+      "downloading weights needs huggingface_hub: pip install 'foveal[parity]'"
+    ) from error
+  try:
+    return huggingface_hub.hf_hub_download(f"timm/{name}", "model.safetensors")
+  except Exception as error:  # Its errors vary with version and transport.
+    raise ValueError(
+      f"source is 'timm:{name}', which could not be downloaded "
+      f"({type(error).__name__}: {error}). By hand: get "
+      f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors and "
+      "give its path as source"
+    ) from error

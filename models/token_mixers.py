@@ -1,0 +1,128 @@
+"""The seam through which attention enters a model: token mixers, by name.
+
+A token mixer is a Flax module that maps an image [batch, height, width,
+channels] to an image of the same shape. A backbone names the mixers it wants
+and offers what it knows (head size, window size, dtypes); each mixer takes the
+options it has fields for. To try another mechanism, add it to TOKEN_MIXERS.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import attention
+from models import layers, registry
+
+Dtype = layers.Dtype
+
+
+class WindowAttention(nn.Module):
+  """Multi-head attention with relative position bias; subclasses say where.
+
+  Attributes:
+    head_dim: channels of a head; the number of heads follows from the width.
+    window_size: side of a window or grid in tokens.
+    bias_table_window: side of the window that the stored table of biases is
+      for; it is resized at run time. `window_size` if None.
+    kernel_init: initializer of the kernels and of the table.
+    dtype: dtype of the computation; softmax is float32.
+    param_dtype: dtype of the parameters.
+  """
+
+  head_dim: int = 32
+  window_size: int = 7
+  bias_table_window: int | None = None
+  kernel_init: layers.Initializer = nn.initializers.normal(0.02)
+  dtype: Dtype = jnp.float32
+  param_dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = x.shape[-1]
+    if channels % self.head_dim:
+      raise ValueError(
+        f"head_dim is {self.head_dim}, which does not divide the width "
+        f"{channels} of the stage"
+      )
+    heads = channels // self.head_dim
+    options = {
+      "kernel_init": self.kernel_init,
+      "dtype": self.dtype,
+      "param_dtype": self.param_dtype,
+    }
+    qkv = nn.DenseGeneral((3, heads, self.head_dim), name="qkv", **options)(x)
+    # Three times [batch, height, width, heads, head_dim].
+    q, k, v = (qkv[..., i, :, :] for i in range(3))
+    out = self._attend(q, k, v, self._bias(heads))
+    return nn.DenseGeneral(channels, axis=(-2, -1), name="out", **options)(out)
+
+  def _bias(self, heads: int) -> jax.Array:
+    side = 2 * (self.bias_table_window or self.window_size) - 1
+    table = self.param(
+      "relative_bias_table",
+      self.kernel_init,
+      (heads, side, side),
+      self.param_dtype,
+    )
+    table = attention.resize_relative_table(table, self.window_size)
+    return attention.relative_position_bias(table)
+
+  def _attend(self, q, k, v, bias):
+    if not layers.tapped(self, "attention_weights"):
+      return self.windowed_attention(
+        q, k, v, window_size=self.window_size, bias=bias
+      )
+    # The map itself is wanted: take the same steps with the map in the open.
+    q, k, windows = (self.partition(x, self.window_size) for x in (q, k, v))
+    weights = attention.attention_weights(q, k, bias=bias)
+    # [batch, windows, heads, tokens, tokens]
+    weights = layers.tap(self, "attention_weights", weights)
+    out = attention.apply_attention_weights(weights, windows)
+    return self.unpartition(out, *v.shape[1:3])
+
+
+class BlockAttention(WindowAttention):
+  """Attention within windows of neighbouring tokens."""
+
+  windowed_attention = staticmethod(attention.block_attention)
+  partition = staticmethod(attention.block_partition)
+  unpartition = staticmethod(attention.block_unpartition)
+
+
+class GridAttention(WindowAttention):
+  """Attention within grids of tokens spread over the image."""
+
+  windowed_attention = staticmethod(attention.grid_attention)
+  partition = staticmethod(attention.grid_partition)
+  unpartition = staticmethod(attention.grid_unpartition)
+
+
+TOKEN_MIXERS: dict[str, type[nn.Module]] = {
+  "block_attention": BlockAttention,
+  "grid_attention": GridAttention,
+}
+
+
+def create(
+  mixer: str, offered: Mapping[str, Any], name: str | None = None
+) -> nn.Module:
+  """Returns the token mixer `mixer` with those options that it has fields for.
+
+  Args:
+    mixer: a key of TOKEN_MIXERS.
+    offered: options that the backbone knows.
+    name: name of the module among its siblings.
+
+  Raises:
+    ValueError: if there is no such mixer.
+  """
+  if mixer not in TOKEN_MIXERS:
+    raise registry.unknown("token mixer", mixer, TOKEN_MIXERS)
+  cls = TOKEN_MIXERS[mixer]
+  fields = {field.name for field in dataclasses.fields(cls)}
+  taken = {key: value for key, value in offered.items() if key in fields}
+  return cls(name=name, **taken)

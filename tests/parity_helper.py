@@ -1,0 +1,66 @@
+"""Imports timm where it is installed, and what comparisons with it share."""
+
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+
+def import_timm():
+  """Returns (torch, timm), or skips the test where they are not installed."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch = pytest.importorskip("torch")
+    _stand_in_for_torchvision(torch)
+    timm = pytest.importorskip("timm")
+  return torch, timm
+
+
+_LIBRARIES = []
+
+
+def _stand_in_for_torchvision(torch):
+  """Declares the two operators that timm registers gradients for on import."""
+  if _LIBRARIES:
+    return
+  library = torch.library.Library("torchvision", "DEF")
+  for name in ("nms", "qnms"):
+    library.define(
+      f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+    )
+  _LIBRARIES.append(library)
+
+
+def random_variables(model, seed, input_channels=3):
+  """Randomises every parameter and statistic of a model, numpy only.
+
+  Kernels keep the scale of their inputs so that deep models stay sane; what is
+  1 or 0 in a fresh model is moved away from it.
+  """
+  size = model.size_multiple
+  image = jax.ShapeDtypeStruct((1, size, size, input_channels), np.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+  rng = np.random.default_rng(seed)
+  flat = traverse_util.flatten_dict(shapes)
+  values = {path: _draw(rng, path, flat[path].shape) for path in sorted(flat)}
+  return traverse_util.unflatten_dict(values)
+
+
+def _draw(rng, path, shape):
+  noise = rng.standard_normal(shape)
+  match path[-1]:
+    case "scale":
+      value = 1 + 0.2 * noise
+    case "var":
+      value = np.exp(0.5 * noise)
+    case "relative_bias_table":
+      value = 0.5 * noise
+    case "kernel":
+      # The last axis alone is summed over by none of the kernels but "qkv".
+      outputs = shape[1:] if path[-2] == "qkv" else shape[-1:]
+      value = noise * np.sqrt(np.prod(outputs) / np.prod(shape))
+    case _:
+      value = 0.2 * noise
+  return value.astype(np.float32)
