@@ -4,6 +4,7 @@ from input_pipeline.config import default_config
 from input_pipeline.decode import DamagedImageError
 from input_pipeline.pipeline import (
   DatasetInfo,
+  count_damaged,
   dataset_info,
   eval_batches,
   train_iterator,
@@ -12,6 +13,7 @@ from input_pipeline.pipeline import (
 __all__ = [
   "DamagedImageError",
   "DatasetInfo",
+  "count_damaged",
   "dataset_info",
   "default_config",
   "eval_batches",

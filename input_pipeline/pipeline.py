@@ -114,9 +114,7 @@ def train_iterator(
   # shuffles epoch e with `seed + e`: seed 1 would start as seed 0 goes on.
   order_seed, augmentation_seed = np.random.SeedSequence(seed).generate_state(2)
   read = reader.Reader(
-    source.open_source(config, config.train_split),
-    config,
-    config.train_transform,
+    source.open_source(config, config.train_split), config, "train_transform"
   )
   dataset = (
     grain.MapDataset.range(read.num_examples)
@@ -156,9 +154,7 @@ def eval_batches(
   """
   local_batch_size = _share(batch_size, process_index, process_count)
   read = reader.Reader(
-    source.open_source(config, config.eval_split),
-    config,
-    config.eval_transform,
+    source.open_source(config, config.eval_split), config, "eval_transform"
   )
   num_batches = -(-read.num_examples // batch_size)
   dataset = (

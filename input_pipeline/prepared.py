@@ -91,7 +91,7 @@ def _describe_absence(
   versions = [folder.name for folder in _list_versions(data_dir / path)]
   if versions:
     return f"{message} There are its versions {', '.join(versions)}."
-  names = [*built_in, *list_names(data_dir)]
+  names = sorted({*built_in, *list_names(data_dir)})
   configs = [n for n in names if n.startswith(f"{path}/")]
   if configs:
     return f"{message} Choose one of its configs: {', '.join(configs)}."

@@ -23,14 +23,14 @@ class Reader:
   """
 
   def __init__(
-    self, source: Source, config: ml_collections.ConfigDict, transform: str
+    self, source: Source, config: ml_collections.ConfigDict, field: str
   ):
     """Tries the transform on an empty image, so that faults show early.
 
     Args:
       source: the records.
       config: `config.data`.
-      transform: operations as `transform_spec.create_transform` takes them.
+      field: of `config` that has the transform, such as "train_transform".
 
     Raises:
       ValueError: if the transform or its result does not fit the config.
@@ -41,16 +41,19 @@ class Reader:
     self._channels = config.channels
     self._skip_damaged = config.skip_damaged
     self._shape = (config.image_size, config.image_size, config.channels)
-    self._transform = transform_spec.create_transform(
-      transform, image_size=config.image_size
-    )
+    try:
+      self._transform = transform_spec.create_transform(
+        config[field], image_size=config.image_size
+      )
+    except ValueError as error:
+      raise ValueError(f"{field}: {error}") from error
     height, width = source.image_shape[:2]
     sides = (height, width) if height and width else _PHOTOGRAPH
     empty = np.zeros((*sides, config.channels), np.uint8)
     result = self._transform(empty, np.random.default_rng(0))
     if result.shape != self._shape:
       raise ValueError(
-        f"transform {transform!r} makes images of {result.shape} from"
+        f"{field}: {config[field]!r} makes images of {result.shape} from"
         f" {empty.shape}, but image_size and channels ask for {self._shape}:"
         " end it with resize()."
       )

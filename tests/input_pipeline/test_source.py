@@ -1,0 +1,104 @@
+import itertools
+
+import pytest
+
+import input_pipeline
+from input_pipeline import decode, source
+
+
+def test_slices_of_splits(config):
+  first = source.open_source(config, "train[:90%]")
+  last = source.open_source(config, "train[90%:]")
+  whole = source.open_source(config, "train")
+  assert (len(first), len(last)) == (1293, 144)
+  assert first[1292] == whole[1292]
+  assert last[0] == whole[1293]
+
+
+def test_record_is_encoded(config):
+  record = source.open_source(config, "train")[0]
+  assert record["image"].startswith(b"\x89PNG")
+  assert record["label"] == 0
+
+
+def test_describes_the_file_and_the_position_in_it(config):
+  both = source.open_source(config, "train[10:20]+test[5:]")
+  assert "digits-train" in both.describe(9)
+  assert "record 19 in" in both.describe(9)
+  assert "digits-test" in both.describe(10)
+  assert "record 5 in" in both.describe(10)
+  assert both.describe(3).startswith("record 3 of 'digits', split 'train[10:20")
+
+
+def test_any_data_set_for_classification(config, write_tiny, images):
+  config.update(name="tiny", data_dir=str(write_tiny(images)))
+  tiny = source.open_source(config, "train")
+  assert tiny.class_names == ("cat", "dog")
+  assert tiny.image_shape == (None, None, 3)
+  assert [tiny[i]["image"] for i in range(10)] == images
+  assert [tiny[i]["label"] for i in range(4)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["digits", "fake"])
+@pytest.mark.parametrize(
+  ("split", "message"),
+  [
+    ("tset", r"train \(1\d+\), test \(\d+\)"),
+    ("train[", "cannot be read"),
+    ("train[:0%]", "has no examples"),
+  ],
+)
+def test_faults_of_splits(config, name, split, message):
+  config.name = name
+  with pytest.raises(ValueError, match=message):
+    source.open_source(config, split)
+
+
+def test_fake_is_seeded_and_sliced():
+  config = input_pipeline.default_config()
+  config.name = "fake"
+  train = source.open_source(config, "train")
+  part = source.open_source(config, "train[100:110]")
+  assert len(train) == 1024
+  assert [part[i] for i in range(10)] == [train[i] for i in range(100, 110)]
+  test = source.open_source(config, "test")
+  assert all(train[i] != test[i] for i in range(20))
+  assert "in memory" in train.describe(3)
+  with pytest.raises(ValueError, match="must not be a sum"):
+    source.open_source(config, "train+test")
+
+
+def test_fake_images_tell_their_label():
+  config = input_pipeline.default_config()
+  config.name = "fake"
+  train = source.open_source(config, "train")
+  pixels = [
+    decode.decode_image(train[i]["image"]).astype(int) for i in range(40)
+  ]
+
+  def distance(i, j):
+    return abs(pixels[i] - pixels[j]).mean()
+
+  for i, j, k in itertools.product(range(5), range(10, 15), range(20, 25)):
+    same = [x for x in (j, k) if x % 10 == i]
+    other = [x for x in (j, k) if x % 10 != i]
+    for x, y in itertools.product(same, other):
+      assert distance(i, x) < distance(i, y)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("train_examples", 0),
+    ("num_classes", 0),
+    ("image_shape", (8, 8, 2)),
+    ("image_shape", (8, 8)),
+    ("encoding", "gif"),
+  ],
+)
+def test_faults_of_fake(field, value):
+  config = input_pipeline.default_config()
+  config.name = "fake"
+  config.fake[field] = value
+  with pytest.raises(ValueError, match=f"fake.{field} is"):
+    source.open_source(config, "train")

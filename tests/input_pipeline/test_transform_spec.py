@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from input_pipeline import augment, transform_spec
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def apply(spec, image_size=8, seed=0):
+  transform = transform_spec.create_transform(spec, image_size=image_size)
+  return transform(IMAGE, np.random.default_rng(seed))
+
+
+def test_operations_are_applied_from_left_to_right():
+  rng = np.random.default_rng(0)
+  expected = augment.center_crop(0.5)(augment.resize(16)(IMAGE, rng), rng)
+  np.testing.assert_array_equal(apply("resize(16)|center_crop(0.5)"), expected)
+
+
+def test_size_is_the_image_size_unless_given():
+  assert apply("resize").shape == (8, 8, 3)
+  assert apply("resize()").shape == (8, 8, 3)
+  assert apply("resize(5)").shape == (5, 5, 3)
+  assert apply("resize(size=5)").shape == (5, 5, 3)
+
+
+def test_words_are_strings():
+  expected = apply("resize(method='nearest')")
+  np.testing.assert_array_equal(apply("resize(method=nearest)"), expected)
+  assert not np.array_equal(apply("resize"), expected)
+
+
+def test_one_generator_goes_through_all():
+  spec = "random_resized_crop(area=(0.1, 0.5))|flip"
+  np.testing.assert_array_equal(apply(spec, seed=1), apply(spec, seed=1))
+  assert not np.array_equal(apply(spec, seed=1), apply(spec, seed=2))
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    ("rezise(3)", "'rezise' is no operation; there are affine, center_crop"),
+    ("", "is not of the form"),
+    ("resize(", "is not of the form"),
+    ("resize(3) + flip", "is no operation"),
+    ("resize(side=3)", "size, method=bicubic"),
+    ("resize(3, 4, 5)", "size, method=bicubic"),
+    ("resize(-3)", "size is -3"),
+    ("resize(1 + open)", "neither a literal nor a word"),
+    ("flip(__import__('os').getpid())", "neither a literal nor a word"),
+    ("(lambda: 3)()", "is no operation"),
+  ],
+)
+def test_faults(spec, message):
+  with pytest.raises(ValueError, match=message):
+    transform_spec.create_transform(spec, image_size=8)
