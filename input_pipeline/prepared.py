@@ -51,6 +51,10 @@ def load_builder(
       " -m tensorflow_datasets.scripts.convert_format --out_file_format"
       f" {_FORMAT} --dataset_version_dir {folders[-1]} (needs tensorflow)."
     )
+  # A folder may hold both, and then the other one may be the default.
+  builder.info.set_file_format(
+    _FORMAT, override=True, override_if_initialized=True
+  )
   return builder
 
 

@@ -39,6 +39,23 @@ def test_any_data_set_for_classification(config, write_tiny, images):
   assert [tiny[i]["label"] for i in range(4)] == [0, 1, 0, 1]
 
 
+def test_converted_copy_beside_tfrecord_is_read(config, write_tiny, images):
+  data_dir = write_tiny(images)
+  info = data_dir / "tiny" / "1.0.0" / "dataset_info.json"
+  text = info.read_text()
+  assert '"fileFormat": "array_record"' in text
+  info.write_text(
+    text.replace(
+      '"fileFormat": "array_record"',
+      '"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]',
+    )
+  )
+  config.update(name="tiny", data_dir=str(data_dir))
+  tiny = source.open_source(config, "train")
+  assert tiny[3]["image"] == images[3]
+  assert "tiny-train.array_record" in tiny.describe(3)
+
+
 @pytest.mark.parametrize("name", ["digits", "fake"])
 @pytest.mark.parametrize(
   ("split", "message"),
