@@ -33,6 +33,28 @@ def _stand_in_for_torchvision(torch):
   _LIBRARIES.append(library)
 
 
+def fill(module, tensors):
+  """Loads {name: array} into a PyTorch module, which must have no other."""
+  torch, _ = import_timm()
+  tensors = {name: torch.from_numpy(array) for name, array in tensors.items()}
+  result = module.load_state_dict(tensors, strict=False)
+  assert not result.unexpected_keys
+  counters = [k for k in result.missing_keys if k.endswith("batches_tracked")]
+  assert counters == result.missing_keys
+
+
+def timm_logits(module, images):
+  """Returns the logits of a PyTorch module for images with channels last."""
+  torch, _ = import_timm()
+  with torch.inference_mode():
+    return module(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+
+
+def random_images(batch, size, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.standard_normal((batch, size, size, 3), np.float32)
+
+
 def random_variables(model, seed, input_channels=3):
   """Randomises every parameter and statistic of a model, numpy only.
 

@@ -1,0 +1,119 @@
+"""Loading and storing weights: a round trip, and every way not to fit."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+import models
+from models import pretrained
+from tests import parity_helper
+from tests.models import small
+
+
+@pytest.fixture
+def tensors():
+  model = small.model(window_size=2)
+  return pretrained.to_tensors(small.variables(model), model)
+
+
+def _assert_equal(ours, theirs):
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_round_trip():
+  model = small.model()
+  variables = small.variables(model)
+  tensors = pretrained.to_tensors(variables, model)
+  assert len(tensors) == len(jax.tree.leaves(variables))
+  tensors["stem.norm1.num_batches_tracked"] = np.zeros((), np.int64)
+  _assert_equal(pretrained.from_tensors(tensors, model), variables)
+
+
+def test_file_round_trip(tmp_path, tensors):
+  safetensors = pytest.importorskip("safetensors.numpy")
+  path = tmp_path / "model.safetensors"
+  safetensors.save_file(tensors, path)
+  model = small.model()
+  _assert_equal(pretrained.load(path, model), small.variables(model))
+  fresh = pretrained.load(path, model, replace_head=True)
+  assert not fresh["params"]["head"]["logits"]["bias"].any()
+  assert 0.01 < fresh["params"]["head"]["logits"]["kernel"].std() < 0.03
+
+
+def test_every_misfit_is_listed(tensors):
+  del tensors["stem.conv1.bias"]
+  tensors["unheard.of"] = np.zeros(3)
+  tensors["head.norm.weight"] = np.zeros(7)
+  with pytest.raises(ValueError, match="3 tensors do not fit") as caught:
+    pretrained.from_tensors(tensors, small.model())
+  message = str(caught.value)
+  assert "missing: stem.conv1.bias" in message
+  assert "surplus: unheard.of" in message
+  assert "head.norm.weight has (7,), the model needs (32,)" in message
+
+
+def test_tables_are_resized_only_when_asked(tensors):
+  wide = small.model(window_size=4)
+  with pytest.raises(ValueError, match="6 tensors .*[^$]*resize_tables=True"):
+    pretrained.from_tensors(tensors, wide)
+  loaded = pretrained.from_tensors(tensors, wide, resize_tables=True)
+  attention = loaded["params"]["stage_0"]["block_0"]["grid_attention"]
+  table = np.asarray(attention["attention"]["relative_bias_table"])
+  assert table.shape == (2, 7, 7)
+  name = "stages.0.blocks.0.attn_grid.attn.rel_pos.relative_position_bias_table"
+  np.testing.assert_allclose(table[:, 3, 3], tensors[name][:, 1, 1], rtol=1e-5)
+
+
+def test_head_is_replaced_only_when_asked(tensors):
+  other = small.model(num_classes=3)
+  with pytest.raises(ValueError, match="2 tensors .*[^$]*replace_head=True"):
+    pretrained.from_tensors(tensors, other)
+  loaded = pretrained.from_tensors(tensors, other, replace_head=True)
+  assert set(loaded["params"]["head"]) == {"norm", "hidden"}
+
+
+@pytest.mark.parametrize("suffix", ["bin", "pt", "pth", "ckpt"])
+def test_pickles_are_refused(suffix):
+  with pytest.raises(ValueError, match="a pickle: reading one runs"):
+    pretrained.load(f"weights.{suffix}", small.model())
+
+
+def test_sources_that_are_not_there(monkeypatch):
+  with pytest.raises(ValueError, match="no such file"):
+    pretrained.load("nowhere.safetensors", small.model())
+  with pytest.raises(ValueError, match="must be a .safetensors file or"):
+    pretrained.load("weights.h5", small.model())
+  with pytest.raises(ValueError, match="overrides are .'num_classes'"):
+    pretrained.load("weights.h5", small.model(), num_classes=3)
+  hub = pytest.importorskip("huggingface_hub")
+
+  def offline(*args):
+    raise OSError("no network")
+
+  monkeypatch.setattr(hub, "hf_hub_download", offline)
+  with pytest.raises(ValueError, match="no network.*By hand: get https"):
+    pretrained.load("timm:maxvit_tiny_tf_224.in1k", small.model())
+
+
+def test_models_without_a_map_are_refused(tensors):
+  with pytest.raises(ValueError, match="model is a Dense"):
+    pretrained.from_tensors(tensors, nn.Dense(3))
+
+
+@pytest.mark.parity
+def test_timm_file(tmp_path):
+  """Weights that timm initialised and saved give timm's logits."""
+  torch, timm = parity_helper.import_timm()
+  safetensors = pytest.importorskip("safetensors.torch")
+  torch.manual_seed(0)
+  theirs = timm.create_model("maxvit_tiny_tf_224", num_classes=10).eval()
+  path = str(tmp_path / "model.safetensors")
+  safetensors.save_file(theirs.state_dict(), path)
+  images = parity_helper.random_images(1, 224)
+  expected = parity_helper.timm_logits(theirs, images)
+  variables = pretrained.load(path, "maxvit_tiny_224", num_classes=10)
+  model = models.create("maxvit_tiny_224", num_classes=10)
+  logits = small.apply(model, variables, images)
+  np.testing.assert_allclose(logits, expected, atol=1e-5)

@@ -1,0 +1,47 @@
+"""The seam: any mixer by name, each taking the options it knows."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from models import token_mixers
+from tests.models import small
+
+
+class Doubling(nn.Module):
+  """A mixer that knows none of the options of attention."""
+
+  @nn.compact
+  def __call__(self, x):
+    return 2 * x
+
+
+def test_a_new_mixer_enters_a_model_by_its_name(monkeypatch):
+  monkeypatch.setitem(token_mixers.TOKEN_MIXERS, "doubling", Doubling)
+  model = small.model(layout=("mbconv", "doubling"))
+  variables = small.variables(model)
+  assert "doubling" in variables["params"]["stage_0"]["block_0"]
+  assert small.apply(model, variables, small.images()).shape == (2, 5)
+
+
+@pytest.mark.parametrize("kind", ["block_attention", "grid_attention"])
+def test_heads_are_independent(kind):
+  offered = {"head_dim": 4, "window_size": 2, "something_else": 1}
+  mixer = token_mixers.create(kind, offered)
+  x = small.images(channels=8, size=4)
+  params = mixer.init(jax.random.key(0), x)["params"]
+  assert params["relative_bias_table"].shape == (2, 3, 3)
+  assert params["qkv"]["kernel"].shape == (8, 3, 2, 4)
+  # Without its rows of the output kernel the second head has no say.
+  cut = params["out"]["kernel"].at[1].set(0)
+  params["out"]["kernel"] = cut
+  changed = params["qkv"]["kernel"].at[:, :, 1].multiply(3)
+  out = mixer.apply({"params": params}, x)
+  params["qkv"]["kernel"] = changed
+  assert jnp.array_equal(out, mixer.apply({"params": params}, x))
+
+
+def test_unknown_mixer():
+  with pytest.raises(ValueError, match=r"token mixer 'block'.*block_attention"):
+    token_mixers.create("block", {})
