@@ -88,7 +88,7 @@ def test_attention_stays_within_windows(kind):
   height, width, p, heads = 6, 9, 3, 2
   q, k, v = (_image(rest=(heads, 5), seed=seed) for seed in range(3))
   bias = jax.random.normal(jax.random.key(0), (heads, p * p, p * p))
-  out = ATTENTION[kind](q, k, v, window_size=p, bias=bias)
+  out = ATTENTION[kind](q, k, v, window_size=p, bias=bias, scale=0.7)
 
   # Full attention over all pixels, with -inf between windows.
   places = [
@@ -100,7 +100,9 @@ def test_attention_stays_within_windows(kind):
   dense = np.asarray(bias)[:, token[:, None], token[None]]
   dense = np.where((window[:, None] == window[None])[None], dense, -np.inf)
   flat = (x.reshape(2, height * width, heads, 5) for x in (q, k, v))
-  full = attention.dot_product_attention(*flat, bias=jnp.asarray(dense))
+  full = attention.dot_product_attention(
+    *flat, bias=jnp.asarray(dense), scale=0.7
+  )
   np.testing.assert_allclose(out, full.reshape(out.shape), atol=1e-5)
 
 
