@@ -111,9 +111,12 @@ def train_and_evaluate(
         run_evaluation()
       while step < total_steps and not guard.should_stop(step):
         profiler.before_step(step)
-        batch = evaluation.put_batch(next(batches), mesh)
-        state, step_metrics = train_step(state, batch)
+        batch = next(batches)
+        state, step_metrics = train_step(
+          state, evaluation.put_batch(batch, mesh)
+        )
         step += 1
+        step_metrics["damaged"] = input_pipeline.count_damaged(batch)
         reporter.push(step, step_metrics)
         evaluate_now = durations.is_due(step, evaluate_every, total_steps)
         save_now = durations.is_due(step, save_every, total_steps)

@@ -2,10 +2,11 @@
 
 import os
 
-# Before JAX starts its backend: tests of sharding need more than one device.
+# Before JAX starts its backend: tests of sharding need more than one device, and
+# small models are compiled more often than they are run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1"
 )
 
 from jaxtyping import install_import_hook

@@ -172,7 +172,16 @@ def small_disk(mount, size):
   """A command prefix that runs the rest with a small disk at `mount`."""
   script = f'mount -t tmpfs -o size={size} none {mount} && "$@"; code=$?; '
   script += f"ls {mount}/run/checkpoints > {mount.parent}/left; exit $code"
-  return ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh")
+  return (
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--mount",
+    "sh",
+    "-c",
+    script,
+    "sh",
+  )
 
 
 def can_mount(tmp_path):

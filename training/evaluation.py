@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import input_pipeline
 from training import mesh as mesh_lib
 
 
@@ -19,8 +20,8 @@ def put_batch(
   """Makes global arrays of this process's rows of a batch."""
   sharding = mesh_lib.batch_sharding(mesh)
   return {
-    name: jax.make_array_from_process_local_data(sharding, rows)
-    for name, rows in batch.items()
+    name: jax.make_array_from_process_local_data(sharding, batch[name])
+    for name in ("image", "label", "mask")
   }
 
 
@@ -43,18 +44,21 @@ def evaluate(
       kept waiting by a long evaluation.
 
   Returns:
-    Means over the examples as Python floats, and `examples`, their number.
+    Means over the examples as Python floats, `examples`, their number, and
+    `damaged`, how many images of this process were skipped.
 
   Raises:
     EvaluationInterrupted: if `should_stop()` became true.
     ValueError: if there was nothing to evaluate.
   """
   totals: dict[str, float] = {}
+  damaged = 0
   pending = None
   for batch in batches:
     if should_stop():
       raise EvaluationInterrupted
     sums = evaluate_step(variables, put_batch(batch, mesh))
+    damaged += input_pipeline.count_damaged(batch)
     # The sums of the batch before: the device already works on this one.
     _add(totals, pending)
     pending = sums
@@ -66,7 +70,7 @@ def evaluate(
       "records are damaged."
     )
   means = {name: total / weight for name, total in totals.items()}
-  return means | {"examples": int(weight)}
+  return means | {"examples": int(weight), "damaged": damaged}
 
 
 def _add(totals: dict[str, float], sums: dict[str, jax.Array] | None) -> None:

@@ -23,7 +23,7 @@ class StepReporter:
     self._progress = progress
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
-  def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+  def push(self, step: int, metrics: dict[str, jax.Array | float]) -> None:
     """Takes the metrics of `step` and reports those of the step before.
 
     Raises:

@@ -14,9 +14,11 @@ _SHOWN_PREDICTIONS = 24
 
 def describe_evaluation(result: dict[str, float]) -> str:
   """ "accuracy 98.06 %, loss 0.0812 on 360 examples"."""
+  damaged = result.get("damaged", 0)
   return (
     f"accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f} "
     f"on {result['examples']} examples"
+    + (f", {damaged} damaged ones left out" if damaged else "")
   )
 
 

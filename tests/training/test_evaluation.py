@@ -47,6 +47,7 @@ def batches_of(images, labels, size):
       "image": np.pad(images[start : start + size], pad + [(0, 0)] * 3),
       "label": np.pad(labels[start : start + size], pad),
       "mask": np.pad(np.ones(count, np.float32), pad),
+      "index": np.pad(np.arange(start, start + count), pad, constant_values=-1),
     }
 
 
@@ -71,6 +72,7 @@ def test_counts_every_example_once(count, mesh):
     "accuracy_top5": (order[:, :5] == labels[:, None]).any(1).mean(),
     "loss": -log_p[np.arange(count), labels].mean(),
     "examples": count,
+    "damaged": 0,
   }
   assert result == pytest.approx(expected, rel=1e-5)
 
@@ -101,6 +103,18 @@ def test_padding_may_be_infinite(mesh):
     jax.jit(task.evaluate), {}, batches_of(images, labels, 8), mesh
   )
   assert np.isfinite(result["loss"])
+
+
+def test_damaged_examples_are_counted_and_left_out(mesh):
+  logits, images, labels = make_examples(10)
+  batches = list(batches_of(images, labels, 8))
+  batches[0]["mask"][[2, 5]] = 0
+  result = evaluation.evaluate(jax.jit(make_task().evaluate), {}, batches, mesh)
+  keep = np.delete(np.arange(10), [2, 5])
+  assert (result["examples"], result["damaged"]) == (8, 2)
+  assert result["accuracy"] == pytest.approx(
+    (logits[keep].argmax(1) == labels[keep]).mean()
+  )
 
 
 def test_nothing_to_evaluate_is_an_error(mesh):

@@ -1,6 +1,8 @@
 import json
 import os
+import shlex
 import shutil
+import sys
 
 import jax
 import ml_collections
@@ -70,7 +72,7 @@ def test_each_start_is_recorded(tmp_path):
   assert len(starts) == 2
   assert starts[0]["versions"]["jax"] == jax.__version__
   assert starts[0]["mesh"] == {"data": 4}
-  assert "pytest" in starts[0]["command"]
+  assert starts[0]["command"] == shlex.join([sys.executable, *sys.argv])
 
 
 def test_without_git_there_is_no_commit(monkeypatch):

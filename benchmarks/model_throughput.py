@@ -1,0 +1,195 @@
+"""Images per second of a model's forward pass and training step, beside timm.
+
+  python -m benchmarks.model_throughput --models=maxvit_tiny_224
+
+Ours and timm's run in turns in one process, on the same device, so that
+whatever else the machine does meets both; the ratio is the median of the
+rounds' ratios. timm gets the faster of its two memory layouts. A training step
+is forward, backward and AdamW on cross-entropy, without stochastic depth.
+"""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from absl import app, flags
+
+import models
+from configs import common
+from tests import parity_helper
+from training import classification, optimizers
+from training import state as state_lib
+from training import step as step_lib
+
+_MODELS = flags.DEFINE_list("models", ["maxvit_tiny_224"], "Names of models.")
+_PASSES = flags.DEFINE_list("passes", ["forward", "train"], "What to time.")
+_BATCH = flags.DEFINE_integer("batch_size", 8, "Images in a batch.")
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16"], "Compute dtype of both."
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
+_SECONDS = flags.DEFINE_float("seconds", 3.0, "Least time of one turn.")
+_COMPILE = flags.DEFINE_bool("compile", False, "torch.compile timm's model.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object a row.")
+
+NUM_CLASSES = 1000
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints a row for each model and pass."""
+  del argv
+  for name in _MODELS.value:
+    for which in _PASSES.value:
+      row = measure(name, which)
+      print(json.dumps(row) if _JSON.value else describe(row), flush=True)
+
+
+def measure(name: str, which: str) -> dict[str, str | float]:
+  """Times one pass of one model, ours and timm's in turns."""
+  size = image_size(name)
+  images = np.random.default_rng(0).integers(
+    0, 256, (_BATCH.value, size, size, 3), np.uint8
+  )
+  labels = np.arange(_BATCH.value, dtype=np.int32) % NUM_CLASSES
+  ours = our_pass(name, which, images, labels)
+  peers = [
+    peer_pass(name, which, images, labels, layout)
+    for layout in ("contiguous_format", "channels_last")
+  ]
+  # One turn each to compile and to choose the peer's layout.
+  time_turn(ours)
+  peer = max(peers, key=time_turn)
+  turns = [(time_turn(ours), time_turn(peer)) for _ in range(_ROUNDS.value)]
+  device = jax.devices()[0]
+  return {
+    "model": name,
+    "pass": which,
+    "dtype": _DTYPE.value,
+    "device": device.device_kind
+    if device.platform != "cpu"
+    else f"{platform.machine()} CPU",
+    "batch_size": _BATCH.value,
+    "ours_images_per_s": statistics.median(a for a, _ in turns),
+    "peer": f"timm {peer_name(name)}" + (" compiled" * _COMPILE.value),
+    "peer_images_per_s": statistics.median(b for _, b in turns),
+    "ratio": statistics.median(a / b for a, b in turns),
+  }
+
+
+def describe(row: dict[str, str | float]) -> str:
+  """One line for people."""
+  return (
+    f"{row['model']} {row['pass']} {row['dtype']} on {row['device']}, batch "
+    f"{row['batch_size']}: {row['ours_images_per_s']:.2f} images/s, "
+    f"{row['peer']} {row['peer_images_per_s']:.2f}, ratio {row['ratio']:.2f}"
+  )
+
+
+def image_size(name: str) -> int:
+  """The resolution that ends a model's name."""
+  return int(name.rpartition("_")[2])
+
+
+def peer_name(name: str) -> str:
+  """timm's name of the same network."""
+  return name if "_tf_" in name else "_tf_".join(name.rsplit("_", 1))
+
+
+def time_turn(run: Callable[[], None]) -> float:
+  """Images per second over at least `--seconds`."""
+  run()
+  count, started = 0, time.perf_counter()
+  while time.perf_counter() - started < _SECONDS.value:
+    run()
+    count += 1
+  return count * _BATCH.value / (time.perf_counter() - started)
+
+
+def our_pass(
+  name: str, which: str, images: np.ndarray, labels: np.ndarray
+) -> Callable[[], None]:
+  """A function that runs our pass once and waits for it."""
+  config = common.get_config()
+  config.data.image_size = images.shape[1]
+  config.optimizer.weight_decay = 0.05
+  model = models.create(
+    name,
+    num_classes=NUM_CLASSES,
+    dtype=_DTYPE.value,
+    stochastic_depth_rate=0.0,
+  )
+  task = classification.Classification(model, config, num_classes=NUM_CLASSES)
+  batch = jax.device_put(
+    {"image": images, "label": labels, "mask": np.ones(len(labels), "float32")}
+  )
+  if which == "forward":
+    variables = jax.jit(task.init)(jax.random.key(0))
+    forward = jax.jit(
+      lambda v, x: model.apply(v, task.normalize(x), train=False)
+    )
+    return lambda: jax.block_until_ready(forward(variables, batch["image"]))
+  if which != "train":
+    raise ValueError(f"passes={which!r} is neither forward nor train.")
+  tx = optimizers.create_optimizer(config.optimizer, lambda step: 1e-3)
+  state = jax.jit(
+    lambda key: state_lib.create_state(task.init(key), tx, key, use_ema=False)
+  )(jax.random.key(0))
+  step = jax.jit(
+    step_lib.make_train_step(task, tx, lambda step: 1e-3, config),
+    donate_argnums=0,
+  )
+
+  def run() -> None:
+    nonlocal state
+    state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+
+  return run
+
+
+def peer_pass(
+  name: str, which: str, images: np.ndarray, labels: np.ndarray, layout: str
+) -> Callable[[], None]:
+  """A function that runs timm's pass once and waits for it."""
+  torch, timm = parity_helper.import_torch(), parity_helper.import_timm()
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  memory_format = getattr(torch, layout)
+  model = timm.create_model(peer_name(name), num_classes=NUM_CLASSES)
+  model = model.to(device, memory_format=memory_format)
+  x = torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+  x = x.to(device, memory_format=memory_format)
+  y = torch.tensor(labels, dtype=torch.long, device=device)
+  autocast = torch.autocast(
+    device, torch.bfloat16, enabled=_DTYPE.value == "bfloat16"
+  )
+  wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+  call = torch.compile(model) if _COMPILE.value else model
+  if which == "forward":
+    model.eval()
+
+    def forward() -> None:
+      with torch.inference_mode(), autocast:
+        call(x)
+      wait()
+
+    return forward
+  model.train()
+  optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+
+  def train() -> None:
+    optimizer.zero_grad()
+    with autocast:
+      logits = call(x)
+    torch.nn.functional.cross_entropy(logits.float(), y).backward()
+    optimizer.step()
+    wait()
+
+  return train
+
+
+if __name__ == "__main__":
+  app.run(main)
