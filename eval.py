@@ -19,8 +19,8 @@ from etils import epath
 
 import experiment as experiment_lib
 from models import pretrained
-from training import checkpoints, cli, evaluation, records, summary
 from train import create_eval_batches
+from training import checkpoints, cli, evaluation, records, summary
 
 
 def evaluate(

@@ -126,8 +126,9 @@ def compile_steps(experiment: Experiment) -> tuple[Any, Any]:
   forward = evaluate_step.cost_analysis()["flops"] / config.eval_batch_size
   step = train_step.cost_analysis()["flops"]
   say(
-    f"{config.model.name}: {parameters:,} parameters, {forward / 1e9:.3g} GFLOP "
-    f"forward per image, {step / 1e9:.3g} GFLOP per training step"
+    f"{config.model.name}: {parameters:,} parameters, "
+    f"{forward / 1e9:.3g} GFLOP forward per image, "
+    f"{step / 1e9:.3g} GFLOP per training step"
   )
   mesh = " x ".join(f"{n} {axis}" for axis, n in experiment.mesh.shape.items())
   say(f"{jax.device_count()} device(s) {jax.devices()[0].device_kind}: {mesh}")

@@ -21,7 +21,7 @@ from absl import app, flags
 import models
 from configs import common
 from tests import parity_helper
-from training import classification, optimizers
+from training import classification, host_memory, optimizers
 from training import state as state_lib
 from training import step as step_lib
 
@@ -42,6 +42,7 @@ NUM_CLASSES = 1000
 def main(argv: Sequence[str]) -> None:
   """Prints a row for each model and pass."""
   del argv
+  host_memory.keep_freed_memory()
   for name in _MODELS.value:
     for which in _PASSES.value:
       row = measure(name, which)
@@ -155,7 +156,7 @@ def peer_pass(
   name: str, which: str, images: np.ndarray, labels: np.ndarray, layout: str
 ) -> Callable[[], None]:
   """A function that runs timm's pass once and waits for it."""
-  torch, timm = parity_helper.import_torch(), parity_helper.import_timm()
+  torch, timm = parity_helper.import_timm()
   device = "cuda" if torch.cuda.is_available() else "cpu"
   memory_format = getattr(torch, layout)
   model = timm.create_model(peer_name(name), num_classes=NUM_CLASSES)

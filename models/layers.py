@@ -1,12 +1,18 @@
 """Layers and helpers that several model families share."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models import dense
 from models.depthwise import depthwise_convolution
+
+# Flax's layers, with a gradient of the kernel that suits every device.
+Dense = functools.partial(nn.Dense, dot_general=dense.dot_general)
+DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=dense.dot_general)
 
 Dtype = str | type | jnp.dtype
 Initializer = Callable[..., jax.Array]
@@ -104,9 +110,9 @@ class SqueezeExcite(nn.Module):
       "param_dtype": self.param_dtype,
     }
     gate = x.mean((1, 2), keepdims=True)
-    gate = nn.Dense(self.width, name="reduce", **options)(gate)
+    gate = Dense(self.width, name="reduce", **options)(gate)
     gate = self.activation(gate)
-    gate = nn.Dense(x.shape[-1], name="expand", **options)(gate)
+    gate = Dense(x.shape[-1], name="expand", **options)(gate)
     return x * nn.sigmoid(gate)
 
 

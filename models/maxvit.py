@@ -20,7 +20,7 @@ from models import layers, token_mixers
 Dtype = layers.Dtype
 
 KERNEL_INIT = nn.initializers.normal(0.02)
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.99, epsilon=1e-3)
+BATCH_NORM_EPSILON = 1e-3
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5)
 
 
@@ -40,6 +40,8 @@ class MaxViT(nn.Module):
       biases are for; they are resized at run time. `window_size` if None.
     expansion: hidden width over output width, in MBConv and feed-forward layer.
     squeeze_ratio: width of squeeze-excite's bottleneck over output width.
+    batch_norm_momentum: share of the old value in an update of the running
+      statistics; runs of few steps want less.
     stochastic_depth_rate: probability that the residual branches of the block
       after the last one would be dropped; it grows linearly from 0.
     num_classes: number of logits; if 0, `model.apply` gives the normalised mean
@@ -59,6 +61,7 @@ class MaxViT(nn.Module):
   bias_table_window: int | None = None
   expansion: int = 4
   squeeze_ratio: float = 0.25
+  batch_norm_momentum: float = 0.99
   stochastic_depth_rate: float = 0.0
   num_classes: int = 1000
   remat: bool = False
@@ -71,7 +74,7 @@ class MaxViT(nn.Module):
         f"depths is {self.depths}; widths {self.widths} need one depth each"
       )
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    self.stem = Stem(self.stem_widths, **dtypes)
+    self.stem = Stem(self.stem_widths, self._batch_norm, **dtypes)
     self.stage = self._stages()
     self.head = Head(self.num_classes, **dtypes)
 
@@ -131,6 +134,16 @@ class MaxViT(nn.Module):
         f"{step}, as {step} or {2 * step}"
       )
 
+  @property
+  def _batch_norm(self) -> functools.partial:
+    return functools.partial(
+      nn.BatchNorm,
+      momentum=self.batch_norm_momentum,
+      epsilon=BATCH_NORM_EPSILON,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+    )
+
   def _stages(self) -> list["Stage"]:
     total = sum(self.depths)
     stages = []
@@ -147,6 +160,7 @@ class MaxViT(nn.Module):
         bias_table_window=self.bias_table_window,
         expansion=self.expansion,
         squeeze_ratio=self.squeeze_ratio,
+        batch_norm=self._batch_norm,
         dtype=self.dtype,
         param_dtype=self.param_dtype,
       )
@@ -161,6 +175,7 @@ class Stem(nn.Module):
   """Two 3 x 3 convolutions, the first of stride 2."""
 
   widths: Sequence[int]
+  batch_norm: functools.partial
   dtype: Dtype
   param_dtype: Dtype
 
@@ -171,7 +186,7 @@ class Stem(nn.Module):
       nn.Conv, kernel_size=(3, 3), kernel_init=KERNEL_INIT, **dtypes
     )
     x = conv(self.widths[0], strides=(2, 2), name="conv_0")(x)
-    x = BatchNorm(use_running_average=not train, name="norm_0", **dtypes)(x)
+    x = self.batch_norm(use_running_average=not train, name="norm_0")(x)
     x = conv(self.widths[1], name="conv_1")(nn.gelu(x))
     return layers.tap(self, "hidden_state", x)
 
@@ -204,6 +219,7 @@ class Block(nn.Module):
   bias_table_window: int | None
   expansion: int
   squeeze_ratio: float
+  batch_norm: functools.partial
   stochastic_depth_rate: float
   dtype: Dtype
   param_dtype: Dtype
@@ -223,6 +239,7 @@ class Block(nn.Module):
           stride,
           self.expansion,
           self.squeeze_ratio,
+          self.batch_norm,
           self.stochastic_depth_rate,
           name=name,
           **dtypes,
@@ -258,6 +275,7 @@ class MBConv(nn.Module):
   stride: int
   expansion: int
   squeeze_ratio: float
+  batch_norm: functools.partial
   stochastic_depth_rate: float
   dtype: Dtype
   param_dtype: Dtype
@@ -266,11 +284,11 @@ class MBConv(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     options = {"kernel_init": KERNEL_INIT, **dtypes}
-    norm = functools.partial(BatchNorm, use_running_average=not train, **dtypes)
+    norm = functools.partial(self.batch_norm, use_running_average=not train)
     hidden = self.expansion * self.width
     # A 1 x 1 convolution is a dense layer, and faster as one.
     y = norm(name="pre_norm")(x)
-    y = nn.Dense(hidden, use_bias=False, name="expand_conv", **options)(y)
+    y = layers.Dense(hidden, use_bias=False, name="expand_conv", **options)(y)
     y = nn.gelu(norm(name="expand_norm")(y))
     y = layers.DepthwiseConv(
       stride=self.stride, name="depthwise_conv", **options
@@ -279,7 +297,7 @@ class MBConv(nn.Module):
     y = layers.SqueezeExcite(
       round(self.squeeze_ratio * self.width), nn.silu, name="se", **options
     )(y)
-    y = nn.Dense(self.width, name="shrink_conv", **options)(y)
+    y = layers.Dense(self.width, name="shrink_conv", **options)(y)
     y = layers.StochasticDepth(self.stochastic_depth_rate)(y, train)
     return Shortcut(self.width, self.stride, name="shortcut", **dtypes)(x) + y
 
@@ -298,7 +316,7 @@ class Shortcut(nn.Module):
       x = layers.average_pool(x)
     if x.shape[-1] == self.width:
       return x
-    return nn.Dense(
+    return layers.Dense(
       self.width,
       kernel_init=KERNEL_INIT,
       dtype=self.dtype,
@@ -338,7 +356,7 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     dense = functools.partial(
-      nn.Dense,
+      layers.Dense,
       kernel_init=KERNEL_INIT,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
@@ -359,7 +377,7 @@ class Head(nn.Module):
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = LayerNorm(name="norm", **dtypes)(x.mean((1, 2)))
     if self.num_classes:
-      dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT, **dtypes)
+      dense = functools.partial(layers.Dense, kernel_init=KERNEL_INIT, **dtypes)
       x = jnp.tanh(dense(x.shape[-1], name="hidden")(x))
       x = dense(self.num_classes, name="logits")(x)
     return x.astype(jnp.float32)

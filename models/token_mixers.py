@@ -54,11 +54,15 @@ class WindowAttention(nn.Module):
       "dtype": self.dtype,
       "param_dtype": self.param_dtype,
     }
-    qkv = nn.DenseGeneral((3, heads, self.head_dim), name="qkv", **options)(x)
+    qkv = layers.DenseGeneral((3, heads, self.head_dim), name="qkv", **options)(
+      x
+    )
     # Three times [batch, height, width, heads, head_dim].
     q, k, v = (qkv[..., i, :, :] for i in range(3))
     out = self._attend(q, k, v, self._bias(heads))
-    return nn.DenseGeneral(channels, axis=(-2, -1), name="out", **options)(out)
+    return layers.DenseGeneral(channels, axis=(-2, -1), name="out", **options)(
+      out
+    )
 
   def _bias(self, heads: int) -> jax.Array:
     side = 2 * (self.bias_table_window or self.window_size) - 1

@@ -2,11 +2,15 @@
 
 import os
 
-# Before JAX starts its backend: tests of sharding need more than one device, and
-# small models are compiled more often than they are run.
+# Before JAX starts its backend: tests of sharding need more than one device,
+# and small models are compiled more often than they are run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1"
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=4",
+    "--xla_backend_optimization_level=1",
+  ]
 )
 
 from jaxtyping import install_import_hook
@@ -15,6 +19,6 @@ from jaxtyping import install_import_hook
 # elsewhere.
 install_import_hook("attention", "beartype.beartype")
 
-import jax
+import jax  # noqa: E402, the hook must come first.
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

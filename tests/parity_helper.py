@@ -8,11 +8,18 @@ import pytest
 from flax import traverse_util
 
 
-def import_timm():
-  """Returns (torch, timm), or skips the test where they are not installed."""
+def import_torch():
+  """Returns torch, or skips the test where it is not installed."""
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    torch = pytest.importorskip("torch")
+    return pytest.importorskip("torch")
+
+
+def import_timm():
+  """Returns (torch, timm), or skips the test where they are not installed."""
+  torch = import_torch()
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
     _stand_in_for_torchvision(torch)
     timm = pytest.importorskip("timm")
   return torch, timm

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from training import host_memory
+
 # What a user can cause and repair; anything else shows its traceback.
 USER_ERRORS = (ValueError, OSError)
 
@@ -19,6 +21,7 @@ def run(
 
   def main_with_short_errors(argv):
     logging.set_verbosity(logging.WARNING)
+    host_memory.keep_freed_memory()
     try:
       main(argv)
     except user_errors as error:

@@ -1,0 +1,80 @@
+"""The product of a dense layer, with a gradient that transposes less.
+
+Passed to Flax's layers as their `dot_general`.
+"""
+
+import functools
+import math
+
+import jax
+from jax import lax
+
+
+def dot_general(
+  x: jax.Array,
+  kernel: jax.Array,
+  dimension_numbers: lax.DotDimensionNumbers,
+  precision: lax.PrecisionLike = None,
+) -> jax.Array:
+  """Contracts the last axes of `x` with the first axes of `kernel`.
+
+  The gradient of the kernel contracts two large arrays over the batch, and
+  a CPU has to transpose the first of them. Autodiff always puts the gradient
+  of the output first, which in a layer that widens is the wider one (and drags
+  whatever computed it into a strided loop). Here the narrower one is first:
+  the same numbers, a sixth less time for a training step of MaxViT on a CPU.
+
+  Args:
+    x: `[..., *inputs]`.
+    kernel: `[*inputs, *outputs]`.
+    dimension_numbers: as for `jax.lax.dot_general`; no batch axes.
+    precision: as for `jax.lax.dot_general`.
+
+  Returns:
+    `[..., *outputs]`.
+  """
+  (x_axes, kernel_axes), batch = dimension_numbers
+  n = len(kernel_axes)
+  if (
+    tuple(batch) != ((), ())
+    or tuple(kernel_axes) != tuple(range(n))
+    or tuple(x_axes) != tuple(range(x.ndim - n, x.ndim))
+  ):
+    raise ValueError(
+      f"dimension_numbers={dimension_numbers} must contract the last axes of x "
+      "with the first axes of the kernel, in order and without batch axes"
+    )
+  return _dense(x, kernel, n, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dense(x, kernel, n, precision):
+  axes = (range(x.ndim - n, x.ndim), range(n))
+  return lax.dot_general(x, kernel, (axes, ((), ())), precision)
+
+
+def _forward(x, kernel, n, precision):
+  return _dense(x, kernel, n, precision), (x, kernel)
+
+
+def _backward(n, precision, residuals, g):
+  x, kernel = residuals
+  outputs = kernel.ndim - n
+  batch = range(x.ndim - n)
+  dx = lax.dot_general(
+    g,
+    kernel,
+    ((range(g.ndim - outputs, g.ndim), range(n, kernel.ndim)), ((), ())),
+    precision,
+  )
+  over_batch = ((batch, batch), ((), ()))
+  if math.prod(kernel.shape[:n]) <= math.prod(kernel.shape[n:]):
+    dkernel = lax.dot_general(x, g, over_batch, precision)
+  else:
+    dkernel = lax.dot_general(g, x, over_batch, precision)
+    # [*outputs, *inputs] -> [*inputs, *outputs]
+    dkernel = dkernel.transpose(*range(outputs, kernel.ndim), *range(outputs))
+  return dx, dkernel
+
+
+_dense.defvjp(_forward, _backward)

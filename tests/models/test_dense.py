@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from models import dense
+
+SHAPES = [
+  # x, kernel: widening, narrowing, one to many axes, many axes to one.
+  ((2, 3, 5, 7), (7, 11)),
+  ((2, 3, 5, 11), (11, 7)),
+  ((4, 6), (6, 3, 2, 5)),
+  ((2, 3, 2, 5), (2, 5, 4)),
+  ((2, 3, 2, 5), (2, 5, 13)),
+]
+
+
+def numbers(x, kernel):
+  n = next(n for n in (1, 2) if x.shape[x.ndim - n :] == kernel.shape[:n])
+  return (tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())
+
+
+@pytest.mark.parametrize(("x_shape", "kernel_shape"), SHAPES)
+@pytest.mark.parametrize(
+  ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)]
+)
+def test_value_and_gradients_equal_autodiff(
+  x_shape, kernel_shape, dtype, tolerance
+):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=x_shape), dtype)
+  kernel = jnp.asarray(rng.normal(size=kernel_shape), dtype)
+  dims = numbers(x, kernel)
+  weight = jnp.asarray(
+    rng.normal(size=lax.dot_general(x, kernel, dims).shape), dtype
+  )
+
+  def value_and_gradients(f):
+    return jax.value_and_grad(
+      lambda x, kernel: (f(x, kernel, dims) * weight).sum(), argnums=(0, 1)
+    )(x, kernel)
+
+  ours = value_and_gradients(dense.dot_general)
+  expected = value_and_gradients(lax.dot_general)
+  for a, b in zip(
+    jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True
+  ):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    np.testing.assert_allclose(
+      a.astype(jnp.float32),
+      b.astype(jnp.float32),
+      rtol=tolerance,
+      atol=tolerance * float(jnp.abs(b).max()),
+    )
+
+
+def test_other_contractions_are_an_error():
+  x, kernel = jnp.zeros((3, 4)), jnp.zeros((3, 4))
+  with pytest.raises(ValueError, match=r"dimension_numbers=.*last axes of x"):
+    dense.dot_general(x, kernel, (((0,), (0,)), ((), ())))
