@@ -74,11 +74,11 @@ class Classification:
         mixup_alpha=mix.mixup_alpha,
         cutmix_alpha=mix.cutmix_alpha,
       )
-    targets = losses.smooth_labels(targets, self.config.loss.label_smoothing)
     return {
       "image": images,
-      "target": targets,
-      "label": batch["label"],
+      "target": losses.smooth_labels(targets, self.config.loss.label_smoothing),
+      # Of a mixture, the class that has the larger share.
+      "label": targets.argmax(-1),
       "mask": mask,
     }
 
