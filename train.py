@@ -7,7 +7,7 @@ overridden on the command line: --config.optimizer.learning_rate=1e-3.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -61,7 +61,7 @@ def train_and_evaluate(
   total_steps = clock.total_steps
   evaluate_every = clock.steps(config.evaluate_every, "evaluate_every")
   save_every = clock.steps(config.checkpoint.every, "checkpoint.every")
-  batches = create_train_iterator(config)
+  batches, eval_batches = create_batches(config)
   records.claim_workdir(workdir, config, override=override_config)
   store = checkpoints.Checkpoints(workdir, config.checkpoint)
 
@@ -89,7 +89,7 @@ def train_and_evaluate(
       result = evaluation.evaluate(
         evaluate_step,
         state.variables(),
-        create_eval_batches(config),
+        eval_batches,
         mesh,
         should_stop=lambda: guard.should_stop(step),
       )
@@ -143,40 +143,41 @@ def train_and_evaluate(
       progress.pause()
       writer.close()
       store.close()
+      batches.close()
 
   if guard.should_stop(step):
     say(f"stopped at step {step}, saved; the same command goes on from there")
   elif jax.process_index() == 0:
-    summary.write_pictures(
-      experiment.task,
-      state.variables(),
-      next(iter(create_eval_batches(config))),
-      experiment.info.class_names,
-      workdir,
-    )
+    summary.write_curves(workdir)
+    # Other processes would have to take part in the predictions.
+    if jax.process_count() == 1:
+      summary.write_predictions(
+        experiment.task,
+        state.variables(),
+        next(iter(eval_batches)),
+        experiment.info.class_names,
+        workdir,
+      )
     say(summary.describe_run(workdir, store))
   return state
 
 
-def create_train_iterator(config: ml_collections.ConfigDict) -> Any:
-  """This process's rows of an endless stream of training batches."""
-  return input_pipeline.train_iterator(
+def create_batches(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
+  """This process's rows of the training stream and of the evaluation split."""
+  process = {
+    "process_index": jax.process_index(),
+    "process_count": jax.process_count(),
+  }
+  train_batches = input_pipeline.train_iterator(
     config.data,
     seed=config.seed,
     global_batch_size=config.batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    **process,
   )
-
-
-def create_eval_batches(config: ml_collections.ConfigDict) -> Iterable[Any]:
-  """This process's rows of one pass through the evaluation split."""
-  return input_pipeline.eval_batches(
-    config.data,
-    batch_size=config.eval_batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+  eval_batches = input_pipeline.eval_batches(
+    config.data, batch_size=config.eval_batch_size, **process
   )
+  return train_batches, eval_batches
 
 
 def main(argv: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
 
   config.batch_size = 64
   config.eval_batch_size = 120
-  config.train_for = "36 epochs"
+  config.train_for = "30 epochs"
   config.evaluate_every = "5 epochs"
   config.checkpoint.every = "5 epochs"
 
@@ -63,7 +63,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
   config.optimizer.final_learning_rate = 1e-5
   config.optimizer.weight_decay = 0.05
   config.optimizer.clip_norm = 1.0
-  config.ema.decay = 0.998
+  config.ema.decay = 0.99
 
   if variant == "tiny":
     config.data.image_size = 16

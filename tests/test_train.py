@@ -267,6 +267,7 @@ def test_another_config_goes_on_when_asked(config, tmp_path):
     ("model.window_size", 3, r"window"),
     ("data.name", "digit", r"digits"),
     ("data.train_split", "training", r"training"),
+    ("data.eval_transform", "resize(8)", r"resize"),
     ("data.image_size", 42, r"42 x 42"),
     ("dtype", "float31", r"float31"),
   ],

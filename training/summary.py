@@ -22,29 +22,32 @@ def describe_evaluation(result: dict[str, float]) -> str:
   )
 
 
-def write_pictures(
+def write_curves(workdir: str) -> None:
+  """Draws metrics.jsonl into curves.png."""
+  with (epath.Path(workdir) / "curves.png").open("wb") as file:
+    plots.plot_curves(metrics.read_metrics(workdir), file)
+
+
+def write_predictions(
   task: Any,
   variables: Any,
   batch: dict[str, np.ndarray],
   class_names: Sequence[str],
   workdir: str,
 ) -> None:
-  """Writes curves.png and predictions.png into the workdir.
+  """Draws what the model says of some images into predictions.png.
 
   Args:
     task: with `predict(variables, images)`.
     variables: parameters and statistics.
     batch: an evaluation batch, of which the first images are shown.
     class_names: a name for each class.
-    workdir: the run's directory, with metrics.jsonl.
+    workdir: the run's directory.
   """
-  directory = epath.Path(workdir)
-  with (directory / "curves.png").open("wb") as file:
-    plots.plot_curves(metrics.read_metrics(workdir), file)
   shown = batch["mask"][:_SHOWN_PREDICTIONS] > 0
   images = batch["image"][:_SHOWN_PREDICTIONS][shown]
   probabilities = jax.jit(task.predict)(variables, images)
-  with (directory / "predictions.png").open("wb") as file:
+  with (epath.Path(workdir) / "predictions.png").open("wb") as file:
     plots.plot_predictions(
       images,
       batch["label"][:_SHOWN_PREDICTIONS][shown],
