@@ -1,5 +1,6 @@
 """Imports timm where it is installed, and what comparisons with it share."""
 
+import sys
 import warnings
 
 import jax
@@ -29,8 +30,11 @@ _LIBRARIES = []
 
 
 def _stand_in_for_torchvision(torch):
-  """Declares the two operators that timm registers gradients for on import."""
-  if _LIBRARIES:
+  """Declares two operators where there is no torchvision that loads.
+
+  Its Python part, which timm imports, registers shapes for them.
+  """
+  if _LIBRARIES or _torchvision_loads():
     return
   library = torch.library.Library("torchvision", "DEF")
   for name in ("nms", "qnms"):
@@ -60,6 +64,17 @@ def timm_logits(module, images):
 def random_images(batch, size, seed=0):
   rng = np.random.default_rng(seed)
   return rng.standard_normal((batch, size, size, 3), np.float32)
+
+
+def _torchvision_loads():
+  try:
+    import torchvision  # noqa: F401
+  except (ImportError, RuntimeError, OSError):
+    # A failed import leaves parts that the next one would trip over.
+    for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+      del sys.modules[name]
+    return False
+  return True
 
 
 def random_variables(model, seed, input_channels=3):

@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from logging import ERROR, LogRecord
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -21,6 +22,7 @@ def run(
 
   def main_with_short_errors(argv):
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(_is_for_people)
     host_memory.keep_freed_memory()
     try:
       main(argv)
@@ -30,6 +32,11 @@ def run(
       sys.exit(f"{type(error).__name__}: {error}")
 
   app.run(main_with_short_errors, flags_parser=_parse_flags)
+
+
+def _is_for_people(record: LogRecord) -> bool:
+  # Orbax warns of the options that we give it on purpose.
+  return record.levelno >= ERROR or "orbax" not in record.pathname
 
 
 def define_config_flag() -> None:
