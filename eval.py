@@ -71,6 +71,7 @@ def load_variables(
       weights,
       model=overrides.pop("name"),
       num_classes=experiment.info.num_classes,
+      input_channels=experiment.config.data.channels,
       **overrides,
     )
     like = experiment.state.variables(averaged=False)

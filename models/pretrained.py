@@ -6,6 +6,7 @@ logits = models.create("maxvit_tiny_224").apply(variables, images)
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +30,7 @@ def load(
   *,
   resize_tables: bool = False,
   replace_head: bool = False,
+  input_channels: int = 3,
   seed: int = 0,
   **overrides: Any,
 ) -> Variables:
@@ -42,6 +44,7 @@ def load(
       interpolated to the model's.
     replace_head: whether the layer of the logits is initialised anew, as for
       other classes, and that of the file, if any, ignored.
+    input_channels: channels of the images that the model is for.
     seed: seed of that initialisation.
     **overrides: fields of the model, if `model` is a name.
 
@@ -57,9 +60,13 @@ def load(
       "its fields directly"
     )
   variables = from_tensors(
-    _read(source), model, resize_tables=resize_tables, replace_head=replace_head
+    _read(source),
+    model,
+    resize_tables=resize_tables,
+    replace_head=replace_head,
+    input_channels=input_channels,
   )
-  return _initialise_missing(variables, model, seed)
+  return _initialise_missing(variables, _init(model, input_channels, seed))
 
 
 def from_tensors(
@@ -68,11 +75,12 @@ def from_tensors(
   *,
   resize_tables: bool = False,
   replace_head: bool = False,
+  input_channels: int = 3,
 ) -> Variables:
   """Like `load`, from {name: tensor}; a replaced head is left out."""
   weight_map = weight_maps.of(model)
   left, problems, loaded = dict(tensors), [], {}
-  for path, wanted in _flat_shapes(model).items():
+  for path, wanted in _flat_shapes(_init(model, input_channels)).items():
     name, layout = weight_map(path[1:])
     tensor = left.pop(name, None)
     if replace_head and _is_head(path):
@@ -109,25 +117,28 @@ def to_tensors(variables: Variables, model: nn.Module) -> Tensors:
   return tensors
 
 
-def _flat_shapes(model: nn.Module) -> dict[tuple[str, ...], Any]:
-  return traverse_util.flatten_dict(jax.eval_shape(_init(model)))
-
-
-def _init(model: nn.Module, seed: int = 0):
-  image = jnp.zeros((1, model.size_multiple, model.size_multiple, 3))
+def _init(
+  model: nn.Module, input_channels: int, seed: int = 0
+) -> Callable[[], Variables]:
+  size = model.size_multiple
+  image = jnp.zeros((1, size, size, input_channels))
   return functools.partial(model.init, jax.random.key(seed), image)
 
 
+def _flat_shapes(init: Callable[[], Variables]) -> dict[tuple[str, ...], Any]:
+  return traverse_util.flatten_dict(jax.eval_shape(init))
+
+
 def _initialise_missing(
-  variables: Variables, model: nn.Module, seed: int
+  variables: Variables, init: Callable[[], Variables]
 ) -> Variables:
   flat = traverse_util.flatten_dict(variables)
-  missing = [path for path in _flat_shapes(model) if path not in flat]
+  missing = [path for path in _flat_shapes(init) if path not in flat]
   if missing:
 
     def fresh():
       # Under jit only what is returned is computed.
-      initial = traverse_util.flatten_dict(_init(model, seed)())
+      initial = traverse_util.flatten_dict(init())
       return {path: initial[path] for path in missing}
 
     flat |= jax.jit(fresh)()

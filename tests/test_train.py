@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import eval as eval_lib
+import experiment
 import train
 from configs import digits
+from models import pretrained
 from training import checkpoints, evaluation, records, reporting
 
 
@@ -117,6 +119,18 @@ def test_eval_reproduces_the_number(config, finished):
   assert best["accuracy"] == max(r.get("eval/accuracy", 0) for r in rows)
   raw = eval_lib.evaluate(config, workdir, use_ema=False)
   assert raw["loss"] != result["loss"]
+
+
+def test_eval_takes_a_file_of_weights(config, finished, tmp_path):
+  safetensors = pytest.importorskip("safetensors.numpy")
+  state, workdir = finished
+  model = experiment.create(config).task.model
+  path = str(tmp_path / "weights.safetensors")
+  safetensors.save_file(pretrained.to_tensors(state.variables(), model), path)
+  result = eval_lib.evaluate(config, path)
+  assert result == eval_lib.evaluate(config, workdir)
+  random = eval_lib.evaluate(config, "random")
+  assert random["loss"] != result["loss"]
 
 
 def test_eval_errors_say_what_is_there(config, finished, tmp_path):
