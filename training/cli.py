@@ -3,7 +3,7 @@
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from logging import ERROR, LogRecord
+from logging import ERROR, LogRecord, getLogger
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -23,6 +23,8 @@ def run(
   def main_with_short_errors(argv):
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_logger().addFilter(_is_for_people)
+    # It complains of fonts that our pictures do not use.
+    getLogger("matplotlib").setLevel(ERROR)
     host_memory.keep_freed_memory()
     try:
       main(argv)

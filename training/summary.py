@@ -64,12 +64,16 @@ def describe_run(workdir: str, store: checkpoints.Checkpoints) -> str:
   ]
   last = {k.removeprefix("eval/"): v for k, v in rows[-1].items()}
   best = store.best_step()
+  pictures = [
+    f"{workdir}/{name}.png"
+    for name in ("curves", "predictions")
+    if (epath.Path(workdir) / f"{name}.png").exists()
+  ]
   return f"""
 final evaluation: {describe_evaluation(last)}
   checkpoints   {store.directory}: steps {store.steps()}, best {best}
   metrics       {workdir}/metrics.jsonl, tensorboard --logdir={workdir}
-  curves        {workdir}/curves.png
-  predictions   {workdir}/predictions.png
+  pictures      {", ".join(pictures)}
   config        {workdir}/config.json, versions and command: run.json
 
 reproduce the number:
