@@ -19,7 +19,7 @@ from etils import epath
 
 import experiment as experiment_lib
 from models import pretrained
-from train import create_batches
+from train import create_eval_batches
 from training import checkpoints, cli, evaluation, records, summary
 
 
@@ -51,7 +51,7 @@ def evaluate(
     return evaluation.evaluate(
       jax.jit(experiment.task.evaluate),
       variables,
-      create_batches(config)[1],
+      create_eval_batches(config),
       experiment.mesh,
     )
 

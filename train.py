@@ -61,7 +61,8 @@ def train_and_evaluate(
   total_steps = clock.total_steps
   evaluate_every = clock.steps(config.evaluate_every, "evaluate_every")
   save_every = clock.steps(config.checkpoint.every, "checkpoint.every")
-  batches, eval_batches = create_batches(config)
+  batches = create_train_batches(config)
+  eval_batches = create_eval_batches(config)
   records.claim_workdir(workdir, config, override=override_config)
   store = checkpoints.Checkpoints(workdir, config.checkpoint)
 
@@ -162,22 +163,25 @@ def train_and_evaluate(
   return state
 
 
-def create_batches(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
-  """This process's rows of the training stream and of the evaluation split."""
-  process = {
-    "process_index": jax.process_index(),
-    "process_count": jax.process_count(),
-  }
-  train_batches = input_pipeline.train_iterator(
+def create_train_batches(config: ml_collections.ConfigDict) -> Any:
+  """This process's rows of an endless stream of training batches."""
+  return input_pipeline.train_iterator(
     config.data,
     seed=config.seed,
     global_batch_size=config.batch_size,
-    **process,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
-  eval_batches = input_pipeline.eval_batches(
-    config.data, batch_size=config.eval_batch_size, **process
+
+
+def create_eval_batches(config: ml_collections.ConfigDict) -> Any:
+  """This process's rows of the evaluation split; can be iterated again."""
+  return input_pipeline.eval_batches(
+    config.data,
+    batch_size=config.eval_batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
-  return train_batches, eval_batches
 
 
 def main(argv: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ class Checkpoints:
       return metrics[config.best_metric]
 
     policies = checkpoint_managers
-    self._options = ocp.CheckpointManagerOptions(
+    options = ocp.CheckpointManagerOptions(
       best_fn=metric,
       preservation_policy=policies.AnyPreservationPolicy(
         [
@@ -57,7 +57,7 @@ class Checkpoints:
       create=not read_only,
       read_only=read_only,
     )
-    self._manager = ocp.CheckpointManager(self.directory, options=self._options)
+    self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def steps(self) -> list[int]:
     """Steps of the whole checkpoints, ascending."""

@@ -103,7 +103,7 @@ class Classification:
   def evaluate(
     self, variables: dict[str, Any], batch: Batch
   ) -> dict[str, jax.Array]:
-    """Summed metrics of a batch, and the predicted class of each example."""
+    """Summed metrics of a batch, on targets that are not smoothed."""
     logits = self.model.apply(
       variables, self.normalize(batch["image"]), train=False
     )
