@@ -61,12 +61,18 @@ def finish(shared, workdir, *overrides, **options):
 
 
 @pytest.fixture(scope="module")
-def reference(shared, tmp_path_factory):
-  """The final arrays of a run that nothing interrupted."""
+def reference_run(shared, tmp_path_factory):
+  """The folder of a run that nothing interrupted."""
   workdir = tmp_path_factory.mktemp("reference") / "run"
   code, output = finish(shared, workdir)
   assert code == 0, output
-  return final_arrays(workdir)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def reference(reference_run):
+  """The final arrays of a run that nothing interrupted."""
+  return final_arrays(reference_run)
 
 
 def final_arrays(workdir):
@@ -253,7 +259,7 @@ def can_mount(tmp_path):
 
 
 def test_a_full_disk_is_a_clear_error_and_old_checkpoints_stand(
-  shared, reference, tmp_path
+  shared, reference_run, tmp_path
 ):
   if not can_mount(tmp_path):
     pytest.skip("this system lets no user mount a small disk to fill")
@@ -261,7 +267,7 @@ def test_a_full_disk_is_a_clear_error_and_old_checkpoints_stand(
   mount.mkdir()
   size = sum(
     f.stat().st_size
-    for f in (shared.parent).rglob("checkpoints/120/**/*")
+    for f in (reference_run / "checkpoints" / str(STEPS)).rglob("*")
     if f.is_file()
   )
   # Room for the first checkpoints, not for all that are kept.
