@@ -12,6 +12,12 @@ PARITY = [
   # gigabytes for a GPU.
   "torch==2.13.0",
 ]
+# Compilers for chips that are not here; no driver and no toolkit.
+COMPILE = [
+  "libtpu>=0.0.52",
+  "jax-cuda13-plugin==0.10.2; python_version < '3.12'",
+  "jax-cuda13-plugin>=0.12,<0.13; python_version >= '3.12'",
+]
 TEST = [
   "beartype>=0.22",
   "hypothesis>=6.100",
@@ -57,7 +63,7 @@ setup(
     "test": TEST,
     "parity": PARITY,
     "hub": ["huggingface_hub>=0.30", "safetensors>=0.5"],
-    "compile": ["libtpu"],
+    "compile": COMPILE,
     "prepare": ["tensorflow"],
     "colab": ["ipykernel>=6.29"],
   },

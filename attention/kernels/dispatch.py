@@ -1,0 +1,149 @@
+"""Which implementation runs, and where its kernel finds its share of the data.
+
+A public function of `attention` takes `implementation`:
+
+- "xla": the reference, which defines what is right;
+- "pallas": the kernel for the platform JAX runs on; an error says why if there
+  is none;
+- "auto": the kernel if there is one for the platform and the arguments,
+  otherwise the reference;
+- "tpu", "gpu": that kernel whatever the platform here, to compile it for a chip
+  that is not at hand; "tpu_interpret", "gpu_interpret": the same kernel, run
+  by Pallas's interpreter on any machine, to test it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+from jax.sharding import PartitionSpec
+
+IMPLEMENTATIONS = (
+  "auto",
+  "xla",
+  "pallas",
+  "tpu",
+  "gpu",
+  "tpu_interpret",
+  "gpu_interpret",
+)
+# Axes of the mesh that a batch and the heads are split over, where it has them.
+BATCH_AXES = ("data", "fsdp")
+HEAD_AXES = ("model",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """What a kernel is built for.
+
+  Attributes:
+    platform: "tpu" or "gpu".
+    interpret: whether Pallas's interpreter runs the kernel.
+  """
+
+  platform: str
+  interpret: bool = False
+
+
+def choose(
+  implementation: str, reasons: Mapping[str, Callable[[], str | None]]
+) -> Target | None:
+  """Returns the kernel target to use, or None for the reference.
+
+  Args:
+    implementation: one of IMPLEMENTATIONS.
+    reasons: for each platform that has a kernel, a function that says why the
+      kernel cannot take the arguments, or None if it can.
+
+  Raises:
+    ValueError: if there is no such implementation, or if a kernel was asked
+      for and cannot take the arguments.
+  """
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"implementation is {implementation!r}; it must be one of "
+      f"{', '.join(map(repr, IMPLEMENTATIONS))}"
+    )
+  if implementation == "xla":
+    return None
+  named = implementation not in ("auto", "pallas")
+  platform = implementation.split("_")[0] if named else jax.default_backend()
+  if platform not in reasons:
+    reason = f"there is no kernel for the platform {platform!r}"
+  else:
+    reason = reasons[platform]()
+  if reason is None:
+    return Target(platform, interpret=implementation.endswith("_interpret"))
+  if implementation == "auto":
+    return None
+  raise ValueError(f"implementation is {implementation!r}, but {reason}")
+
+
+def per_device(
+  kernel: Callable,
+  arrays: Sequence[jax.Array],
+  layouts: Sequence[str],
+  out_layouts: Sequence[str] | str,
+):
+  """Calls `kernel(*arrays)`, on each device of the current mesh its own part.
+
+  The compiler cannot split a kernel. Where a mesh of several devices is set
+  (`jax.set_mesh`), the batch axis is split over the mesh axes BATCH_AXES and
+  the heads over HEAD_AXES as far as sizes divide; other axes are whole on
+  each device.
+
+  Args:
+    kernel: function of arrays only.
+    arrays: its arguments.
+    layouts: a letter for each axis of each array; "b" is the batch and "h" the
+      heads, which may be of size 1 to be shared.
+    out_layouts: the same for the result, or one for each of several results.
+
+  Returns:
+    What `kernel` returns.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  automatic = {
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind == jax.sharding.AxisType.Auto and mesh.shape[name] > 1
+  }
+  names = {}
+  for letter, axes in (("b", BATCH_AXES), ("h", HEAD_AXES)):
+    axes = tuple(axis for axis in axes if axis in automatic)
+    sizes = {
+      size
+      for array, layout in zip(arrays, layouts, strict=True)
+      for size, axis in zip(array.shape, layout, strict=True)
+      if axis == letter and size > 1
+    }
+    parts = 1
+    for axis in axes:
+      parts *= mesh.shape[axis]
+    if parts > 1 and sizes and all(size % parts == 0 for size in sizes):
+      names[letter] = axes
+  if not automatic:
+    return kernel(*arrays)
+
+  def spec(layout, shape=None):
+    return PartitionSpec(
+      *(
+        names.get(axis) if shape is None or shape[i] > 1 else None
+        for i, axis in enumerate(layout)
+      )
+    )
+
+  if isinstance(out_layouts, str):
+    out_specs = spec(out_layouts)
+  else:
+    out_specs = tuple(spec(layout) for layout in out_layouts)
+  return jax.shard_map(
+    kernel,
+    in_specs=tuple(
+      spec(layout, array.shape)
+      for array, layout in zip(arrays, layouts, strict=True)
+    ),
+    out_specs=out_specs,
+    axis_names=automatic,
+    check_vma=False,
+  )(*arrays)
