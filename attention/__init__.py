@@ -1,6 +1,8 @@
 """Attention mechanisms as pure functions on arrays."""
 
+from attention import finishes, masks, normalizers, scales, scores
 from attention.dot_product import (
+  AttentionResult,
   apply_attention_weights,
   attention_weights,
   dot_product_attention,
@@ -19,15 +21,21 @@ from attention.windows import (
 )
 
 __all__ = [
+  "AttentionResult",
   "apply_attention_weights",
   "attention_weights",
   "block_attention",
   "block_partition",
   "block_unpartition",
   "dot_product_attention",
+  "finishes",
   "grid_attention",
   "grid_partition",
   "grid_unpartition",
+  "masks",
+  "normalizers",
   "relative_position_bias",
   "resize_relative_table",
+  "scales",
+  "scores",
 ]

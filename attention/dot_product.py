@@ -1,119 +1,291 @@
-"""Scaled dot-product attention, the definition every kernel must equal."""
+"""Dot-product attention with five slots, the definition of right for kernels.
 
-import jax
+scores  = scale * q k^T
+scores  = score_mods(scores)     attention.scores
+visible = mask(positions)        attention.masks
+weights = normalizer(scores)     attention.normalizers
+out     = finish(weights v)      attention.finishes
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from attention import normalizers, scores, tiles
+from attention.finishes import Finish
+from attention.mask_base import Mask
+from attention.normalizers import Normalizer
+from attention.scores import ScoreMod
+
+
+class AttentionResult(NamedTuple):
+  """What attention returns when more than the output is asked for.
+
+  Attributes:
+    out: [..., q_len, heads, v_dim].
+    log_sum_exp: logarithm of the denominator of the softmax, [..., heads,
+      q_len] in float32, -inf for a query that sees nothing; None if not asked
+      for.
+    weights: [..., heads, q_len, kv_len] in float32; None if not asked for.
+  """
+
+  out: Array
+  log_sum_exp: Array | None
+  weights: Array | None
 
 
 def dot_product_attention(
   q: Float[Array, "*batch q_len heads dim"],
-  k: Float[Array, "*batch kv_len heads dim"],
-  v: Float[Array, "*batch kv_len heads v_dim"],
+  k: Float[Array, "*batch kv_len k_heads dim"],
+  v: Float[Array, "*batch kv_len v_heads v_dim"],
   *,
   bias: Float[Array, "..."] | None = None,
-  scale: float | None = None,
-) -> Float[Array, "*batch q_len heads v_dim"]:
-  """Returns `softmax(scale * q k^T + bias) v`, head by head.
+  scale: float | Float[Array, "..."] | None = None,
+  score_mods: ScoreMod | Sequence[ScoreMod] = (),
+  mask: Mask | None = None,
+  normalizer: Normalizer | None = None,
+  finish: Finish | Sequence[Finish] = (),
+  return_log_sum_exp: bool = False,
+  return_weights: bool = False,
+  implementation: str = "auto",
+) -> Float[Array, "*batch q_len heads v_dim"] | AttentionResult:
+  """Returns `finish(normalizer(mask(score_mods(scale * q k^T))) v)`.
 
-  Equation 1 of "Attention Is All You Need" (arXiv 1706.03762) with an additive
-  bias, in the conventions of `jax.nn.dot_product_attention`, but with any
-  number of leading axes, so that windows are just another batch axis. Scores,
-  softmax and accumulation are float32 whatever the dtype of the inputs.
+  Equation 1 of "Attention Is All You Need" (arXiv 1706.03762) with each of its
+  places open, in the conventions of `jax.nn.dot_product_attention`, but with
+  any number of leading axes: windows are just another batch axis. Scores,
+  normalisation and accumulation are float32 whatever the dtype of the inputs.
+  Query head h uses key head h * k_heads // heads and value head
+  h * v_heads // heads. A query that sees no key gets zeros.
 
   Args:
     q: queries [..., q_len, heads, dim].
-    k: keys [..., kv_len, heads, dim].
-    v: values [..., kv_len, heads, v_dim].
-    bias: added to the scaled scores before the softmax; anything that
+    k: keys [..., kv_len, k_heads, dim]; k_heads divides heads.
+    v: values [..., kv_len, v_heads, v_dim]; v_heads divides heads.
+    bias: shorthand for `scores.bias` before `score_mods`: anything that
       broadcasts to [..., heads, q_len, kv_len].
-    scale: factor of the scores; dim ** -0.5 if None.
+    scale: factor of the scores; dim ** -0.5 if None. An array must broadcast
+      to [batch, heads, q_len]: [heads, 1] is a scale for each head, [q_len] one
+      for each query.
+    score_mods: changes of the scores, in order (`attention.scores`).
+    mask: which keys a query sees (`attention.masks`); all if None.
+    normalizer: how scores become weights (`attention.normalizers`); softmax if
+      None.
+    finish: changes of the output, in order (`attention.finishes`).
+    return_log_sum_exp: whether to return the log-sum-exp as well.
+    return_weights: whether to return the weights as well, which only the
+      reference has.
+    implementation: "auto", "xla" or "pallas"; see `kernels.dispatch`.
+
+  With more than one leading axis, the batch of masks and modifications is all
+  of them in row-major order.
 
   Returns:
-    [..., q_len, heads, v_dim] in the dtype of `q`.
+    [..., q_len, heads, v_dim] in the dtype of `q`, or an AttentionResult if
+    more is asked for.
 
   Raises:
-    ValueError: if the shapes of `q`, `k`, `v` and `bias` do not agree.
+    ValueError: if shapes do not agree, the normalizer has no log-sum-exp, or
+      the implementation cannot take the arguments.
   """
-  weights = attention_weights(q, k, bias=bias, scale=scale)
-  return apply_attention_weights(weights, v).astype(q.dtype)
+  _check(q, k, v)
+  lead = q.shape[:-3]
+  q, k, v = (x.reshape(math.prod(lead), *x.shape[-3:]) for x in (q, k, v))
+  shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+  mods = _all_mods(bias, score_mods, lead, shape)
+  scale, mods = _split_scale(scale, mods, q.shape[-1], shape)
+  _check_operands(mods, mask, shape)
+  result = _reference(
+    q, k, v, scale, mods, mask, normalizer or normalizers.softmax()
+  )
+  out, lse, weights = result
+  if return_log_sum_exp and lse is None:
+    raise ValueError(
+      f"return_log_sum_exp is True, but {type(normalizer).__name__} weights "
+      "have no log-sum-exp; softmax and affine have"
+    )
+  for step in (finish,) if isinstance(finish, Finish) else finish:
+    out = step.apply(out, lambda: _value_sum(v, mask, shape))
+  out = out.astype(q.dtype).reshape(*lead, *out.shape[1:])
+  if not (return_log_sum_exp or return_weights):
+    return out
+  return AttentionResult(
+    out,
+    lse.reshape(*lead, *lse.shape[1:]) if return_log_sum_exp else None,
+    weights.reshape(*lead, *weights.shape[1:]) if return_weights else None,
+  )
 
 
 def attention_weights(
   q: Float[Array, "*batch q_len heads dim"],
-  k: Float[Array, "*batch kv_len heads dim"],
+  k: Float[Array, "*batch kv_len k_heads dim"],
   *,
   bias: Float[Array, "..."] | None = None,
-  scale: float | None = None,
+  scale: float | Float[Array, "..."] | None = None,
+  score_mods: ScoreMod | Sequence[ScoreMod] = (),
+  mask: Mask | None = None,
+  normalizer: Normalizer | None = None,
 ) -> Float[Array, "*batch heads q_len kv_len"]:
-  """Returns `softmax(scale * q k^T + bias)` in float32: the attention map.
+  """Returns the weights of `dot_product_attention` in float32: the map.
 
   Arguments and errors are those of `dot_product_attention`. With
   `apply_attention_weights` it is the way to look at or to edit the map.
   """
-  _check_keys(q, k)
-  scores = jnp.einsum(
-    "...qhd,...khd->...hqk", q, k, preferred_element_type=jnp.float32
+  result = dot_product_attention(
+    q,
+    k,
+    k,
+    bias=bias,
+    scale=scale,
+    score_mods=score_mods,
+    mask=mask,
+    normalizer=normalizer,
+    return_weights=True,
+    implementation="xla",
   )
-  scores *= q.shape[-1] ** -0.5 if scale is None else scale
-  if bias is not None:
-    scores += _expand_bias(bias, scores.shape)
-  return jax.nn.softmax(scores, axis=-1)
+  return result.weights
 
 
 def apply_attention_weights(
   weights: Float[Array, "*batch heads q_len kv_len"],
-  v: Float[Array, "*batch kv_len heads v_dim"],
+  v: Float[Array, "*batch kv_len v_heads v_dim"],
 ) -> Float[Array, "*batch q_len heads v_dim"]:
   """Returns `weights v`, accumulated in float32, in the dtype of `v`.
 
   Args:
     weights: attention map [..., heads, q_len, kv_len].
-    v: values [..., kv_len, heads, v_dim].
+    v: values [..., kv_len, v_heads, v_dim]; v_heads divides heads.
 
   Raises:
     ValueError: if the shapes of `weights` and `v` do not agree.
   """
-  expected = (*v.shape[:-3], v.shape[-2], v.shape[-3])
-  if (*weights.shape[:-2], weights.shape[-1]) != expected:
+  *lead, heads, _, kv_len = weights.shape
+  if (*v.shape[:-3], v.shape[-3]) != (*lead, kv_len) or heads % v.shape[-2]:
     raise ValueError(
       f"v has shape {v.shape}; weights of shape {weights.shape} need values "
-      "[..., kv_len, heads, v_dim] with the same leading axes, heads and kv_len"
+      "[..., kv_len, v_heads, v_dim] with the same leading axes and kv_len, "
+      "and v_heads that divides heads"
     )
+  return _weigh(weights, v).astype(v.dtype)
+
+
+def _reference(q, k, v, scale, mods, mask, normalizer):
+  """Returns the output in float32, the log-sum-exp and the weights."""
+  k = _repeat_heads(k, q.shape[2])
+  values = jnp.einsum(
+    "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
+  )
+  values *= scale
+  for mod in mods:
+    values = tiles.over_all_scores(
+      mod.modify, mod.operands(), values.shape, values
+    )
+  visible = None
+  if mask is not None:
+    batch, heads, q_len, kv_len = values.shape
+    visible = mask.dense(q_len, kv_len, batch=batch, heads=heads)
+  weights, lse = normalizer.weights(values, visible)
+  return _weigh(weights, v), lse, weights
+
+
+def _weigh(weights: Array, v: Array) -> Array:
   # The product runs in the dtype of the values: that is what matrix units want.
-  out = jnp.einsum(
+  return jnp.einsum(
     "...hqk,...khd->...qhd",
     weights.astype(v.dtype),
-    v,
+    _repeat_heads(v, weights.shape[-3]),
     preferred_element_type=jnp.float32,
   )
-  return out.astype(v.dtype)
 
 
-def _check_keys(q: Array, k: Array) -> None:
+def _repeat_heads(x: Array, heads: int) -> Array:
+  """Gives each query head its own of [..., len, few heads, dim]."""
+  return x if x.shape[-2] == heads else jnp.repeat(x, heads // x.shape[-2], -2)
+
+
+def _value_sum(v: Array, mask: Mask | None, shape) -> Array:
+  """Returns the sum of the values each query sees, in float32."""
+  batch, heads, q_len, kv_len = shape
+  v = _repeat_heads(v.astype(jnp.float32), heads)
+  if mask is None:
+    total = jnp.sum(v, axis=1, keepdims=True)
+    return jnp.broadcast_to(total, (batch, q_len, *v.shape[2:]))
+  visible = mask.dense(q_len, kv_len, batch=batch, heads=heads)
+  return _weigh(visible.astype(jnp.float32), v)
+
+
+def _all_mods(bias, mods, lead, shape) -> tuple[ScoreMod, ...]:
+  """Returns the score modifications with the bias before them."""
+  mods = (mods,) if isinstance(mods, ScoreMod) else tuple(mods)
+  for mod in mods:
+    if not isinstance(mod, ScoreMod):
+      raise ValueError(
+        f"score_mods has {mod!r}; it takes what attention.scores makes, such "
+        "as scores.function(f) for a plain function f"
+      )
+  if bias is None:
+    return mods
+  full = (*lead, *shape[1:])
+  padded = (1,) * (len(full) - bias.ndim) + bias.shape
+  if len(padded) != len(full) or any(
+    have not in (1, want) for have, want in zip(padded, full, strict=True)
+  ):
+    raise ValueError(
+      f"bias has shape {bias.shape}; it must broadcast to "
+      f"[..., heads, q_len, kv_len] = {full}"
+    )
+  bias = bias.reshape(padded)
+  if len(lead) != 1 and max(padded[: len(lead)], default=1) > 1:
+    bias = jnp.broadcast_to(bias, (*lead, *padded[-3:]))
+  return (scores.bias(bias.reshape(-1, *padded[-3:])), *mods)
+
+
+def _split_scale(scale, mods, dim: int, shape):
+  """Returns the scale as a number, one that is an array as a modification."""
+  if scale is None:
+    return dim**-0.5, mods
+  if jnp.ndim(scale) == 0:
+    return scale, mods
+  padded = (1,) * (3 - scale.ndim) + scale.shape
+  if len(padded) != 3 or any(
+    have not in (1, want) for have, want in zip(padded, shape[:3], strict=True)
+  ):
+    raise ValueError(
+      f"scale has shape {scale.shape}; it must broadcast to "
+      f"[batch, heads, q_len] = {shape[:3]}"
+    )
+  return 1.0, (scores.Scale(scale.reshape(padded)), *mods)
+
+
+def _check_operands(mods, mask, shape) -> None:
+  for name, parts in (("score_mods", mods), ("mask", (mask,) if mask else ())):
+    for part in parts:
+      for operand in part.operands():
+        operand.check(f"an array of {name}, {type(part).__name__},", *shape)
+
+
+def _check(q: Array, k: Array, v: Array) -> None:
   if q.ndim < 3:
     raise ValueError(
       f"q has shape {q.shape}; it needs at least [q_len, heads, dim]"
     )
-  fits = (*q.shape[:-3], "kv_len", *q.shape[-2:])
-  if k.ndim != q.ndim or any(
-    have != want
-    for have, want in zip(k.shape, fits, strict=True)
-    if want != "kv_len"
+  *lead, _, heads, dim = q.shape
+  if (
+    k.ndim != q.ndim
+    or [*k.shape[:-3], k.shape[-1]] != [*lead, dim]
+    or heads % k.shape[-2]
   ):
+    fits = ", ".join(map(str, (*lead, "kv_len", "k_heads", dim)))
     raise ValueError(
-      f"k has shape {k.shape}; queries of shape {q.shape} need "
-      f"[{', '.join(map(str, fits))}]"
+      f"k has shape {k.shape}; queries of shape {q.shape} need [{fits}] with "
+      f"k_heads that divides {heads}"
     )
-
-
-def _expand_bias(bias: Array, shape: tuple[int, ...]) -> Array:
-  """Adds the leading axes that implicit rank promotion would add."""
-  padded = (1,) * (len(shape) - bias.ndim) + bias.shape
-  if len(padded) != len(shape) or any(
-    have not in (1, want) for have, want in zip(padded, shape, strict=True)
-  ):
+  if v.ndim != q.ndim or v.shape[:-2] != k.shape[:-2] or heads % v.shape[-2]:
+    fits = ", ".join(map(str, (*k.shape[:-2], "v_heads", "v_dim")))
     raise ValueError(
-      f"bias has shape {bias.shape}; it must broadcast to "
-      f"[..., heads, q_len, kv_len] = {shape}"
+      f"v has shape {v.shape}; keys of shape {k.shape} need [{fits}] with "
+      f"v_heads that divides {heads}"
     )
-  return bias.reshape(padded).astype(jnp.float32)

@@ -1,0 +1,275 @@
+"""What a mask is, and how masks combine.
+
+See `attention.masks` for the masks themselves.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from attention import tiles
+from attention.tiles import Operand, Tile
+
+# The state of a tile. MIXED may be said of any tile, at the price of speed.
+EMPTY, MIXED, FULL = 0, 1, 2
+
+
+class Mask(abc.ABC):
+  """Which keys a query may see; a frozen dataclass registered as a pytree."""
+
+  def operands(self) -> tuple[Operand, ...]:
+    """Returns the arrays whose parts `visible` takes as values."""
+    return ()
+
+  @abc.abstractmethod
+  def visible(self, tile: Tile, *values: Array) -> Array:
+    """Returns booleans that broadcast to the tile: True where a key is seen."""
+
+  def tile_states(
+    self, q_len: int, kv_len: int, block_q: int, block_k: int
+  ) -> np.ndarray | Array:
+    """Returns EMPTY, MIXED or FULL for each tile of block_q x block_k scores.
+
+    Args:
+      q_len: number of queries; the last tile may reach beyond.
+      kv_len: number of keys.
+      block_q: queries in a tile.
+      block_k: keys in a tile.
+
+    Returns:
+      Integers that broadcast to [batch, heads, q_tiles, k_tiles], with all four
+      axes. A NumPy array where they are known before the program runs.
+    """
+    tiles = (-(-q_len // block_q), -(-kv_len // block_k))
+    return np.full((1, 1, *tiles), MIXED, np.int32)
+
+  def tile_multiples(self) -> tuple[int, int]:
+    """Returns sizes that block_q and block_k must divide; 0 for any size."""
+    return 0, 0
+
+  def in_mixed_tile(self) -> "Mask | None":
+    """Returns a mask with the same value on MIXED tiles, None if always True.
+
+    Raises:
+      NotImplementedError: if there is none that a kernel can evaluate.
+    """
+    return self
+
+  def dense(
+    self, q_len: int, kv_len: int, *, batch: int = 1, heads: int = 1
+  ) -> Bool[Array, "batch heads q_len kv_len"]:
+    """Returns the mask as an array [batch, heads, q_len, kv_len]."""
+    shape = (batch, heads, q_len, kv_len)
+    for operand in self.operands():
+      operand.check("an array of the mask", *shape)
+    return tiles.over_all_scores(
+      lambda _, tile, *values: self.visible(tile, *values),
+      self.operands(),
+      shape,
+    )
+
+  def __and__(self, other: "Mask") -> "Mask":
+    return _Both(self, other)
+
+  def __or__(self, other: "Mask") -> "Mask":
+    return _Either(self, other)
+
+  def __invert__(self) -> "Mask":
+    return _Not(self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dense(Mask):
+  """Booleans [batch, heads, q_len, kv_len], each axis possibly of size one."""
+
+  array: Array
+
+  def operands(self):
+    return (tiles.squeezed(self.array, "bhqk"),)
+
+  def visible(self, tile, *values):
+    return values[0]
+
+  def tile_states(self, q_len, kv_len, block_q, block_k):
+    sizes = (*self.array.shape[:2], q_len, kv_len)
+    array = jnp.broadcast_to(self.array, sizes)
+    pads = (-q_len % block_q, -kv_len % block_k)
+    rows, columns = (
+      (q_len + pads[0]) // block_q,
+      (kv_len + pads[1]) // block_k,
+    )
+
+    def reduce(reduction, beyond):
+      padded = jnp.pad(
+        array,
+        ((0, 0), (0, 0), (0, pads[0]), (0, pads[1])),
+        constant_values=beyond,
+      )
+      parts = padded.reshape(*sizes[:2], rows, block_q, columns, block_k)
+      return reduction(parts, axis=(3, 5))
+
+    return states(empty=~reduce(jnp.any, False), full=reduce(jnp.all, True))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Blocks(Mask):
+  """An explicit list of visible blocks of scores.
+
+  Attributes:
+    table: booleans that broadcast to [batch, heads, q_blocks, k_blocks], with
+      all four axes; NumPy, so that kernels know it before the program runs.
+    block_q: queries in a block.
+    block_k: keys in a block.
+  """
+
+  table: np.ndarray
+  block_q: int = dataclasses.field(metadata={"static": True})
+  block_k: int = dataclasses.field(metadata={"static": True})
+
+  def visible(self, tile, *values):
+    # Only the reference comes here: kernels use tiles within one block.
+    table = jnp.asarray(self.table)
+    batch = jnp._minimum(tile.batch, table.shape[0] - 1)
+    head = jnp._minimum(tile.head, table.shape[1] - 1)
+    rows = tile.q_index[:, 0] // self.block_q
+    columns = tile.k_index[0] // self.block_k
+    return table[batch, head][rows][:, columns]
+
+  def tile_states(self, q_len, kv_len, block_q, block_k):
+    rows = np.arange(-(-q_len // block_q)) * block_q // self.block_q
+    columns = np.arange(-(-kv_len // block_k)) * block_k // self.block_k
+    table = np.asarray(self.table)[:, :, rows][:, :, :, columns]
+    return np.where(table, FULL, EMPTY).astype(np.int32)
+
+  def tile_multiples(self):
+    return self.block_q, self.block_k
+
+  def in_mixed_tile(self):
+    return None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Both(Mask):
+  """a & b."""
+
+  a: Mask
+  b: Mask
+
+  def operands(self):
+    return (*self.a.operands(), *self.b.operands())
+
+  def visible(self, tile, *values):
+    return _visible(self.a, tile, values) & _visible(self.b, tile, values, -1)
+
+  def tile_states(self, *sizes):
+    a, b = self.a.tile_states(*sizes), self.b.tile_states(*sizes)
+    return _minimum(a, b)
+
+  def tile_multiples(self):
+    return _least_multiples(self.a, self.b)
+
+  def in_mixed_tile(self):
+    return _remaining(self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Either(Mask):
+  """a | b."""
+
+  a: Mask
+  b: Mask
+
+  def operands(self):
+    return (*self.a.operands(), *self.b.operands())
+
+  def visible(self, tile, *values):
+    return _visible(self.a, tile, values) | _visible(self.b, tile, values, -1)
+
+  def tile_states(self, *sizes):
+    a, b = self.a.tile_states(*sizes), self.b.tile_states(*sizes)
+    return FULL - _minimum(FULL - a, FULL - b)
+
+  def tile_multiples(self):
+    return _least_multiples(self.a, self.b)
+
+  def in_mixed_tile(self):
+    return _remaining(self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Not(Mask):
+  """~a."""
+
+  a: Mask
+
+  def operands(self):
+    return self.a.operands()
+
+  def visible(self, tile, *values):
+    return ~self.a.visible(tile, *values)
+
+  def tile_states(self, *sizes):
+    return FULL - self.a.tile_states(*sizes)
+
+  def tile_multiples(self):
+    return self.a.tile_multiples()
+
+  def in_mixed_tile(self):
+    inner = self.a.in_mixed_tile()
+    return None if inner is None else _Not(inner)
+
+
+def _visible(mask: Mask, tile: Tile, values: Sequence[Array], end: int = 1):
+  """Evaluates one of two masks on the first or the last of the values."""
+  count = len(mask.operands())
+  return mask.visible(
+    tile, *(values[:count] if end > 0 else values[len(values) - count :])
+  )
+
+
+def _remaining(both: "_Both | _Either") -> Mask | None:
+  """Drops from a pair the mask that is all True or all False on any tile.
+
+  A mixed tile of `a & b` is one that a uniform `a` shows as a whole, and one of
+  `a | b` is one that it hides as a whole, so that what is left is `b`.
+  """
+  uniform = [isinstance(mask, Blocks | None) for mask in (both.a, both.b)]
+  if all(uniform):
+    return None
+  if any(uniform):
+    return (both.b if uniform[0] else both.a).in_mixed_tile()
+  if any(both.tile_multiples()):
+    raise NotImplementedError(
+      "a block list stands deeper than the outermost & or | of the mask"
+    )
+  return both
+
+
+def _least_multiples(a: Mask, b: Mask) -> tuple[int, int]:
+  return tuple(
+    int(np.gcd(*sizes))
+    for sizes in zip(a.tile_multiples(), b.tile_multiples(), strict=True)
+  )
+
+
+def _minimum(a, b):
+  static = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+  return (np if static else jnp)._minimum(a, b)
+
+
+def states(empty, full):
+  """Returns the states of tiles as integers with four axes."""
+  library = np if isinstance(empty, np.ndarray) else jnp
+  states = library.where(empty, EMPTY, library.where(full, FULL, MIXED))
+  states = states.astype(np.int32)
+  return states.reshape((1,) * (4 - states.ndim) + states.shape)

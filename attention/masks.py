@@ -1,0 +1,258 @@
+"""Masks: which keys a query may see. They combine with &, | and ~.
+
+A mask knows its value on a tile of positions, from which the reference makes
+the dense mask, and whether a whole tile is empty or full, so that a kernel
+skips what is empty and does not mask what is full (`mask_base.Mask`).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from attention.grid_masks import inward_window, radial_blocks, radial_tokens
+from attention.mask_base import (
+  EMPTY,
+  FULL,
+  MIXED,
+  Blocks,
+  Dense,
+  Mask,
+  states,
+)
+from attention.tiles import Operand
+
+__all__ = [
+  "EMPTY",
+  "FULL",
+  "MIXED",
+  "Mask",
+  "blocks",
+  "causal",
+  "dense",
+  "function",
+  "inward_window",
+  "padding",
+  "prefix",
+  "radial_blocks",
+  "radial_tokens",
+  "segments",
+  "sliding_window",
+]
+
+
+def causal(offset: int = 0) -> Mask:
+  """Each query sees itself and what is before it: k <= q + offset.
+
+  Args:
+    offset: position of the first query among the keys, for queries that go on
+      from a cache.
+  """
+  return Band(None, offset)
+
+
+def sliding_window(before: int, after: int = 0, *, offset: int = 0) -> Mask:
+  """Each query sees `before` keys before it, itself, and `after` behind it.
+
+  Args:
+    before: how many earlier keys are seen, not counting the query's own.
+    after: how many later keys are seen; 0 makes the window causal.
+    offset: position of the first query among the keys.
+
+  Raises:
+    ValueError: if `before` or `after` is negative.
+  """
+  for name, value in (("before", before), ("after", after)):
+    if value < 0:
+      raise ValueError(f"{name} is {value}; it must be at least 0")
+  return Band(offset - before, offset + after)
+
+
+def prefix(length: int | Int[Array, " batch"]) -> Mask:
+  """All queries see the first `length` keys.
+
+  `causal() | prefix(n)` is the mask of a prefix language model.
+
+  Args:
+    length: a number, or one for each batch element, [batch].
+  """
+  return FirstKeys(jnp.asarray(length, jnp.int32))
+
+
+def padding(lengths: Int[Array, " batch"]) -> Mask:
+  """Hides the keys behind the end of each sequence.
+
+  Args:
+    lengths: how many keys are real, [batch].
+  """
+  return FirstKeys(jnp.asarray(lengths, jnp.int32))
+
+
+def segments(
+  q_segments: Int[Array, "batch q_len"],
+  kv_segments: Int[Array, "batch kv_len"] | None = None,
+) -> Mask:
+  """Queries see the keys of their own segment, as in packed sequences.
+
+  Args:
+    q_segments: the segment of each query, [batch, q_len].
+    kv_segments: the segment of each key, [batch, kv_len]; as the queries' if
+      None.
+  """
+  return Segments(
+    q_segments, q_segments if kv_segments is None else kv_segments
+  )
+
+
+def dense(array: Bool[Array, "..."]) -> Mask:
+  """A mask of booleans that broadcast to [batch, heads, q_len, kv_len]."""
+  if array.ndim > 4:
+    raise ValueError(
+      f"array has shape {array.shape}; it must broadcast to [batch, heads, "
+      "q_len, kv_len]"
+    )
+  array = jnp.asarray(array)
+  return Dense(array.reshape((1,) * (4 - array.ndim) + array.shape))
+
+
+def function(visible: Callable[..., Array]) -> Mask:
+  """A mask from a plain function.
+
+  Args:
+    visible: `visible(batch, head, q_index, k_index)` returns booleans; the
+      indices are integer arrays that broadcast against each other, and the
+      function must be elementwise.
+  """
+  return Function(visible)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Band(Mask):
+  """lower <= k - q <= upper, None for no bound."""
+
+  lower: int | None = dataclasses.field(metadata={"static": True})
+  upper: int | None = dataclasses.field(metadata={"static": True})
+
+  def visible(self, tile, *values):
+    offset = tile.k_index - tile.q_index
+    seen = jnp.full(offset.shape, True)
+    if self.lower is not None:
+      seen &= offset >= self.lower
+    if self.upper is not None:
+      seen &= offset <= self.upper
+    return seen
+
+  def tile_states(self, q_len, kv_len, block_q, block_k):
+    q_first, q_last = _tile_ends(q_len, block_q)
+    k_first, k_last = _tile_ends(kv_len, block_k)
+    least = k_first[None, :] - q_last[:, None]
+    most = k_last[None, :] - q_first[:, None]
+    lower = least.min() if self.lower is None else self.lower
+    upper = most.max() if self.upper is None else self.upper
+    return states(
+      empty=(most < lower) | (least > upper),
+      full=(least >= lower) & (most <= upper),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FirstKeys(Mask):
+  """k < length; `length` is a scalar or [batch]."""
+
+  length: Array
+
+  def operands(self):
+    return (Operand(self.length, "b" * self.length.ndim),)
+
+  def visible(self, tile, *values):
+    return tile.k_index < values[0]
+
+  def tile_states(self, q_len, kv_len, block_q, block_k):
+    k_first, k_last = _tile_ends(kv_len, block_k)
+    length = self.length.reshape(-1, 1, 1, 1)
+    shape = (length.shape[0], 1, -(-q_len // block_q), len(k_first))
+    return jnp.broadcast_to(
+      states(empty=k_first >= length, full=k_last < length), shape
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Segments(Mask):
+  """The segments of the query and the key are the same."""
+
+  q_segments: Array
+  kv_segments: Array
+
+  def operands(self):
+    return (Operand(self.q_segments, "bq"), Operand(self.kv_segments, "bk"))
+
+  def visible(self, tile, *values):
+    q_segments, kv_segments = values
+    return q_segments == kv_segments
+
+  def tile_states(self, q_len, kv_len, block_q, block_k):
+    q_least, q_most = _tile_range(self.q_segments, block_q)
+    k_least, k_most = _tile_range(self.kv_segments, block_k)
+    q_least, q_most = q_least[:, None, :, None], q_most[:, None, :, None]
+    k_least, k_most = k_least[:, None, None, :], k_most[:, None, None, :]
+    return states(
+      empty=(k_most < q_least) | (k_least > q_most),
+      full=(q_least == k_most) & (k_least == q_most) & (q_least == q_most),
+    )
+
+
+def blocks(
+  table: Bool[np.ndarray, "..."], block_q: int, block_k: int | None = None
+) -> Mask:
+  """A mask from an explicit table of visible blocks.
+
+  Args:
+    table: booleans that broadcast to [batch, heads, q_blocks, k_blocks].
+    block_q: queries in a block.
+    block_k: keys in a block; as `block_q` if None.
+
+  Raises:
+    ValueError: if a block has no tokens or the table more than four axes.
+  """
+  block_k = block_q if block_k is None else block_k
+  if min(block_q, block_k) < 1 or not 2 <= np.ndim(table) <= 4:
+    raise ValueError(
+      f"table has shape {np.shape(table)} and blocks {block_q} x {block_k}; "
+      "the table must be [batch, heads, q_blocks, k_blocks], the first two "
+      "possibly left out, and blocks at least 1 x 1"
+    )
+  table = np.asarray(table, bool)
+  return Blocks(
+    table.reshape((1,) * (4 - table.ndim) + table.shape), block_q, block_k
+  )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Function(Mask):
+  """A mask from a plain function of the indices."""
+
+  f: Callable[..., Array] = dataclasses.field(metadata={"static": True})
+
+  def visible(self, tile, *values):
+    return self.f(*tile)
+
+
+def _tile_ends(length: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the first and the last position of each tile."""
+  first = np.arange(0, length, block)
+  return first, np.minimum(first + block, length) - 1
+
+
+def _tile_range(x: Array, block: int) -> tuple[Array, Array]:
+  """Returns the least and the largest of each `block` of [batch, length]."""
+  batch, length = x.shape
+  x = jnp.pad(x, ((0, 0), (0, -length % block)), mode="edge")
+  x = x.reshape(batch, -1, block)
+  return x.min(axis=-1), x.max(axis=-1)
