@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from attention import normalizers, scores, tiles
 from attention.finishes import Finish
+from attention.kernels import dispatch, flash
 from attention.mask_base import Mask
 from attention.normalizers import Normalizer
 from attention.scores import ScoreMod
@@ -98,17 +99,24 @@ def dot_product_attention(
   mods = _all_mods(bias, score_mods, lead, shape)
   scale, mods = _split_scale(scale, mods, q.shape[-1], shape)
   _check_operands(mods, mask, shape)
-  result = _reference(
-    q, k, v, scale, mods, mask, normalizer or normalizers.softmax()
+  normalizer = normalizers.softmax() if normalizer is None else normalizer
+  arguments = (q, k, v, scale, mods, mask, normalizer)
+  target = dispatch.choose(
+    implementation, _reasons(*arguments, return_weights=return_weights)
   )
-  out, lse, weights = result
+  if target is None:
+    out, lse, weights = _reference(*arguments)
+  else:
+    (out, lse), weights = _fused(*arguments, target), None
   if return_log_sum_exp and lse is None:
     raise ValueError(
       f"return_log_sum_exp is True, but {type(normalizer).__name__} weights "
       "have no log-sum-exp; softmax and affine have"
     )
   for step in (finish,) if isinstance(finish, Finish) else finish:
-    out = step.apply(out, lambda: _value_sum(v, mask, shape))
+    out = step.apply(
+      out.astype(jnp.float32), lambda: _value_sum(q, k, v, mask, target)
+    )
   out = out.astype(q.dtype).reshape(*lead, *out.shape[1:])
   if not (return_log_sum_exp or return_weights):
     return out
@@ -191,6 +199,44 @@ def _reference(q, k, v, scale, mods, mask, normalizer):
   return _weigh(weights, v), lse, weights
 
 
+def _reasons(q, k, v, scale, mods, mask, normalizer, *, return_weights):
+  """Returns why there is no kernel for a call, for each platform."""
+
+  def reason():
+    if return_weights:
+      return "return_weights is True, and only the reference has the weights"
+    if not isinstance(scale, int | float):
+      return "scale is a traced scalar; pass a number or an array [1]"
+    return flash.unsupported(q, k, v, mods, mask)
+
+  return {platform: reason for platform in flash.PLATFORMS}
+
+
+def _fused(q, k, v, scale, mods, mask, normalizer, target):
+  """Returns the output and the log-sum-exp by kernels."""
+
+  def attend(*more, weigh="softmax"):
+    return flash.flash_attention(
+      q,
+      k,
+      v,
+      scale=scale,
+      mods=(*mods, *more),
+      mask=mask,
+      weigh=weigh,
+      target=target,
+    )
+
+  def counts():
+    if mask is None:
+      return jnp.full((1, 1, 1), k.shape[1], jnp.float32)
+    batch, q_len, heads, _ = q.shape
+    visible = mask.dense(q_len, k.shape[1], batch=batch, heads=heads)
+    return jnp.sum(visible, axis=-1, dtype=jnp.float32)
+
+  return normalizer.fused(attend, counts)
+
+
 def _weigh(weights: Array, v: Array) -> Array:
   # The product runs in the dtype of the values: that is what matrix units want.
   return jnp.einsum(
@@ -206,15 +252,18 @@ def _repeat_heads(x: Array, heads: int) -> Array:
   return x if x.shape[-2] == heads else jnp.repeat(x, heads // x.shape[-2], -2)
 
 
-def _value_sum(v: Array, mask: Mask | None, shape) -> Array:
+def _value_sum(q, k, v, mask, target) -> Array:
   """Returns the sum of the values each query sees, in float32."""
-  batch, heads, q_len, kv_len = shape
-  v = _repeat_heads(v.astype(jnp.float32), heads)
-  if mask is None:
-    total = jnp.sum(v, axis=1, keepdims=True)
-    return jnp.broadcast_to(total, (batch, q_len, *v.shape[2:]))
-  visible = mask.dense(q_len, kv_len, batch=batch, heads=heads)
-  return _weigh(visible.astype(jnp.float32), v)
+  if target is not None:
+    return flash.flash_attention(
+      q, k, v, scale=1.0, mods=(), mask=mask, weigh="ones", target=target
+    )[0].astype(jnp.float32)
+  batch, q_len, heads, _ = q.shape
+  shape = (batch, heads, q_len, k.shape[1])
+  visible = jnp.ones(shape, bool)
+  if mask is not None:
+    visible = mask.dense(*shape[2:], batch=batch, heads=heads)
+  return _weigh(visible.astype(jnp.float32), v.astype(jnp.float32))
 
 
 def _all_mods(bias, mods, lead, shape) -> tuple[ScoreMod, ...]:
@@ -257,7 +306,10 @@ def _split_scale(scale, mods, dim: int, shape):
       f"scale has shape {scale.shape}; it must broadcast to "
       f"[batch, heads, q_len] = {shape[:3]}"
     )
-  return 1.0, (scores.Scale(scale.reshape(padded)), *mods)
+  return 1.0, (
+    scores.Scale(tiles.squeezed(scale.reshape(padded), "bhq")),
+    *mods,
+  )
 
 
 def _check_operands(mods, mask, shape) -> None:

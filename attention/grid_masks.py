@@ -106,7 +106,7 @@ def radial_tokens(frames: int, tokens: int) -> Mask:
   seen = near | (kept & (apart == 0))
   seen[:, 0] = True
   seen = seen.transpose(0, 2, 1, 3).reshape(frames * tokens, frames * tokens)
-  return mask_base.Dense(seen[None, None])
+  return mask_base.Dense(Operand(seen, "qk"))
 
 
 def radial_blocks(

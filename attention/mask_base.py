@@ -23,7 +23,11 @@ class Mask(abc.ABC):
   """Which keys a query may see; a frozen dataclass registered as a pytree."""
 
   def operands(self) -> tuple[Operand, ...]:
-    """Returns the arrays whose parts `visible` takes as values."""
+    """Returns the arrays whose parts `visible` takes as values.
+
+    Kernels ask for them while they are built, so that nothing may be computed
+    here.
+    """
     return ()
 
   @abc.abstractmethod
@@ -86,19 +90,20 @@ class Mask(abc.ABC):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dense(Mask):
-  """Booleans [batch, heads, q_len, kv_len], each axis possibly of size one."""
+  """Booleans with some of the axes batch, heads, q_len and kv_len."""
 
-  array: Array
+  operand: Operand
 
   def operands(self):
-    return (tiles.squeezed(self.array, "bhqk"),)
+    return (self.operand,)
 
   def visible(self, tile, *values):
     return values[0]
 
   def tile_states(self, q_len, kv_len, block_q, block_k):
-    sizes = (*self.array.shape[:2], q_len, kv_len)
-    array = jnp.broadcast_to(self.array, sizes)
+    array = tiles.unsqueezed(self.operand, "bhqk")
+    sizes = (*array.shape[:2], q_len, kv_len)
+    array = jnp.broadcast_to(array, sizes)
     pads = (-q_len % block_q, -kv_len % block_k)
     rows, columns = (
       (q_len + pads[0]) // block_q,
@@ -136,8 +141,8 @@ class Blocks(Mask):
   def visible(self, tile, *values):
     # Only the reference comes here: kernels use tiles within one block.
     table = jnp.asarray(self.table)
-    batch = jnp._minimum(tile.batch, table.shape[0] - 1)
-    head = jnp._minimum(tile.head, table.shape[1] - 1)
+    batch = jnp.minimum(tile.batch, table.shape[0] - 1)
+    head = jnp.minimum(tile.head, table.shape[1] - 1)
     rows = tile.q_index[:, 0] // self.block_q
     columns = tile.k_index[0] // self.block_k
     return table[batch, head][rows][:, columns]
@@ -264,7 +269,7 @@ def _least_multiples(a: Mask, b: Mask) -> tuple[int, int]:
 
 def _minimum(a, b):
   static = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-  return (np if static else jnp)._minimum(a, b)
+  return (np if static else jnp).minimum(a, b)
 
 
 def states(empty, full):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from attention import tiles
 from attention.grid_masks import inward_window, radial_blocks, radial_tokens
 from attention.mask_base import (
   EMPTY,
@@ -115,7 +116,8 @@ def dense(array: Bool[Array, "..."]) -> Mask:
       "q_len, kv_len]"
     )
   array = jnp.asarray(array)
-  return Dense(array.reshape((1,) * (4 - array.ndim) + array.shape))
+  array = array.reshape((1,) * (4 - array.ndim) + array.shape)
+  return Dense(tiles.squeezed(array, "bhqk"))
 
 
 def function(visible: Callable[..., Array]) -> Mask:
@@ -173,9 +175,9 @@ class FirstKeys(Mask):
     return tile.k_index < values[0]
 
   def tile_states(self, q_len, kv_len, block_q, block_k):
-    k_first, k_last = _tile_ends(kv_len, block_k)
+    k_first, k_last = (x[None, None, None] for x in _tile_ends(kv_len, block_k))
     length = self.length.reshape(-1, 1, 1, 1)
-    shape = (length.shape[0], 1, -(-q_len // block_q), len(k_first))
+    shape = (length.shape[0], 1, -(-q_len // block_q), k_first.size)
     return jnp.broadcast_to(
       states(empty=k_first >= length, full=k_last < length), shape
     )

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from attention import scores as score_mods
 from attention import tiles
+from attention.tiles import Operand
 
 # One pass of a kernel, `attend(*mods, weigh="softmax")`, returns (output,
 # log-sum-exp) of softmax(scores) v with `mods` after the scores' own
@@ -136,7 +137,7 @@ class Softmax(Normalizer):
   def weights(self, scores, visible):
     if visible is not None:
       scores = jnp.where(visible, scores, -jnp.inf)
-    sink = None if self.sink is None else self.sink[:, None, None]
+    sink = None if self.sink is None else self.sink[None, :, None, None]
     return _softmax(scores, sink)
 
   def fused(self, attend, counts):
@@ -187,8 +188,8 @@ class ReweightedSoftplus(Normalizer):
     count = counts()
     factor = count / (jnp.exp(lse) + self.epsilon)
     sharpen = LogReweighted(
-      factor,
-      jnp.broadcast_to(self._threshold(count), factor.shape),
+      tiles.squeezed(factor, "bhq"),
+      tiles.squeezed(self._threshold(count), "bhq"),
       self.power,
     )
     out, _ = _sunk(*attend(LogSoftplus(), sharpen), math.log(self.epsilon))
@@ -260,19 +261,14 @@ class LogSoftplus(score_mods.ScoreMod):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LogReweighted(score_mods.ScoreMod):
-  """power * log(relu(factor * exp(s) - threshold)), -inf for log 0.
+  """power * log(relu(factor * exp(s) - threshold)), -inf for log 0."""
 
-  `factor` and `threshold` are [batch, heads, q_len].
-  """
-
-  factor: Array
-  threshold: Array
+  factor: Operand
+  threshold: Operand
   power: float = dataclasses.field(metadata={"static": True})
 
   def operands(self):
-    return tuple(
-      tiles.squeezed(x, "bhq") for x in (self.factor, self.threshold)
-    )
+    return self.factor, self.threshold
 
   def modify(self, score, tile, *values):
     factor, threshold = values

@@ -20,7 +20,11 @@ class ScoreMod(abc.ABC):
   """A change of scores; a frozen dataclass registered as a pytree."""
 
   def operands(self) -> tuple[Operand, ...]:
-    """Returns the arrays whose parts `modify` takes as values."""
+    """Returns the arrays whose parts `modify` takes as values.
+
+    Kernels ask for them while they are built, so that nothing may be computed
+    here.
+    """
     return ()
 
   @abc.abstractmethod
@@ -39,7 +43,8 @@ def bias(array: Float[Array, "..."]) -> ScoreMod:
       f"array has shape {array.shape}; it must broadcast to [batch, heads, "
       "q_len, kv_len]"
     )
-  return Bias(array.reshape((1,) * (4 - array.ndim) + array.shape))
+  array = array.reshape((1,) * (4 - array.ndim) + array.shape)
+  return Bias(tiles.squeezed(array, "bhqk"))
 
 
 def factored_bias(
@@ -233,12 +238,12 @@ def function(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bias(ScoreMod):
-  """Adds [batch, heads, q_len, kv_len], each axis possibly of size one."""
+  """Adds an array with some of the axes batch, heads, q_len and kv_len."""
 
-  array: Array
+  operand: Operand
 
   def operands(self):
-    return (tiles.squeezed(self.array, "bhqk"),)
+    return (self.operand,)
 
   def modify(self, score, tile, *values):
     return score + values[0].astype(jnp.float32)
@@ -299,12 +304,12 @@ class SoftCap(ScoreMod):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scale(ScoreMod):
-  """Multiplies by [batch, heads, q_len], each axis possibly of size one."""
+  """Multiplies by an array with some of the axes batch, heads and q_len."""
 
-  factor: Array
+  operand: Operand
 
   def operands(self):
-    return (tiles.squeezed(self.factor, "bhq"),)
+    return (self.operand,)
 
   def modify(self, score, tile, *values):
     return score * values[0].astype(jnp.float32)

@@ -93,6 +93,12 @@ def squeezed(array: Array, axes: str) -> Operand:
   return Operand(array.reshape(shape), "".join(kept))
 
 
+def unsqueezed(operand: Operand, axes: str) -> Array:
+  """Returns the array of an operand with all of `axes`."""
+  sizes = dict(zip(operand.axes, operand.array.shape, strict=True))
+  return jnp.reshape(operand.array, [sizes.get(axis, 1) for axis in axes])
+
+
 def as_value(array: Array, inner: str) -> Array:
   """Gives what is left of an operand its two axes as the value on a tile."""
   match inner:

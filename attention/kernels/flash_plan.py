@@ -1,0 +1,205 @@
+"""What the flash kernels are told besides arrays, and how arrays are made fit.
+
+Everything here is the same for TPU and GPU.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from attention import mask_base, scores
+from attention.mask_base import EMPTY, Mask
+from attention.scores import ScoreMod
+from attention.tiles import Operand, Tile
+
+# Added to a tile number of the list: tile * LIST_BASE + state.
+LIST_BASE = 4
+# The score of a masked key, far below every running maximum, which starts at
+# LEAST: exp(MASKED - LEAST) is zero, so that a row of masked keys sums to zero.
+MASKED = -1e30
+LEAST = -1e29
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+  """What is known about a call before it runs.
+
+  Attributes:
+    mods: the score modifications, in order.
+    mask: the mask as it is on mixed tiles; None if there are no mixed tiles.
+    axes: the axes of the operands of `mods` and then of `mask`.
+    mod_operands: how many of the operands are those of `mods`.
+    booleans: which operands are booleans, which kernels get as int8.
+    scale: factor of the scores.
+    weigh: "softmax", "sigmoid" or "ones".
+    q_len, kv_len: lengths without padding.
+    block_q, block_k: sides of a tile.
+    listed: whether kernels get lists of tiles; otherwise all tiles are full.
+    precision: of the products.
+    interpret: whether Pallas's interpreter runs the kernel.
+  """
+
+  mods: tuple[ScoreMod, ...]
+  mask: Mask | None
+  axes: tuple[str, ...]
+  mod_operands: int
+  booleans: tuple[bool, ...]
+  scale: float
+  weigh: str
+  q_len: int
+  kv_len: int
+  block_q: int
+  block_k: int
+  listed: bool
+  precision: jax.lax.Precision | None
+  interpret: bool
+
+  def inner(self, operand: int) -> str:
+    """Returns the axes of an operand after batch and heads."""
+    return self.axes[operand].lstrip("b").lstrip("h")
+
+  def modified(self, score: Array, tile: Tile, values: Sequence[Array]):
+    """Applies the score modifications to a scaled tile of scores."""
+    taken = 0
+    for mod in self.mods:
+      count = len(mod.operands())
+      score = mod.modify(score, tile, *values[taken : taken + count])
+      taken += count
+    return score
+
+  def visible(self, tile: Tile, values: Sequence[Array]) -> Array:
+    """Returns the mask on a mixed tile."""
+    return self.mask.visible(tile, *values[self.mod_operands :])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeysInside(Mask):
+  """Hides what pads the keys to whole tiles."""
+
+  kv_len: int = dataclasses.field(metadata={"static": True})
+
+  def visible(self, tile, *values):
+    return tile.k_index < self.kv_len
+
+  def tile_states(self, q_len, kv_len, block_q, block_k):
+    first = np.arange(0, kv_len, block_k)
+    full = first + block_k <= self.kv_len
+    shape = (-(-q_len // block_q), len(first))
+    full = np.broadcast_to(full, shape)
+    return mask_base.states(np.zeros(shape, bool), full)
+
+
+def tile_list(states: np.ndarray | Array) -> np.ndarray | Array:
+  """Lists for each row of tiles those that are not empty, in order.
+
+  Args:
+    states: [batch, heads, rows, columns], batch and heads possibly of size one.
+
+  Returns:
+    [batch, heads, rows, longest] of column * LIST_BASE + state; rows with
+    fewer tiles repeat their last column as EMPTY, which costs no memory
+    traffic. If the states are traced, `longest` is the number of columns.
+  """
+  static = isinstance(states, np.ndarray)
+  library = np if static else jnp
+  empty = states == EMPTY
+  order = library.argsort(empty, axis=-1, stable=True)
+  count = (~empty).sum(axis=-1, keepdims=True)
+  if static:
+    order = order[..., : max(int(count.max()), 1)]
+  place = library.arange(order.shape[-1])[None, None, None]
+  last = library.take_along_axis(order, library.maximum(count - 1, 0), -1)
+  state = library.take_along_axis(states, order, -1)
+  listed = library.where(
+    place < count, order * LIST_BASE + state, last * LIST_BASE + EMPTY
+  )
+  return listed.astype(np.int32)
+
+
+def with_factors(
+  q: Array, k: Array, scale: float, mods: Sequence[ScoreMod]
+) -> tuple[Array, Array, list[ScoreMod]]:
+  """Turns factored biases into more channels of queries and keys.
+
+  The sum of products that the matrix unit makes anyway then holds the bias,
+  which is exact for float32 as it stands. For narrower inputs each factor is
+  split into three parts of their width, whose six products that matter carry
+  float32. The rule holds for a factored bias among the first modifications
+  that add; others stay.
+
+  Args:
+    q: [batch, q_len, heads, dim].
+    k: [batch, kv_len, k_heads, dim].
+    scale: factor of the scores, by which the factors are divided.
+    mods: score modifications.
+  """
+  rest = list(mods)
+  for mod in mods:
+    if not isinstance(mod, scores.FactoredBias | scores.Bias):
+      break
+    if isinstance(mod, scores.FactoredBias):
+      rest.remove(mod)
+      heads = q.shape[2]
+      q_factor = _over_heads(mod.q_factor / scale, q.shape[0], heads)
+      k_factor = _over_heads(mod.k_factor, q.shape[0], heads)
+      if q.dtype != jnp.float32:
+        q_factor, k_factor = _split(q_factor, k_factor, q.dtype)
+      k = jnp.repeat(k, heads // k.shape[2], axis=2)
+      q = jnp.concatenate([q, q_factor.astype(q.dtype)], axis=-1)
+      k = jnp.concatenate([k, k_factor.astype(k.dtype)], axis=-1)
+  return q, k, rest
+
+
+def _over_heads(factor: Array, batch: int, heads: int) -> Array:
+  factor = factor.astype(jnp.float32)
+  return jnp.broadcast_to(
+    factor, (batch, factor.shape[1], heads, factor.shape[3])
+  )
+
+
+def _split(a: Array, b: Array, dtype) -> tuple[Array, Array]:
+  """Returns channels in `dtype` whose products sum to a b in float32.
+
+  Only the first parts carry a gradient: it is that of the whole.
+  """
+  a_parts, b_parts = [], []
+  for x, parts in ((a, a_parts), (b, b_parts)):
+    for _ in range(3):
+      part = x.astype(dtype)
+      parts.append(part)
+      x = x - part.astype(jnp.float32)
+  pairs = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0))
+  return (
+    jnp.concatenate([a_parts[i] for i, _ in pairs], axis=-1),
+    jnp.concatenate([b_parts[j] for _, j in pairs], axis=-1),
+  )
+
+
+def padded(x: Array, axis: int, block: int) -> Array:
+  """Pads an axis with zeros to a multiple of `block`."""
+  extra = -x.shape[axis] % block
+  if not extra:
+    return x
+  return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
+
+
+def padded_operand(operand: Operand, block_q: int, block_k: int) -> Array:
+  """Returns the array of an operand in whole tiles; booleans become int8."""
+  array = operand.array
+  if array.dtype == bool:
+    array = array.astype(jnp.int8)
+  for axis, letter in enumerate(operand.axes):
+    if letter in "qk":
+      array = padded(array, axis, block_q if letter == "q" else block_k)
+  return array
+
+
+def without_shared(gradient: Array, axes: str) -> Array:
+  """Sums a gradient [batch, heads, ...] over what its operand shares."""
+  shared = tuple(i for i, axis in enumerate("bh") if axis not in axes)
+  return jnp.sum(gradient, axis=shared)
