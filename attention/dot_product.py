@@ -7,6 +7,7 @@ weights = normalizer(scores)     attention.normalizers
 out     = finish(weights v)      attention.finishes
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -202,14 +203,17 @@ def _reference(q, k, v, scale, mods, mask, normalizer):
 def _reasons(q, k, v, scale, mods, mask, normalizer, *, return_weights):
   """Returns why there is no kernel for a call, for each platform."""
 
-  def reason():
+  def reason(platform):
     if return_weights:
       return "return_weights is True, and only the reference has the weights"
     if not isinstance(scale, int | float):
       return "scale is a traced scalar; pass a number or an array [1]"
-    return flash.unsupported(q, k, v, mods, mask)
+    return flash.unsupported(platform, q, k, v, mods, mask)
 
-  return {platform: reason for platform in flash.PLATFORMS}
+  return {
+    platform: functools.partial(reason, platform)
+    for platform in flash.PLATFORMS
+  }
 
 
 def _fused(q, k, v, scale, mods, mask, normalizer, target):

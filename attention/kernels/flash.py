@@ -10,7 +10,6 @@ Nothing is accumulated in an order that could change.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -19,21 +18,27 @@ import numpy as np
 from jaxtyping import Array
 
 from attention import scores
-from attention.kernels import dispatch, flash_tpu
+from attention.kernels import dispatch, flash_gpu, flash_tpu
 from attention.kernels import flash_plan as planning
 from attention.mask_base import Mask
 from attention.scores import ScoreMod
 
-# Kernels keep the list of tiles in scalar memory, 4 bytes an entry.
-MAX_LISTED_TILES = 180_000
+_KERNELS = {"gpu": flash_gpu, "tpu": flash_tpu}
+PLATFORMS = tuple(_KERNELS)
 
 
 def unsupported(
-  q: Array, k: Array, v: Array, mods: Sequence[ScoreMod], mask: Mask | None
+  platform: str,
+  q: Array,
+  k: Array,
+  v: Array,
+  mods: Sequence[ScoreMod],
+  mask: Mask | None,
 ) -> str | None:
   """Returns why no flash kernel takes the arguments, or None if one does.
 
   Args:
+    platform: one of PLATFORMS.
     q: [batch, q_len, heads, dim]; `k` and `v` likewise.
     k: keys.
     v: values.
@@ -49,28 +54,15 @@ def unsupported(
     return (
       f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, not all the same"
     )
-  left = planning.with_factors(q, k, 1.0, mods)[2]
+  q, k, left = planning.with_factors(q, k, 1.0, mods)
   if any(isinstance(mod, scores.FactoredBias) for mod in left):
     return "a factored bias comes after a modification that does not add"
-  if mask is None:
-    return None
-  try:
-    mask.in_mixed_tile()
-  except NotImplementedError as error:
-    return str(error)
-  block_q, block_k = _block_sizes(q.shape[1], k.shape[1], mask)
-  if block_q % 8 or block_k % 128:
-    return (
-      f"tiles of {block_q} x {block_k}, which the mask asks for, are not "
-      "multiples of 8 x 128"
-    )
-  tiles = -(-q.shape[1] // block_q) * -(-k.shape[1] // block_k)
-  if tiles > MAX_LISTED_TILES:
-    return (
-      f"the mask has {tiles} tiles of {block_q} x {block_k}; the list holds "
-      f"{MAX_LISTED_TILES}"
-    )
-  return None
+  if mask is not None:
+    try:
+      mask.in_mixed_tile()
+    except NotImplementedError as error:
+      return str(error)
+  return _KERNELS[platform].unsupported(q, k, v, mask)
 
 
 def flash_attention(
@@ -103,7 +95,8 @@ def flash_attention(
   q, k, mods = planning.with_factors(q, k, scale, mods)
   batch, q_len, heads, _ = q.shape
   kv_len = k.shape[1]
-  block_q, block_k = _block_sizes(q_len, kv_len, mask)
+  kernels = _KERNELS[target.platform]
+  block_q, block_k = kernels.block_sizes(q, k, mask)
   if kv_len % block_k:
     inside = planning.KeysInside(kv_len)
     mask = inside if mask is None else mask & inside
@@ -133,9 +126,8 @@ def flash_attention(
     interpret=target.interpret,
   )
   arrays = [
-    # [batch, length, heads, dim] -> [batch, heads, whole tiles, dim]
     *(
-      planning.padded(x.swapaxes(1, 2), 2, block)
+      planning.arranged(x, kernels.LAYOUT, block)
       for x, block in ((q, block_q), (k, block_k), (v, block_k))
     ),
     # A device that has a part of the batch or the heads must know which.
@@ -145,36 +137,20 @@ def flash_attention(
     *(planning.padded_operand(o, block_q, block_k) for o in operands),
   ]
   out, lse = dispatch.per_device(
-    functools.partial(_grouped, plan, _KERNELS[target.platform]),
+    functools.partial(_grouped, plan, kernels),
     arrays,
-    ["bhnd"] * 3 + ["b", "h"] + ["bhij"] * len(lists) + list(plan.axes),
-    ["bhnd", "bhn"],
+    [kernels.LAYOUT] * 3 + ["b", "h"] + ["bhij"] * len(lists) + list(plan.axes),
+    [kernels.LAYOUT, "bhn"],
   )
-  return out[:, :, :q_len].swapaxes(1, 2), lse[:, :, :q_len]
-
-
-def _block_sizes(q_len: int, kv_len: int, mask: Mask | None) -> tuple[int, int]:
-  """Returns the sides of a tile: 512, less for short or fine-grained calls."""
-  sizes = [
-    min(512, -(-q_len // 16) * 16),
-    min(512, -(-kv_len // 128) * 128),
-  ]
-  multiples = (0, 0) if mask is None else mask.tile_multiples()
-  # The greatest common divisor of a size and 0 is the size.
-  return tuple(
-    math.gcd(512 if multiple else size, multiple)
-    for size, multiple in zip(sizes, multiples, strict=True)
-  )
+  if kernels.LAYOUT == "bhnd":
+    out = out.swapaxes(1, 2)
+  return out[:, :q_len], lse[:, :, :q_len]
 
 
 def _grouped(plan, kernels, q, k, v, batch, heads, *rest):
   """Gives the arrays of a kernel call their places."""
   lists, operands = rest[: 3 * plan.listed], rest[3 * plan.listed :]
   return _flash(plan, kernels, q, k, v, operands, (batch, heads), lists)
-
-
-_KERNELS = {"tpu": flash_tpu}
-PLATFORMS = tuple(_KERNELS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -193,6 +169,8 @@ def _flash_backward(plan, kernels, residuals, cotangents):
   # The gradient of a score is p * (d_out v - delta): the softmax takes away
   # the mean of d_out v over the row, and the log-sum-exp adds its own.
   delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+  if kernels.LAYOUT == "bnhd":
+    delta = delta.swapaxes(1, 2)
   delta = jnp.where(jnp.isfinite(lse), delta - d_lse, 0.0)
   # A row without keys has weights exp(s - inf) = 0.
   lse = jnp.where(jnp.isfinite(lse), lse, -planning.MASKED)

@@ -180,6 +180,19 @@ def _split(a: Array, b: Array, dtype) -> tuple[Array, Array]:
   )
 
 
+def arranged(x: Array, layout: str, block: int) -> Array:
+  """Brings [batch, length, heads, dim] into the layout of a kernel.
+
+  Args:
+    x: array.
+    layout: "bhnd" or "bnhd".
+    block: the length is padded to a multiple of it.
+  """
+  if layout == "bhnd":
+    x = x.swapaxes(1, 2)
+  return padded(x, layout.index("n"), block)
+
+
 def padded(x: Array, axis: int, block: int) -> Array:
   """Pads an axis with zeros to a multiple of `block`."""
   extra = -x.shape[axis] % block

@@ -22,11 +22,49 @@ from jaxtyping import Array
 
 from attention.kernels import flash_plan as planning
 from attention.kernels.flash_plan import LEAST, LIST_BASE, MASKED, Plan
-from attention.mask_base import EMPTY, FULL
+from attention.mask_base import EMPTY, FULL, Mask
 from attention.tiles import Tile
 
+# How arrays come.
+LAYOUT = "bhnd"
+# Kernels keep the list of tiles in scalar memory, 4 bytes an entry.
+MAX_LISTED_TILES = 180_000
 _LANES = 128
 _VMEM_BYTES = 64 * 2**20
+
+
+def unsupported(q: Array, k: Array, v: Array, mask: Mask | None) -> str | None:
+  """Returns why the kernels do not take the arguments, or None if they do."""
+  del v
+  if mask is None:
+    return None
+  block_q, block_k = block_sizes(q, k, mask)
+  if block_q % 8 or block_k % _LANES:
+    return (
+      f"tiles of {block_q} x {block_k}, which the mask asks for, are not "
+      "multiples of 8 x 128"
+    )
+  tiles = -(-q.shape[1] // block_q) * -(-k.shape[1] // block_k)
+  if tiles > MAX_LISTED_TILES:
+    return (
+      f"the mask has {tiles} tiles of {block_q} x {block_k}; the list holds "
+      f"{MAX_LISTED_TILES}"
+    )
+  return None
+
+
+def block_sizes(q: Array, k: Array, mask: Mask | None) -> tuple[int, int]:
+  """Returns the sides of a tile: 512, less for short or fine-grained calls."""
+  sizes = [
+    min(512, -(-q.shape[1] // 16) * 16),
+    min(512, -(-k.shape[1] // _LANES) * _LANES),
+  ]
+  multiples = (0, 0) if mask is None else mask.tile_multiples()
+  # The greatest common divisor of a size and 0 is the size.
+  return tuple(
+    math.gcd(512 if multiple else size, multiple)
+    for size, multiple in zip(sizes, multiples, strict=True)
+  )
 
 
 def forward(

@@ -101,9 +101,10 @@ def load(reference, index: Sequence, *, tails: Sequence[int] = (), other=0):
     tails: axes along which the index may lie beyond the end.
     other: the value beyond the end.
   """
+  index = _arrays(index)
   mask = _inside(reference, index, tails)
   return pltriton.load(
-    reference.at[tuple(index)],
+    reference.at[index],
     mask=mask,
     other=None if mask is None else jnp.asarray(other, reference.dtype),
   )
@@ -114,8 +115,9 @@ def store(reference, index: Sequence, value, *, tails: Sequence[int] = ()):
 
   Arguments are those of `load`; what lies beyond the end is not written.
   """
+  index = _arrays(index)
   pltriton.store(
-    reference.at[tuple(index)],
+    reference.at[index],
     value.astype(reference.dtype),
     mask=_inside(reference, index, tails),
   )
@@ -145,6 +147,24 @@ def tile_size(length: int) -> int:
   return max(LEAST_TILE, 1 << (length - 1).bit_length())
 
 
+def pieces(dim: int) -> list[tuple[int, int]]:
+  """Cuts channels into tiles: (start, size) of one, or of two if smaller.
+
+  The channels of the last tile may go on beyond the end.
+  """
+  whole = tile_size(dim)
+  first = whole // 2
+  if first < LEAST_TILE or first + tile_size(dim - first) >= whole:
+    return [(0, whole)]
+  return [(0, first), (first, tile_size(dim - first))]
+
+
+def divide(x, y: int):
+  """Returns quotient and remainder of integers that are not negative."""
+  y = jnp.full_like(x, y)
+  return lax.div(x, y), lax.rem(x, y)
+
+
 def tail(axis: int, length: int, tile: int) -> tuple[int, ...]:
   """Returns `tails` for an axis of `length` that is cut into tiles."""
   return () if length % tile == 0 else (axis,)
@@ -171,6 +191,11 @@ def nbytes(*arrays) -> int:
     math.prod(array.shape) * jnp.dtype(array.dtype).itemsize
     for array in jax.tree.leaves(arrays)
   )
+
+
+def _arrays(index):
+  # Where a kernel branches, the interpreter does not take Python's integers.
+  return tuple(jnp.asarray(i, jnp.int32) for i in index)
 
 
 def _inside(reference, index, tails):

@@ -203,7 +203,6 @@ def _gradients(plan, q, k, v, bias, out_bar, *, inputs: bool, scores: bool):
 
   What is not asked for by `inputs` and `scores` is None.
   """
-  turned_bias = None if bias is None else bias.swapaxes(1, 2)
   chunk = plan.chunk(BACKWARD_PROGRAMS)
   chunks = pl.cdiv(plan.windows, chunk)
   out_shape = [None] * 4
@@ -229,7 +228,7 @@ def _gradients(plan, q, k, v, bias, out_bar, *, inputs: bool, scores: bool):
     num_warps=plan.num_warps,
     num_stages=1,
     interpret=plan.interpret,
-  )(q, k, v, bias, turned_bias, out_bar)
+  )(q, k, v, bias, out_bar)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -239,7 +238,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, bias_ref, out_ref, *, plan, chunk):
   head, q_block = pl.program_id(0), pl.program_id(1)
   queries = q_block * plan.block_q + jnp.arange(plan.block_q)
   keys = jnp.arange(plan.block_k)
-  bias = _load_bias(bias_ref, head, queries, keys)
+  bias = _load_bias(bias_ref, head, queries[:, None], keys[None, :])
 
   def step(window, _):
     q = _load(plan, q_ref, window, head, queries)
@@ -259,7 +258,6 @@ def _backward_kernel(
   k_ref,
   v_ref,
   bias_ref,
-  turned_bias_ref,
   out_bar_ref,
   q_bar_ref,
   k_bar_ref,
@@ -277,7 +275,7 @@ def _backward_kernel(
     queries = q_block * plan.block_q + jnp.arange(plan.block_q)
     q = _load(plan, q_ref, window, head, queries)
     out_bar = _load(plan, out_bar_ref, window, head, queries)
-    bias = _load_bias(bias_ref, head, queries, keys)
+    bias = _load_bias(bias_ref, head, queries[:, None], keys[None, :])
     scores = _scores(plan, q, k, bias, keys[None, :])
     peak = jnp.max(scores, axis=1)
     scores = jnp.exp(scores - peak[:, None])
@@ -292,7 +290,7 @@ def _backward_kernel(
     _store(plan, q_bar_ref, window, head, queries, q_bar)
     # The same once more with keys as rows: two products are cheaper than to
     # transpose weights from the registers of one layout to those of another.
-    bias = _load_bias(turned_bias_ref, head, keys, queries)
+    bias = _load_bias(bias_ref, head, queries[None, :], keys[:, None])
     scores = _scores(plan, k, q, bias, keys[:, None])
     weights = jnp.exp(scores - peak[None, :]) / total[None, :]
     v_bar = triton.dot(weights.astype(out_bar.dtype), out_bar)
@@ -348,7 +346,7 @@ def _scores(plan, rows, columns, bias, keys):
 def _load_bias(bias_ref, head, queries, keys):
   if bias_ref is None:
     return None
-  bias = triton.load(bias_ref, (head, queries[:, None], keys[None, :]))
+  bias = triton.load(bias_ref, (head, queries, keys))
   return bias.astype(jnp.float32)
 
 
@@ -367,9 +365,9 @@ def _index(plan, ref, window, head, tokens):
 
   A token that the window does not have lies beyond the end of the image.
   """
-  image, window = _divide(window, plan.rows * plan.columns)
-  window_row, window_column = _divide(window, plan.columns)
-  row, column = _divide(tokens, plan.side)
+  image, window = triton.divide(window, plan.rows * plan.columns)
+  window_row, window_column = triton.divide(window, plan.columns)
+  row, column = triton.divide(tokens, plan.side)
   if plan.grid:
     y = row * plan.rows + window_row
     x = column * plan.columns + window_column
@@ -386,8 +384,3 @@ def _index(plan, ref, window, head, tokens):
     *triton.tail(3, dim, tile),
   )
   return index, tails
-
-
-def _divide(x, y: int):
-  """Returns quotient and remainder of what is not negative."""
-  return lax.div(x, jnp.full_like(x, y)), lax.rem(x, jnp.full_like(x, y))
