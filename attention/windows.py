@@ -10,6 +10,7 @@ from collections.abc import Callable
 from jaxtyping import Array, Float, Shaped
 
 from attention.dot_product import dot_product_attention
+from attention.kernels import dispatch, window, window_gpu
 
 
 def block_partition(
@@ -114,6 +115,7 @@ def block_attention(
   window_size: int,
   bias: Float[Array, "heads tokens tokens"] | None = None,
   scale: float | None = None,
+  implementation: str = "auto",
 ) -> Float[Array, "batch height width heads v_dim"]:
   """Attention among the tokens of each P x P window, P = `window_size`.
 
@@ -127,16 +129,17 @@ def block_attention(
     window_size: side P of a window; it must divide height and width.
     bias: [heads, P * P, P * P], added to the scores of every window.
     scale: factor of the scores; dim ** -0.5 if None.
+    implementation: "auto", "xla" or "pallas"; see `kernels.dispatch`.
 
   Returns:
     [batch, height, width, heads, v_dim] in the dtype of `q`.
 
   Raises:
-    ValueError: if P does not divide height and width, or shapes do not agree.
+    ValueError: if P does not divide height and width, shapes do not agree, or
+      the implementation cannot take the arguments.
   """
-  return _windowed(
-    block_partition, block_unpartition, q, k, v, window_size, bias, scale
-  )
+  options = {"window_size": window_size, "scale": scale}
+  return _windowed(q, k, v, bias, False, implementation, **options)
 
 
 def grid_attention(
@@ -147,6 +150,7 @@ def grid_attention(
   window_size: int,
   bias: Float[Array, "heads tokens tokens"] | None = None,
   scale: float | None = None,
+  implementation: str = "auto",
 ) -> Float[Array, "batch height width heads v_dim"]:
   """Attention among the tokens of each dilated G x G grid, G = `window_size`.
 
@@ -154,22 +158,73 @@ def grid_attention(
   attention" of MaxViT (arXiv 2204.01697, equation 4). Arguments, result and
   errors are those of `block_attention`.
   """
-  return _windowed(
-    grid_partition, grid_unpartition, q, k, v, window_size, bias, scale
-  )
+  options = {"window_size": window_size, "scale": scale}
+  return _windowed(q, k, v, bias, True, implementation, **options)
 
 
 def _windowed(
-  partition: Callable,
-  unpartition: Callable,
   q: Array,
   k: Array,
   v: Array,
-  window_size: int,
   bias: Array | None,
+  grid: bool,
+  implementation: str,
+  *,
+  window_size: int,
   scale: float | None,
 ) -> Array:
-  _, height, width, heads, _ = q.shape
+  _check(q, k, v, bias, window_size)
+  reasons = {
+    "tpu": lambda: window.unsupported(q, k, v, bias, window_size=window_size),
+    "gpu": lambda: window_gpu.unsupported_gpu(
+      q, k, v, bias, window_size=window_size
+    ),
+  }
+  target = dispatch.choose(implementation, reasons)
+  if target is None:
+    return _reference(q, k, v, bias, grid, window_size, scale)
+  kernel = {
+    "tpu": window.window_attention,
+    "gpu": window_gpu.window_attention_gpu,
+  }[target.platform]
+
+  def call(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+    return kernel(
+      q,
+      k,
+      v,
+      bias,
+      window_size=window_size,
+      grid=grid,
+      scale=scale,
+      interpret=target.interpret,
+    )
+
+  arrays = (q, k, v) if bias is None else (q, k, v, bias)
+  layouts = ("byxhd", "byxhd", "byxhd", "hij")[: len(arrays)]
+  return dispatch.per_device(call, arrays, layouts, "byxhd")
+
+
+def _reference(
+  q: Array,
+  k: Array,
+  v: Array,
+  bias: Array | None,
+  grid: bool,
+  window_size: int,
+  scale: float | None,
+) -> Array:
+  partition: Callable = grid_partition if grid else block_partition
+  unpartition: Callable = grid_unpartition if grid else block_unpartition
+  windows = [partition(x, window_size) for x in (q, k, v)]
+  out = dot_product_attention(*windows, bias=bias, scale=scale)
+  return unpartition(out, *q.shape[1:3])
+
+
+def _check(
+  q: Array, k: Array, v: Array, bias: Array | None, window_size: int
+) -> None:
+  heads = q.shape[3]
   tokens = window_size**2
   if bias is not None and bias.shape != (heads, tokens, tokens):
     raise ValueError(
@@ -182,9 +237,7 @@ def _windowed(
         f"{name} has shape {x.shape}; queries of shape {q.shape} need the "
         "same batch, height, width and heads"
       )
-  windows = [partition(x, window_size) for x in (q, k, v)]
-  out = dot_product_attention(*windows, bias=bias, scale=scale)
-  return unpartition(out, height, width)
+  _split(q, window_size)
 
 
 def _split(x: Array, window_size: int) -> tuple[int, int]:

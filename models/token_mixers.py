@@ -28,6 +28,8 @@ class WindowAttention(nn.Module):
     window_size: side of a window or grid in tokens.
     bias_table_window: side of the window that the stored table of biases is
       for; it is resized at run time. `window_size` if None.
+    implementation: which implementation of the attention runs; see
+      `attention.kernels.dispatch`.
     kernel_init: initializer of the kernels and of the table.
     dtype: dtype of the computation; softmax is float32.
     param_dtype: dtype of the parameters.
@@ -36,6 +38,7 @@ class WindowAttention(nn.Module):
   head_dim: int = 32
   window_size: int = 7
   bias_table_window: int | None = None
+  implementation: str = "auto"
   kernel_init: layers.Initializer = nn.initializers.normal(0.02)
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
@@ -78,7 +81,12 @@ class WindowAttention(nn.Module):
   def _attend(self, q, k, v, bias):
     if not layers.tapped(self, "attention_weights"):
       return self.windowed_attention(
-        q, k, v, window_size=self.window_size, bias=bias
+        q,
+        k,
+        v,
+        window_size=self.window_size,
+        bias=bias,
+        implementation=self.implementation,
       )
     # The map itself is wanted: take the same steps with the map in the open.
     q, k, windows = (self.partition(x, self.window_size) for x in (q, k, v))

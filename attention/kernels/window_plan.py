@@ -1,0 +1,271 @@
+"""How the window kernel for TPUs lays out an image, its heads and its bias.
+
+A *strip* is all windows of the same rows: P image rows of full width. A *group*
+is as many heads as fit side by side into the 128 lanes of a vector register.
+The keys and values of a group are stacked block-diagonally, [heads * keys,
+lanes] with zeros where a row's head is not the lane's, so that one product over
+all lanes gives the scores of all heads, [queries, heads * keys], and the next
+one their outputs in the order of the channels.
+"""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+LANES = 128
+SUBLANES = 8
+# Windows and groups that one turn of the innermost loop works on, so that
+# there is always something to do while a product is on its way.
+UNROLL = {"forward": 8, "backward": 4}
+# Windows and groups of one grid step: enough to hide its start.
+STEP = 64
+# A step takes more strips only while it fits into the smallest VMEM, of a TPU
+# v4, with room for the compiler.
+VMEM_AIM = 10 * 2**20
+VMEM_LIMIT = 48 * 2**20
+# Score of a key that is not there; finite, so that differences stay numbers.
+MASKED = -1e30
+
+
+def round_up(x: int, multiple: int) -> int:
+  return -(-x // multiple) * multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Shapes of one call; `images` x `strips` of strips make a grid step.
+
+  Attributes:
+    batch: images in all.
+    height: rows of an image.
+    width: columns of an image.
+    heads: heads in all.
+    dim: channels of a head.
+    side: side P of a window.
+    grid: whether windows are grids of far tokens, or blocks of neighbours.
+    scale: factor of the scores.
+    dtype: name of the dtype of q, k and v.
+    has_bias: whether the bias is an argument with a gradient.
+    direction: "forward" or "backward".
+    interpret: whether Pallas's interpreter runs the kernel.
+    images: images of a grid step.
+    strips: strips of each of its images.
+  """
+
+  batch: int
+  height: int
+  width: int
+  heads: int
+  dim: int
+  side: int
+  grid: bool
+  scale: float
+  dtype: str
+  has_bias: bool
+  direction: str
+  interpret: bool = False
+  images: int = 1
+  strips: int = 1
+
+  @property
+  def rows(self) -> int:
+    """Strips of an image."""
+    return self.height // self.side
+
+  @property
+  def columns(self) -> int:
+    """Windows of a strip."""
+    return self.width // self.side
+
+  @property
+  def padded_side(self) -> int:
+    return round_up(self.side, SUBLANES)
+
+  @property
+  def queries(self) -> int:
+    """Rows of a window in registers: each row of it starts a new tile."""
+    return self.side * self.padded_side
+
+  @property
+  def keys(self) -> int:
+    """Rows of a window in a stack of heads: a bfloat16 tile has 16 rows."""
+    return round_up(self.queries, 2 * SUBLANES)
+
+  @property
+  def group_size(self) -> int:
+    """Heads of a group; the last one may have fewer."""
+    return min(self.heads, max(1, LANES // self.dim))
+
+  @property
+  def groups(self) -> int:
+    return -(-self.heads // self.group_size)
+
+  @property
+  def lanes(self) -> int:
+    return round_up(self.group_size * self.dim, LANES)
+
+  @property
+  def stacked(self) -> int:
+    """Rows of the stacked keys of a whole group."""
+    return self.group_size * self.keys
+
+  def group_heads(self, group: int) -> int:
+    return min(self.group_size, self.heads - group * self.group_size)
+
+  def channels(self, group: int) -> slice:
+    """The channels of a group in the image."""
+    start = group * self.group_size * self.dim
+    return slice(start, start + self.group_heads(group) * self.dim)
+
+  @property
+  def stride(self) -> int:
+    """Columns between neighbours of a row of a window."""
+    return self.columns if self.grid else 1
+
+  def first_column(self, window):
+    return window if self.grid else window * self.side
+
+  @property
+  def row_stride(self) -> int:
+    """Rows between image rows of a strip in scratch memory."""
+    return round_up(self.width, SUBLANES)
+
+  @property
+  def scratch_shape(self) -> tuple[int, int, int]:
+    """A strip by groups; its end is read as padding of the last window."""
+    padding = (self.padded_side - self.side) * self.stride
+    rows = self.side * self.row_stride + round_up(padding, SUBLANES)
+    return (self.groups, rows, self.lanes)
+
+  @property
+  def bias_shape(self) -> tuple[int, int, int]:
+    return (self.groups, self.queries, self.stacked)
+
+  @property
+  def precision(self) -> str:
+    return "highest" if self.dtype == "float32" else "default"
+
+  @property
+  def unroll(self) -> int:
+    """Windows of one turn of the loop over the windows of a strip."""
+    most = max(1, UNROLL[self.direction] // self.groups)
+    return largest_divisor(self.columns, most)
+
+  @property
+  def cores(self) -> int:
+    """Parts that the grid has for chips with two cores (TPU v4 and v5p)."""
+    return 2 if self.batch // self.images % 2 == 0 else 1
+
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    """The view of an image whose blocks are strips."""
+    rows = (self.side, self.rows) if self.grid else (self.rows, self.side)
+    return (self.batch, *rows, self.width, self.heads * self.dim)
+
+  @property
+  def block_shape(self) -> tuple[int, ...]:
+    rows = (self.side, self.strips) if self.grid else (self.strips, self.side)
+    return (self.images, *rows, self.width, self.heads * self.dim)
+
+  def vmem_bytes(self) -> int:
+    """What a grid step needs, two buffers for each block."""
+    itemsize = jnp.dtype(self.dtype).itemsize
+    inputs, outputs = (3, 1) if self.direction == "forward" else (4, 3)
+    width = round_up(self.width, 2 * SUBLANES)
+    strip = self.side * width * round_up(self.heads * self.dim, LANES)
+    blocks = self.images * self.strips * strip * itemsize * 2
+    scratch = 4 * math.prod(self.scratch_shape)
+    scores = 4 * self.queries * self.stacked
+    biases = scores * self.groups * (2 if self.direction == "forward" else 8)
+    constants = 2 * (1 + self.groups) * self.stacked * self.lanes * itemsize
+    return (
+      (inputs + outputs) * (blocks + scratch) + biases + constants + 6 * scores
+    )
+
+  def sized(self) -> "Plan":
+    """Returns the plan with as many strips in a grid step as are worth it."""
+    best = dataclasses.replace(self, images=1, strips=1)
+    for images, strips in _step_sizes(self):
+      plan = dataclasses.replace(self, images=images, strips=strips)
+      if plan.vmem_bytes() <= VMEM_AIM:
+        best = plan
+    return best
+
+
+def _step_sizes(plan: Plan) -> list[tuple[int, int]]:
+  """Images and strips of a step, from small steps to large ones."""
+  each = plan.columns * plan.groups
+  strips = [s for s in range(1, plan.rows + 1) if plan.rows % s == 0]
+  images = [b for b in range(1, plan.batch + 1) if plan.batch % b == 0]
+  sizes = [(1, s) for s in strips] + [(b, plan.rows) for b in images[1:]]
+  return [(b, s) for b, s in sizes if b * s * each <= max(STEP, each)]
+
+
+def largest_divisor(x: int, most: int) -> int:
+  return max(d for d in range(1, most + 1) if x % d == 0)
+
+
+def pack_bias(plan: Plan, bias):
+  """Returns log2(e) * bias as [groups, queries, heads of a group * keys].
+
+  Padded keys get MASKED, which makes their weights zero.
+
+  Args:
+    plan: the shapes.
+    bias: [heads, tokens, tokens] or None.
+  """
+  p, padded = plan.side, plan.padded_side
+  if bias is None:
+    bias = jnp.zeros((plan.heads, p * p, p * p), jnp.float32)
+  bias = (bias.astype(jnp.float32) * math.log2(math.e)).reshape(-1, p, p, p, p)
+  extra = padded - p
+  bias = jnp.pad(bias, ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0)))
+  bias = jnp.pad(
+    bias, ((0, 0),) * 4 + ((0, extra),), constant_values=MASKED
+  ).reshape(plan.heads, plan.queries, plan.queries)
+  missing = plan.groups * plan.group_size - plan.heads
+  bias = jnp.pad(
+    bias,
+    ((0, missing), (0, 0), (0, plan.keys - plan.queries)),
+    constant_values=MASKED,
+  )
+  bias = bias.reshape(plan.groups, plan.group_size, plan.queries, plan.keys)
+  return bias.swapaxes(1, 2).reshape(plan.bias_shape)
+
+
+def unpack_bias(plan: Plan, packed):
+  """Returns the [heads, tokens, tokens] of a packed [groups, queries, ...]."""
+  p, padded = plan.side, plan.padded_side
+  x = packed.reshape(plan.groups, plan.queries, plan.group_size, plan.keys)
+  x = x.swapaxes(1, 2)[..., : plan.queries]
+  x = x.reshape(-1, p, padded, p, padded)[: plan.heads, :, :p, :, :p]
+  return x.reshape(plan.heads, p * p, p * p)
+
+
+def head_masks(plan: Plan):
+  """Returns what makes stacks block-diagonal and what sums over a head.
+
+  Returns:
+    bits: int32, to be combined by "and" with a stack read as int32; in
+      bfloat16 two rows share one. [rows, lanes].
+    sums: [groups, heads * keys, lanes] in the plan's dtype: 1 where a row is a
+      key of the lane's head. Lanes beyond the last head belong to the first, so
+      that no row sum is zero.
+  """
+  row = np.arange(plan.stacked)[:, None]
+  head, token = row // plan.keys, row % plan.keys
+  real = (token < plan.queries) & (token % plan.padded_side < plan.side)
+  lane_head = np.arange(plan.lanes)[None] // plan.dim
+  mask = (head == lane_head) & real
+  if plan.dtype == "float32":
+    bits = np.where(mask, -1, 0).astype(np.int32)
+  else:
+    half = np.where(mask, 0xFFFF, 0).astype(np.uint32)
+    bits = (half[::2] | half[1::2] << 16).view(np.int32)
+  sums = []
+  for group in range(plan.groups):
+    owner = np.where(lane_head < plan.group_heads(group), lane_head, 0)
+    sums.append((head == owner) & real)
+  return jnp.asarray(bits), jnp.asarray(np.stack(sums), plan.dtype)
