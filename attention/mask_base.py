@@ -5,6 +5,7 @@ See `attention.masks` for the masks themselves.
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -242,22 +243,26 @@ def _visible(mask: Mask, tile: Tile, values: Sequence[Array], end: int = 1):
   )
 
 
-def _remaining(both: "_Both | _Either") -> Mask | None:
-  """Drops from a pair the mask that is all True or all False on any tile.
+def _remaining(pair: "_Both | _Either") -> Mask | None:
+  """Drops from a & b & ... the masks that are all True or False on any tile.
 
-  A mixed tile of `a & b` is one that a uniform `a` shows as a whole, and one of
-  `a | b` is one that it hides as a whole, so that what is left is `b`.
+  A mixed tile of a conjunction is one that block lists among its parts show as
+  a whole, and one of a | b | ... is one that they hide as a whole, so that what
+  is left decides.
   """
-  uniform = [isinstance(mask, Blocks | None) for mask in (both.a, both.b)]
-  if all(uniform):
-    return None
-  if any(uniform):
-    return (both.b if uniform[0] else both.a).in_mixed_tile()
-  if any(both.tile_multiples()):
+  kind = type(pair)
+  rest = [part for part in _parts(pair, kind) if not isinstance(part, Blocks)]
+  if any(any(part.tile_multiples()) for part in rest):
     raise NotImplementedError(
       "a block list stands deeper than the outermost & or | of the mask"
     )
-  return both
+  return functools.reduce(kind, rest) if rest else None
+
+
+def _parts(mask: Mask, kind: type) -> list[Mask]:
+  if isinstance(mask, kind):
+    return _parts(mask.a, kind) + _parts(mask.b, kind)
+  return [mask]
 
 
 def _least_multiples(a: Mask, b: Mask) -> tuple[int, int]:

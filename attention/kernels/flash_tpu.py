@@ -30,6 +30,8 @@ LAYOUT = "bhnd"
 # Kernels keep the list of tiles in scalar memory, 4 bytes an entry.
 MAX_LISTED_TILES = 180_000
 _LANES = 128
+# Rows of a tile that are worked on at a time.
+_ROWS = 128
 _VMEM_BYTES = 64 * 2**20
 
 
@@ -295,29 +297,66 @@ class _Grid:
       interpret=self.plan.interpret,
     )(*scalars, *inputs)
 
-  def where(self, scalars):
-    """Returns the tile that the current step is at, and its state."""
+  @property
+  def part(self) -> int:
+    """How many rows of a tile are worked on at a time."""
+    down = self.plan.block_q if self.by_rows else self.plan.block_k
+    return math.gcd(down, _ROWS) if down > _ROWS else down
+
+  def on_tile(self, scalars, process):
+    """Calls process(tile, rows, masked) for the parts of a tile to be seen.
+
+    A whole tile has more numbers than there are registers. `rows` are those of
+    a part, along the first axis of the tile as it lies.
+    """
     step = [pl.program_id(axis) for axis in range(4)]
     b, h, row, column = self.place(*step, scalars)
-    q_shape = (self.plan.block_q, 1) if self.by_rows else (1, self.plan.block_q)
-    k_shape = (1, self.plan.block_k) if self.by_rows else (self.plan.block_k, 1)
-    tile = Tile(
-      scalars[0][b],
-      scalars[1][h],
-      row * self.plan.block_q + _iota(q_shape),
-      column * self.plan.block_k + _iota(k_shape),
-    )
-    state = None if self.list is None else self.state(*step, scalars)
-    return tile, state
+    block_q, block_k = self.plan.block_q, self.plan.block_k
 
-  def values(self, refs):
-    """Returns the operands' values on the current tile."""
+    def parts(masked):
+      def one(number, carry):
+        start = number * self.part
+        q_start, k_start = row * block_q, column * block_k
+        q_shape, k_shape = (1, block_q), (1, block_k)
+        if self.by_rows:
+          q_start, q_shape = q_start + start, (self.part, 1)
+        else:
+          k_start, k_shape = k_start + start, (self.part, 1)
+        tile = Tile(
+          scalars[0][b],
+          scalars[1][h],
+          q_start + _iota(q_shape),
+          k_start + _iota(k_shape),
+        )
+        process(
+          tile, pl.ds(pl.multiple_of(start, self.part), self.part), masked
+        )
+        return carry
+
+      down = block_q if self.by_rows else block_k
+      jax.lax.fori_loop(0, down // self.part, one, 0)
+
+    if self.list is None:
+      parts(masked=False)
+      return
+    state = self.state(*step, scalars)
+    pl.when(state == FULL)(lambda: parts(masked=False))
+    if self.plan.mask is not None:
+      pl.when((state != FULL) & (state != EMPTY))(lambda: parts(masked=True))
+
+  def values(self, refs, rows):
+    """Returns the operands' values on a part of the current tile."""
+    down = "q" if self.by_rows else "k"
     values = []
     for number, ref in enumerate(refs):
-      value = ref[...]
+      inner = self.plan.inner(number)
+      if inner == "qk":
+        value = ref[rows, :] if self.by_rows else ref[:, rows]
+      else:
+        value = ref[rows, :] if inner == down else ref[...]
       if self.plan.booleans[number]:
         value = value.astype(jnp.int32) != 0
-      if self.plan.inner(number) == "qk" and not self.by_rows:
+      if inner == "qk" and not self.by_rows:
         value = value.T
       values.append(value)
     return values
@@ -382,19 +421,6 @@ def _steps(kernel):
   return wrapped
 
 
-def _on_tile(grid, scalars, process):
-  """Calls process(tile, masked) unless the tile is empty."""
-  tile, state = grid.where(scalars)
-  if state is None:
-    process(tile, masked=False)
-    return
-  pl.when(state == FULL)(lambda: process(tile, masked=False))
-  if grid.plan.mask is not None:
-    pl.when((state != FULL) & (state != EMPTY))(
-      lambda: process(tile, masked=True)
-    )
-
-
 def _scaled(plan, a, b):
   """Returns scale * a b^T in float32."""
   product = jax.lax.dot_general(
@@ -430,12 +456,12 @@ def _forward_kernel(grid, scalars, arrays, operands, outputs, scratch):
     sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
     out_sum_ref[...] = jnp.zeros(out_sum_ref.shape, jnp.float32)
 
-  def process(tile, masked):
-    values = grid.values(operands)
+  def process(tile, rows, masked):
+    values = grid.values(operands, rows)
     if plan.weigh == "ones":
-      score = jnp.zeros((plan.block_q, plan.block_k), jnp.float32)
+      score = jnp.zeros((grid.part, plan.block_k), jnp.float32)
     else:
-      score = _scaled(plan, q_ref[...], k_ref[...])
+      score = _scaled(plan, q_ref[rows, :], k_ref[...])
       score = plan.modified(score, tile, values)
     visible = plan.visible(tile, values) if masked else None
     if plan.weigh != "softmax":
@@ -446,22 +472,23 @@ def _forward_kernel(grid, scalars, arrays, operands, outputs, scratch):
       )
       if masked:
         weights = jnp.where(visible, weights, 0.0)
-      out_sum_ref[...] += _product(plan, weights, v_ref[...])
+      out_sum_ref[rows, :] += _product(plan, weights, v_ref[...])
       return
     if masked:
       score = jnp.where(visible, score, MASKED)
-    before = most_ref[:, :1]
+    before = most_ref[rows, :]
     most = jnp.maximum(before, jnp.max(score, axis=1, keepdims=True))
-    weights = jnp.exp(score - most)
+    weights = jnp.exp(score - _wide(most, plan.block_k))
     kept = jnp.exp(before - most)
-    total = kept * sum_ref[:, :1] + jnp.sum(weights, axis=1, keepdims=True)
-    most_ref[...] = jnp.broadcast_to(most, most_ref.shape)
-    sum_ref[...] = jnp.broadcast_to(total, sum_ref.shape)
-    out_sum_ref[...] = kept * out_sum_ref[...] + _product(
-      plan, weights, v_ref[...]
+    most_ref[rows, :] = most
+    sum_ref[rows, :] = kept * sum_ref[rows, :] + jnp.sum(
+      weights, axis=1, keepdims=True
     )
+    out_sum_ref[rows, :] = _wide(kept, v_ref.shape[-1]) * out_sum_ref[
+      rows, :
+    ] + _product(plan, weights, v_ref[...])
 
-  _on_tile(grid, scalars, process)
+  grid.on_tile(scalars, process)
 
   @pl.when(step == last)
   def _():
@@ -472,7 +499,9 @@ def _forward_kernel(grid, scalars, arrays, operands, outputs, scratch):
     total = sum_ref[...]
     empty = total == 0
     total = jnp.where(empty, 1.0, total)
-    out_ref[...] = (out_sum_ref[...] / total[:, :1]).astype(out_ref.dtype)
+    out_ref[...] = (out_sum_ref[...] / _wide(total, v_ref.shape[-1])).astype(
+      out_ref.dtype
+    )
     lse = jnp.where(empty, -jnp.inf, most_ref[...] + jnp.log(total))
     # Rows of statistics are stored as rows: [block_q, lanes] -> [1, block_q]
     lse_ref[...] = lse.T[:1]
@@ -567,14 +596,14 @@ def _collected(plan, numbers, gradients):
   return result
 
 
-def _accumulate(refs, numbers, plan, d_values):
+def _accumulate(refs, numbers, plan, d_values, rows):
   """Adds the gradients of the values of a tile to the outputs."""
   for ref, i in zip(refs, numbers, strict=True):
-    gradient = d_values[i]
-    gradient = jnp.sum(gradient, axis=1, keepdims=True)
+    gradient = jnp.sum(d_values[i], axis=1, keepdims=True)
     if plan.inner(i) == "":
-      gradient = jnp.sum(gradient, axis=0, keepdims=True)
-    ref[...] += gradient
+      ref[...] += jnp.sum(gradient, axis=0, keepdims=True)
+    else:
+      ref[rows, :] += gradient
 
 
 def _backward_rows(plan, q, k, v, operands, indices, lists, d_out, lse, delta):
@@ -600,25 +629,25 @@ def _backward_rows(plan, q, k, v, operands, indices, lists, d_out, lse, delta):
       ):
         column[...] = jnp.broadcast_to(_as_column(row[...]), column.shape)
 
-    def process(tile, masked):
-      values = grid.values(operand_refs)
-      raw = _scaled(plan, q_ref[...], k_ref[...])
+    def process(tile, rows, masked):
+      values = grid.values(operand_refs, rows)
+      raw = _scaled(plan, q_ref[rows, :], k_ref[...])
       score, pull = _modify_with_gradient(plan, raw, tile, values)
       visible = plan.visible(tile, values) if masked else None
-      d_weight = _product_transposed(plan, d_out_ref[...], v_ref[...])
+      d_weight = _product_transposed(plan, d_out_ref[rows, :], v_ref[...])
       _, (d_raw, d_values) = _score_gradient(
         plan,
         score,
         pull,
         visible,
         d_weight,
-        lse_column_ref[:, :1],
-        delta_column_ref[:, :1],
+        _wide(lse_column_ref[rows, :], plan.block_k),
+        _wide(delta_column_ref[rows, :], plan.block_k),
       )
-      d_q_sum_ref[...] += _product(plan, d_raw, k_ref[...])
-      _accumulate(gradient_refs, numbers, plan, d_values)
+      d_q_sum_ref[rows, :] += _product(plan, d_raw, k_ref[...])
+      _accumulate(gradient_refs, numbers, plan, d_values, rows)
 
-    _on_tile(grid, scalars, process)
+    grid.on_tile(scalars, process)
 
     @pl.when(step == last)
     def _():
@@ -651,6 +680,13 @@ def _backward_rows(plan, q, k, v, operands, indices, lists, d_out, lse, delta):
   return d_q, _collected(plan, numbers, gradients)
 
 
+def _wide(column, width):
+  """Repeats a column, which is the same in each of _LANES lanes."""
+  if width % _LANES:
+    return jnp.broadcast_to(column[:, :1], (column.shape[0], width))
+  return jnp.concatenate([column] * (width // _LANES), axis=1)
+
+
 def _product_transposed(plan, a, b):
   return jax.lax.dot_general(
     a,
@@ -681,25 +717,25 @@ def _backward_columns(
       for ref in (d_k_sum_ref, d_v_sum_ref, *gradient_refs):
         ref[...] = jnp.zeros(ref.shape, jnp.float32)
 
-    def process(tile, masked):
-      values = grid.values(operand_refs)
+    def process(tile, rows, masked):
+      values = grid.values(operand_refs, rows)
       visible = plan.visible(tile, values) if masked else None
       if not scored:
-        weights = jnp.ones((plan.block_k, plan.block_q), jnp.float32)
+        weights = jnp.ones((grid.part, plan.block_q), jnp.float32)
         if masked:
           weights = jnp.where(visible, weights, 0.0)
       else:
-        raw = _scaled(plan, k_ref[...], q_ref[...])
+        raw = _scaled(plan, k_ref[rows, :], q_ref[...])
         score, pull = _modify_with_gradient(plan, raw, tile, values)
-        d_weight = _product_transposed(plan, v_ref[...], d_out_ref[...])
+        d_weight = _product_transposed(plan, v_ref[rows, :], d_out_ref[...])
         weights, (d_raw, d_values) = _score_gradient(
           plan, score, pull, visible, d_weight, lse_ref[...], delta_ref[...]
         )
-        d_k_sum_ref[...] += _product(plan, d_raw, q_ref[...])
-        _accumulate(gradient_refs, numbers, plan, d_values)
-      d_v_sum_ref[...] += _product(plan, weights, d_out_ref[...])
+        d_k_sum_ref[rows, :] += _product(plan, d_raw, q_ref[...])
+        _accumulate(gradient_refs, numbers, plan, d_values, rows)
+      d_v_sum_ref[rows, :] += _product(plan, weights, d_out_ref[...])
 
-    _on_tile(grid, scalars, process)
+    grid.on_tile(scalars, process)
 
     @pl.when(step == last)
     def _():
@@ -783,22 +819,22 @@ def _dense_gradient(
     def _():
       gradient_ref[...] = jnp.zeros(gradient_ref.shape, jnp.float32)
 
-    def process(tile, masked):
-      values = grid.values(operand_refs)
-      raw = _scaled(plan, q_ref[...], k_ref[...])
+    def process(tile, rows, masked):
+      values = grid.values(operand_refs, rows)
+      raw = _scaled(plan, q_ref[rows, :], k_ref[...])
       score, pull = _modify_with_gradient(plan, raw, tile, values)
       _, (_, d_values) = _score_gradient(
         plan,
         score,
         pull,
         plan.visible(tile, values) if masked else None,
-        _product_transposed(plan, d_out_ref[...], v_ref[...]),
-        _as_column(lse_ref[...]),
-        _as_column(delta_ref[...]),
+        _product_transposed(plan, d_out_ref[rows, :], v_ref[...]),
+        _as_column(lse_ref[:, rows]),
+        _as_column(delta_ref[:, rows]),
       )
-      gradient_ref[...] += d_values[number]
+      gradient_ref[rows, :] += d_values[number]
 
-    _on_tile(grid, scalars, process)
+    grid.on_tile(scalars, process)
 
   _, spec = grid.operand(number, operands[number])
   (gradient,) = grid.call(
