@@ -23,10 +23,12 @@ from attention.tiles import Tile
 
 # How arrays come; Triton reads rows wherever they lie.
 LAYOUT = "bnhd"
-# Most queries and keys of a tile, and of a step along it.
+# Most queries and keys of a tile, and of a step along it: the backward pass
+# takes shorter steps where the sums it holds are wide.
 TILE = 128
 STEP = 64
-# Most channels of queries, keys and values.
+WIDE = 64
+# Most channels of queries and keys.
 MOST_DIM = 256
 LOG2_E = math.log2(math.e)
 
@@ -37,12 +39,12 @@ def unsupported(q, k, v, mask) -> str | None:
   `q`, `k` and `v` are [batch, length, heads, dim], with the channels of
   factored biases.
   """
-  for name, x in (("q", q), ("v", v)):
-    if x.shape[-1] > MOST_DIM:
-      return (
-        f"{name} has heads of dimension {x.shape[-1]}; the kernel takes at "
-        f"most {MOST_DIM}"
-      )
+  dim, v_dim = q.shape[-1], v.shape[-1]
+  if dim > MOST_DIM or v_dim > max(dim, 2 * WIDE):
+    return (
+      f"q has heads of dimension {dim} and v of {v_dim}; the kernel takes q of "
+      f"at most {MOST_DIM} and v of at most {2 * WIDE} or as wide as q"
+    )
   block_q, block_k = block_sizes(q, k, mask)
   if min(block_q, block_k) < triton.LEAST_TILE:
     return (
@@ -54,8 +56,10 @@ def unsupported(q, k, v, mask) -> str | None:
 
 def block_sizes(q, k, mask) -> tuple[int, int]:
   """Returns the sides of a tile, powers of two; arguments as above."""
-  # Products in full float32 have no matrix unit and fill the registers.
-  most = 32 if q.dtype == jnp.float32 else TILE
+  most = TILE // 2 if q.shape[-1] > 2 * WIDE else TILE
+  if q.dtype == jnp.float32:
+    # Products in full float32 have no matrix unit and fill the registers.
+    most = TILE // 4
   sizes = (min(most, triton.tile_size(x.shape[1])) for x in (q, k))
   multiples = (0, 0) if mask is None else mask.tile_multiples()
   # The greatest common divisor of a size and 0 is the size.
@@ -216,7 +220,7 @@ class _Backward:
       for axis, size in (("b", batch), ("h", heads))
     ]
     q_len, kv_len = array.shape[-2:]
-    step = min(STEP, plan.block_k)
+    step = _backward_step(self.q, self.v, plan.block_k)
     d_array = self._call(
       functools.partial(_dense_kernel, number=number),
       "flash_attention_backward_bias",
@@ -231,8 +235,17 @@ class _Backward:
   def _call(self, kernel, name, out_shape, lists, **options):
     arrays = (self.q, self.k, self.v, self.operands, self.indices, lists)
     arrays += (self.d_out, self.lse, self.delta)
+    # What more stages load ahead must fit into shared memory and registers.
+    wide = max(self.q.shape[3], self.v.shape[3]) > 2 * WIDE
+    wide |= any(self.plan.inner(n) == "qk" for n in range(len(self.operands)))
     return _call(
-      self.plan, kernel, name, arrays, out_shape, num_stages=1, **options
+      self.plan,
+      kernel,
+      name,
+      arrays,
+      out_shape,
+      num_stages=1 if wide else 2,
+      **options,
     )
 
   def _summed(self, number, gradient):
@@ -354,8 +367,9 @@ def _forward_kernel(
   largest = jnp.full((plan.block_q,), LEAST, jnp.float32)
   total = jnp.zeros((plan.block_q,), jnp.float32)
   sums = _zeros(plan.block_q, v_ref)
+  others = (k_ref.shape[1], plan.block_k, min(STEP, plan.block_k))
   largest, total, sums = _walk(
-    plan, lists, place, row, k_ref, plan.block_k, step, (largest, total, sums)
+    plan, lists, place, row, others, step, (largest, total, sums)
   )
   lse = jnp.zeros_like(total)
   if plan.weigh == "softmax":
@@ -412,8 +426,7 @@ def _queries_kernel(
     lists,
     place,
     row,
-    k_ref,
-    plan.block_k,
+    (k_ref.shape[1], plan.block_k, _backward_step(q_ref, v_ref, plan.block_k)),
     step,
     (_zeros(plan.block_q, q_ref), zeros),
   )
@@ -477,8 +490,7 @@ def _keys_kernel(
     lists,
     place,
     row,
-    q_ref,
-    plan.block_q,
+    (q_ref.shape[1], plan.block_q, _backward_step(q_ref, v_ref, plan.block_q)),
     step,
     (
       _zeros(plan.block_k, k_ref),
@@ -509,7 +521,7 @@ def _dense_kernel(
 ):
   """One tile of the gradient, summed over what shares the operand."""
   part, row, lead = map(pl.program_id, range(3))
-  step = min(STEP, plan.block_k)
+  step = _backward_step(q_ref, v_ref, plan.block_k)
   queries = row * plan.block_q + jnp.arange(plan.block_q)
   keys = part * step + jnp.arange(step)
   own_batch, own_head = triton.divide(lead, d_array_ref.shape[1])
@@ -557,7 +569,7 @@ def _dense_kernel(
   )
 
 
-def _walk(plan, lists, place, row, others_ref, block, step, carry):
+def _walk(plan, lists, place, row, others, step, carry):
   """Runs `step(positions, state, carry)` along the tiles of a row.
 
   Args:
@@ -565,23 +577,23 @@ def _walk(plan, lists, place, row, others_ref, block, step, carry):
     lists: the list of tiles, if there is one.
     place: where the program is.
     row: number of its tile.
-    others_ref: what is walked along, [batch, length, heads, dim].
-    block: length of a tile.
+    others: of what is walked along, its length, the length of a tile and that
+      of a step.
     step: function of positions, of the state of their tile or None, and of
       what it returns.
     carry: the first of that.
   """
-  size = min(STEP, block)
-  parts = block // size
+  length, block, size = others
   if not lists:
 
     def every(i, carry):
       return step(i * size + jnp.arange(size), None, carry)
 
-    return lax.fori_loop(0, others_ref.shape[1] // size, every, carry)
+    return lax.fori_loop(0, length // size, every, carry)
 
   (list_ref,) = lists
   count = jnp.sum(_entries(list_ref, place, row) % LIST_BASE != EMPTY)
+  parts = block // size
 
   def listed(i, carry):
     i, part = triton.divide(i, parts)
@@ -590,6 +602,11 @@ def _walk(plan, lists, place, row, others_ref, block, step, carry):
     return step(tile * block + part * size + jnp.arange(size), state, carry)
 
   return lax.fori_loop(0, count.astype(jnp.int32) * parts, listed, carry)
+
+
+def _backward_step(q, v, block):
+  wide = max(q.shape[3], v.shape[3]) > WIDE
+  return min(STEP // 2 if wide else STEP, block)
 
 
 def _entries(list_ref, place, row):
@@ -648,8 +665,8 @@ def _masked(plan, scores, place, operands, state):
     return scores
 
   def masked(scores):
-    values = [None] * plan.mod_operands
-    values += [
+    # The mask takes none of the first.
+    values = [scores] * plan.mod_operands + [
       _value(plan, n, operands[n], place)
       for n in range(plan.mod_operands, len(operands))
     ]
