@@ -170,6 +170,19 @@ def _channels(a):
   return out
 
 
+def _windows(a, grid):
+  """Attention among the pixels with the same window, pixel by pixel."""
+  y, x = np.arange(144) // 12, np.arange(144) % 12
+  window, place = ((y // 4, x // 4), (y % 4, x % 4))
+  if grid:
+    window, place = ((y % 3, x % 3), (y // 3, x // 3))
+  same = np.logical_and(*(w[:, None] == w[None, :] for w in window))
+  offsets = [p[None, :] - p[:, None] + 3 for p in place]
+  q, k, v = (z.reshape(1, 144, 4, 8) for z in (a.image_q, a.image_k, a.image_v))
+  bias = a.window_table[:, *(np.clip(offset, 0, 6) for offset in offsets)]
+  return mix(softmax(scores(q, k) + bias, same), v).reshape(a.image_q.shape)
+
+
 FORMULAS = {
   "Attention Is All You Need (1706.03762), decoder": _masked(CAUSAL),
   "Grouped queries (2305.13245)": lambda a: mix(
@@ -213,6 +226,12 @@ FORMULAS = {
   "FreeSwim (2511.14712): 2 frames of 4 x 3": _masked(
     _freeswim(), math.sqrt(math.log(3120, 1560) / 8)
   ),
+  "Scale-DiT (2510.16325): windows of 3 x 3 among the tokens of high "
+  "resolution": _masked(
+    (abs(QUERY // 6 - KEY // 6) <= 1) & (abs(QUERY % 6 - KEY % 6) <= 1)
+  ),
+  "MaxViT (2204.01697), block attention": lambda a: _windows(a, False),
+  "MaxViT (2204.01697), grid attention": lambda a: _windows(a, True),
   "Radial attention (2506.19852), equation 4: 6 frames of 4": _masked(
     _radial()
   ),
