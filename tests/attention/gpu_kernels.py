@@ -1,0 +1,137 @@
+"""Compiles every GPU kernel for one GPU, in a process of its own.
+
+  python -m tests.attention.gpu_kernels h100
+
+prints a JSON object a line: the case, the bytes of its arguments and of its
+temporary memory, and the kernels that are in the program.
+"""
+
+import json
+import re
+import sys
+
+from tools import compile_only  # isort: skip, before JAX starts.
+
+import jax
+import jax.numpy as jnp
+
+import attention
+from attention import masks, scores
+
+BF16, F32 = jnp.bfloat16, jnp.float32
+
+
+def _shape(*sizes, dtype=BF16):
+  return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def _window(batch, size, heads, dim, window, *, grid, bias=True, dtype=BF16):
+  image = _shape(batch, size, size, heads, dim, dtype=dtype)
+  tokens = window**2
+  table = _shape(heads, tokens, tokens, dtype=F32) if bias else None
+  attend = attention.grid_attention if grid else attention.block_attention
+
+  def function(q, k, v, bias):
+    return attend(q, k, v, window_size=window, bias=bias, implementation="gpu")
+
+  return function, (image, image, image, table)
+
+
+def _flash(batch, length, heads, k_heads, dim, *, mods=None, mask=None, **more):
+  dtype = more.pop("dtype", BF16)
+  arrays = more.pop("arrays", ())
+  q = _shape(batch, length, heads, dim, dtype=dtype)
+  k = _shape(batch, length, k_heads, dim, dtype=dtype)
+
+  def function(q, k, v, *arrays):
+    return attention.dot_product_attention(
+      q,
+      k,
+      v,
+      score_mods=mods(*arrays) if mods else (),
+      mask=mask,
+      implementation="gpu",
+    )
+
+  return function, (q, k, k, *arrays)
+
+
+# MaxViT-B at 224 and 384 pixels; the shapes of performance work on flash.
+CASES = {
+  "window stage 1": _window(256, 56, 3, 32, 7, grid=False),
+  "window stage 2": _window(256, 28, 6, 32, 7, grid=True),
+  "window stage 4": _window(256, 7, 24, 32, 7, grid=False),
+  "window 12 x 12": _window(64, 96, 3, 32, 12, grid=True),
+  "window without bias": _window(8, 64, 4, 64, 8, grid=True, bias=False),
+  "window float32": _window(8, 56, 3, 32, 7, grid=False, dtype=F32),
+  "flash plain": _flash(8, 2048, 12, 12, 64),
+  "flash causal": _flash(1, 8192, 16, 16, 128, mask=masks.causal()),
+  "flash sliding, shared keys, soft cap": _flash(
+    1,
+    8192,
+    16,
+    4,
+    128,
+    mods=lambda: scores.soft_cap(50.0),
+    mask=masks.sliding_window(1024),
+  ),
+  "flash ALiBi, 80 channels": _flash(
+    8,
+    2048,
+    12,
+    12,
+    80,
+    mods=scores.alibi,
+    arrays=(_shape(12, dtype=F32),),
+    mask=masks.causal(),
+  ),
+  "flash dense bias": _flash(
+    8,
+    2048,
+    12,
+    12,
+    64,
+    mods=scores.bias,
+    arrays=(_shape(1, 12, 2048, 2048),),
+  ),
+  "flash factored bias": _flash(
+    8,
+    2048,
+    12,
+    12,
+    64,
+    mods=scores.factored_bias,
+    arrays=(_shape(2048, 12, 4, dtype=F32),) * 2,
+  ),
+  "flash 256 channels": _flash(1, 4096, 8, 8, 256, mask=masks.causal()),
+  "flash float32": _flash(1, 1000, 4, 4, 64, dtype=F32),
+}
+
+
+def main(chip: str) -> None:
+  """Prints a line for each case."""
+  for name, (function, arguments) in CASES.items():
+    print(json.dumps({"case": name, **measure(chip, function, arguments)}))
+
+
+def measure(chip, function, arguments) -> dict:
+  """Compiles the function and its gradients to all floating arguments."""
+
+  def both(out_bar, *arguments):
+    out, pull = jax.vjp(function, *arguments)
+    return out, pull(out_bar)
+
+  out = jax.eval_shape(function, *arguments)
+  program = compile_only.compile_for(chip, both, out, *arguments)
+  memory = program.memory_analysis()
+  return {
+    "argument_bytes": memory.argument_size_in_bytes,
+    "temp_bytes": memory.temp_size_in_bytes,
+    "kernels": sorted(set(re.findall(_NAMES, program.as_text()))),
+  }
+
+
+_NAMES = re.compile(r"\b[a-z]+_attention_(?:forward|backward\w*|bias_gradient)")
+
+if __name__ == "__main__":
+  main(sys.argv[1])

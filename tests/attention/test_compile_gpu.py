@@ -1,0 +1,50 @@
+"""Every GPU kernel compiles for A100 and H100 and needs little memory."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Temporary bytes for each byte of argument. What is above a few percent: sums
+# over chunks of windows, gradients of shared keys head by head, channels of
+# factors beside those of queries and keys.
+TEMPORARY = {
+  "window 12 x 12": 0.5,
+  "window float32": 0.4,
+  "flash sliding, shared keys, soft cap": 1.7,
+  "flash factored bias": 1.1,
+  "flash float32": 1.6,
+}
+WINDOW = {"forward", "backward"}
+FLASH = {"forward", "backward_queries", "backward_keys"}
+KERNELS = {
+  "window 12 x 12": WINDOW | {"bias_gradient"},
+  "flash dense bias": FLASH | {"backward_bias"},
+}
+
+
+# A kernel that is wrong for its GPU may end the process.
+@pytest.mark.compile
+@pytest.mark.parametrize("chip", ["a100", "h100"])
+def test_compiles_with_little_memory(chip):
+  pytest.importorskip("jax_plugins.xla_cuda13")
+  result = subprocess.run(
+    [sys.executable, "-m", "tests.attention.gpu_kernels", chip],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr[-3000:]
+  rows = [json.loads(line) for line in result.stdout.splitlines()]
+  assert len(rows) > 10
+  for row in rows:
+    case = row["case"]
+    kernels = {name.split("_attention_")[1] for name in row["kernels"]}
+    family = WINDOW if case.startswith("window") else FLASH
+    assert kernels == KERNELS.get(case, family), case
+    share = row["temp_bytes"] / row["argument_bytes"]
+    assert share < TEMPORARY.get(case, 0.05), f"{case}: {share}"
