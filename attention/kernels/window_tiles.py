@@ -101,6 +101,8 @@ def store(plan: Plan, scratch, group: int, window, x) -> None:
 
 def _columns(plan: Plan, row: int, column, size: int):
   start = row * plan.row_stride + column
+  if plan.stride == 1:
+    return pl.ds(start, size)
   return pl.ds(start, size, stride=plan.stride)
 
 
