@@ -48,8 +48,8 @@ def bias(array: Float[Array, "..."]) -> ScoreMod:
 
 
 def factored_bias(
-  q_factor: Float[Array, "*batch q_len q_heads rank"],
-  k_factor: Float[Array, "*batch kv_len k_heads rank"],
+  q_factor: Float[Array, "*q_batch q_len q_heads rank"],
+  k_factor: Float[Array, "*k_batch kv_len k_heads rank"],
 ) -> ScoreMod:
   """Adds q_factor k_factor^T, which is never formed as a whole.
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 
@@ -49,7 +50,7 @@ class Operand:
   columns]; with "r" it is [rows, r] or [r, columns].
   """
 
-  array: Array
+  array: Array | np.ndarray
   axes: str = dataclasses.field(metadata={"static": True})
 
   def __post_init__(self):

@@ -29,6 +29,8 @@ from attention.tiles import Tile
 LAYOUT = "bhnd"
 # Kernels keep the list of tiles in scalar memory, 4 bytes an entry.
 MAX_LISTED_TILES = 180_000
+# Side of a tile of scores.
+BLOCK = 512
 _LANES = 128
 # Rows of a tile that are worked on at a time.
 _ROWS = 128
@@ -56,15 +58,14 @@ def unsupported(q: Array, k: Array, v: Array, mask: Mask | None) -> str | None:
 
 
 def block_sizes(q: Array, k: Array, mask: Mask | None) -> tuple[int, int]:
-  """Returns the sides of a tile: 512, less for short or fine-grained calls."""
-  sizes = [
-    min(512, -(-q.shape[1] // 16) * 16),
-    min(512, -(-k.shape[1] // _LANES) * _LANES),
-  ]
+  """Returns the sides of a tile: BLOCK, less for short or fine calls."""
+  sizes = (
+    min(BLOCK, -(-q.shape[1] // 16) * 16),
+    min(BLOCK, -(-k.shape[1] // _LANES) * _LANES),
+  )
   multiples = (0, 0) if mask is None else mask.tile_multiples()
-  # The greatest common divisor of a size and 0 is the size.
   return tuple(
-    math.gcd(512 if multiple else size, multiple)
+    math.gcd(BLOCK, multiple) if multiple else size
     for size, multiple in zip(sizes, multiples, strict=True)
   )
 
