@@ -1,0 +1,265 @@
+"""Halo attention of HaloNet: blocks of queries that see their neighbourhood.
+
+"Scaling Local Self-Attention for Parameter Efficient Visual Backbones" (arXiv
+2103.12731), section 2.2. A function of the whole image, so that a kernel may
+read the overlapping neighbourhoods without writing them out.
+"""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from attention.kernels import dispatch, halo
+
+_GPU_MODULE = "attention.kernels.halo_gpu"
+
+
+def halo_attention(
+  q: Float[Array, "batch query_height query_width heads dim"],
+  k: Float[Array, "batch height width heads dim"],
+  v: Float[Array, "batch height width heads v_dim"],
+  *,
+  block_size: int,
+  halo_size: int,
+  relative_height: Float[Array, "offsets dim"] | None = None,
+  relative_width: Float[Array, "offsets dim"] | None = None,
+  stride: int = 1,
+  scale: float | None = None,
+  scale_positions: bool = False,
+  mask_padding: bool = False,
+  implementation: str = "auto",
+) -> Float[Array, "batch query_height query_width heads v_dim"]:
+  """Attention of each block of queries to the block and a halo around it.
+
+  The image is cut into blocks of b x b tokens, b = `block_size`. The queries of
+  a block see the window of w x w keys, w = b + 2 h with h = `halo_size`, whose
+  middle the block is. With the query at (y, x) in its block and the key at
+  (i, j) in the window,
+
+    out = softmax over (i, j) of
+      (scale q . k + q . Rh[i - y + w - 1] + q . Rw[j - x + w - 1])  v
+
+  where Rh and Rw are learned embeddings of relative positions that the heads
+  share. Their first 2 h rows are never read. Beyond the edge of the image keys
+  and values are zero; such keys take their share of the softmax unless
+  `mask_padding` is True. HaloNet (arXiv 2103.12731), section 2.2 and figure 2.
+
+  With `stride` s, the queries are every s-th token of the image, as a strided
+  projection gives them, and y and x count queries: that is how timm attends at
+  a lower resolution. Block size 1 gives each token its own window; halo size 0
+  with a block as large as the image gives global attention.
+
+  Args:
+    q: queries [batch, height / stride, width / stride, heads, dim].
+    k: keys of the image [batch, height, width, heads, dim].
+    v: values [batch, height, width, heads, v_dim].
+    block_size: side b of a block of the image.
+    halo_size: tokens h that a window has beyond its block, on each side.
+    relative_height: Rh [2 * w - 1, dim], or None for none.
+    relative_width: Rw, like `relative_height`.
+    stride: tokens of the image for each query, in height and in width.
+    scale: factor of the scores of contents; dim ** -0.5 if None.
+    scale_positions: whether `scale` multiplies the scores of positions as well.
+    mask_padding: whether keys beyond the edge of the image are left out.
+    implementation: "auto", "xla" or "pallas"; see `kernels.dispatch`.
+
+  Returns:
+    [batch, height / stride, width / stride, heads, v_dim], in the dtype of `q`.
+
+  Raises:
+    ValueError: if blocks do not tile the image, `stride` does not divide
+      `block_size`, shapes do not agree, or the implementation cannot take the
+      arguments.
+  """
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  options = {
+    "block_size": block_size,
+    "halo_size": halo_size,
+    "stride": stride,
+    "scale": scale,
+    "mask_padding": mask_padding,
+  }
+  _check_sizes(q, k, v, block_size, halo_size, stride)
+  window = block_size + 2 * halo_size
+  tables = {
+    "relative_height": relative_height,
+    "relative_width": relative_width,
+  }
+  for name, table in tables.items():
+    _check_table(name, table, window, q.shape[-1])
+  reasons = {"tpu": lambda: halo.unsupported(q, k, v, **options)}
+  if importlib.util.find_spec(_GPU_MODULE):
+    module = importlib.import_module(_GPU_MODULE)
+    reasons["gpu"] = lambda: module.unsupported_gpu(q, k, v, **options)
+  target = dispatch.choose(implementation, reasons)
+  positions = _position_embeddings(
+    relative_height,
+    relative_width,
+    queries=block_size // stride,
+    window=window,
+    dim=q.shape[-1],
+    factor=scale if scale_positions else 1.0,
+  )
+  if target is None:
+    return _reference(q, k, v, *positions, **options)
+  kernel = halo.halo_attention if target.platform == "tpu" else None
+  if kernel is None:
+    kernel = module.halo_attention_gpu
+
+  def call(*arrays: Array) -> Array:
+    return kernel(*arrays, **options, interpret=target.interpret)
+
+  layouts = ("byxhd", "byxhd", "byxhd", "qkd", "qkd")
+  return dispatch.per_device(call, (q, k, v, *positions), layouts, "byxhd")
+
+
+def _reference(
+  q: Array,
+  k: Array,
+  v: Array,
+  position_height: Array,
+  position_width: Array,
+  *,
+  block_size: int,
+  halo_size: int,
+  stride: int,
+  scale: float,
+  mask_padding: bool,
+) -> Array:
+  """Takes the embeddings of `_position_embeddings`."""
+  batch, _, _, heads, _ = q.shape
+  height, width = k.shape[1:3]
+  rows, columns = height // block_size, width // block_size
+  side = block_size // stride
+  window = block_size + 2 * halo_size
+  # [B, R y, C x, N, d] -> [B, N, R, C, y, x, d]
+  q = q.reshape(batch, rows, side, columns, side, heads, -1)
+  q = q.transpose(0, 5, 1, 3, 2, 4, 6)
+  # [B, H, W, N, d] -> [B, N, R, C, i, j, d]
+  k, v = (_windows(x, block_size, halo_size) for x in (k, v))
+  tokens = (batch, heads, rows, columns, side * side)
+  keys = (*tokens[:-1], window * window)
+  exact = {"preferred_element_type": jnp.float32}
+  scores = scale * jnp.einsum(
+    "bnrcqd,bnrckd->bnrcqk",
+    q.reshape(*tokens, -1),
+    k.reshape(*keys, -1),
+    **exact,
+  )
+  scores = scores.reshape(*tokens[:-1], side, side, window, window)
+  by_row = jnp.einsum("bnrcyxd,yid->bnrcyxi", q, position_height, **exact)
+  by_column = jnp.einsum("bnrcyxd,xjd->bnrcyxj", q, position_width, **exact)
+  scores += by_row[..., :, None] + by_column[..., None, :]
+  if mask_padding:
+    inside = jnp.ones((1, height, width, 1, 1), bool)
+    inside = _windows(inside, block_size, halo_size)[..., 0]
+    # [1, 1, R, C, i, j] -> [1, 1, R, C, 1, 1, i, j]
+    inside = inside[:, :, :, :, None, None]
+    scores = jnp.where(inside, scores, -jnp.inf)
+  weights = jax.nn.softmax(scores.reshape(*tokens, window * window))
+  out = jnp.einsum(
+    "bnrcqk,bnrckd->bnrcqd",
+    weights.astype(v.dtype),
+    v.reshape(*keys, -1),
+    **exact,
+  )
+  out = out.reshape(*tokens[:-1], side, side, -1).transpose(0, 2, 4, 3, 5, 1, 6)
+  out = out.reshape(batch, rows * side, columns * side, heads, -1)
+  return out.astype(q.dtype)
+
+
+def _windows(
+  x: Shaped[Array, "batch height width heads dim"],
+  block_size: int,
+  halo_size: int,
+) -> Shaped[Array, "batch heads rows columns window window dim"]:
+  """Cuts out the window of each block, with zeros beyond the edge."""
+  x = jnp.moveaxis(x, 3, 1)
+  x = _windows_along(x, 2, block_size, halo_size)  # [B, N, R, i, W, d]
+  x = _windows_along(x, 4, block_size, halo_size)  # [B, N, R, i, C, j, d]
+  return x.swapaxes(3, 4)
+
+
+def _windows_along(x: Array, axis: int, block_size: int, halo_size: int):
+  """Replaces an axis by two: blocks, and the window of each.
+
+  A window is a few neighbouring blocks, cut to size: slices and one
+  concatenation, where a gather would be slow on every accelerator and its
+  gradient slower.
+  """
+  blocks = x.shape[axis] // block_size
+  neighbours = -(-2 * halo_size // block_size)
+  padding = [(0, 0)] * x.ndim
+  end = neighbours * block_size - halo_size
+  padding[axis] = (halo_size, end)
+  x = jnp.pad(x, padding)
+  x = x.reshape(*x.shape[:axis], -1, block_size, *x.shape[axis + 1 :])
+  parts = [
+    jax.lax.slice_in_dim(x, i, i + blocks, axis=axis)
+    for i in range(neighbours + 1)
+  ]
+  x = jnp.concatenate(parts, axis=axis + 1)
+  return jax.lax.slice_in_dim(x, 0, block_size + 2 * halo_size, axis=axis + 1)
+
+
+def _position_embeddings(
+  *tables: Array | None, queries: int, window: int, dim: int, factor: float
+) -> tuple[Array, Array]:
+  """Returns factor * table[key - query + window - 1] [queries, window, dim].
+
+  Slices instead of a gather, in float32; zeros where there is no table.
+  """
+  embeddings = []
+  for table in tables:
+    if table is None:
+      embeddings.append(jnp.zeros((queries, window, dim)))
+      continue
+    starts = range(window - 1, window - 1 - queries, -1)
+    rows = jnp.stack([table[start : start + window] for start in starts])
+    embeddings.append(factor * rows.astype(jnp.float32))
+  return tuple(embeddings)
+
+
+def _check_sizes(
+  q: Array, k: Array, v: Array, block_size: int, halo_size: int, stride: int
+) -> None:
+  for name, value, least in (
+    ("block_size", block_size, 1),
+    ("halo_size", halo_size, 0),
+    ("stride", stride, 1),
+  ):
+    if value < least:
+      raise ValueError(f"{name} is {value}; it must be at least {least}")
+  batch, height, width, heads, _ = k.shape
+  if height % block_size or width % block_size:
+    raise ValueError(
+      f"k is {height} x {width}, which blocks of block_size {block_size} do "
+      f"not tile; height and width must be multiples of {block_size}: pad them"
+    )
+  if block_size % stride:
+    raise ValueError(
+      f"stride is {stride}, which does not divide block_size {block_size}; use "
+      "stride 1 and average-pool the output instead"
+    )
+  expected = (batch, height // stride, width // stride, heads, k.shape[-1])
+  if q.shape != expected:
+    raise ValueError(
+      f"q has shape {q.shape}; keys of shape {k.shape} and stride {stride} "
+      f"need {expected}"
+    )
+  if v.shape[:-1] != k.shape[:-1]:
+    raise ValueError(
+      f"v has shape {v.shape}; keys of shape {k.shape} need the same batch, "
+      "height, width and heads"
+    )
+
+
+def _check_table(name: str, table: Array | None, window: int, dim: int) -> None:
+  expected = (2 * window - 1, dim)
+  if table is not None and table.shape != expected:
+    raise ValueError(
+      f"{name} has shape {table.shape}; windows of {window} tokens and heads "
+      f"of dimension {dim} need {expected}"
+    )

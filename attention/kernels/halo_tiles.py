@@ -1,0 +1,244 @@
+"""What the forward and the backward halo kernel on TPUs do in VMEM."""
+
+import math
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from attention.kernels.halo_plan import MASKED, Plan
+
+
+def image_spec(plan: Plan, shape, rows: int | None = None) -> pl.BlockSpec:
+  """Whole images for the grid of `grid_of`, or strips of `rows` rows.
+
+  An image that stays the same from strip to strip is fetched once.
+  """
+  images = plan.batch // plan.cores
+  if rows is None:
+    return pl.BlockSpec(
+      (1, *shape[1:]), lambda core, i, strip: (core * images + i, 0, 0, 0)
+    )
+  return pl.BlockSpec(
+    (1, rows, *shape[2:]),
+    lambda core, i, strip: (core * images + i, strip, 0, 0),
+  )
+
+
+def whole_spec(x) -> pl.BlockSpec:
+  """All of an array, fetched once."""
+  return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
+
+
+def grid_of(plan: Plan) -> tuple[int, int, int]:
+  return (plan.cores, plan.batch // plan.cores, plan.rows)
+
+
+def compiler_params(plan: Plan, direction: str) -> pltpu.CompilerParams:
+  need = plan.vmem_bytes(direction)
+  return pltpu.CompilerParams(
+    # Scratch memory and sums go on from step to step, but not between cores.
+    dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+    vmem_limit_bytes=max(16 * 2**20, need * 3 // 2),
+  )
+
+
+def first_step():
+  return (pl.program_id(1) == 0) & (pl.program_id(2) == 0)
+
+
+def fill_queries(plan: Plan, ref, scratch, dim: int) -> None:
+  """Copies a strip [1, side, width, channels] to scratch memory in float32.
+
+  There, any rows are one load away, which is how a block is cut out: tiles of
+  16-bit numbers can be read only whole.
+  """
+  for row in range(plan.side):
+    x = ref[0, row].astype(jnp.float32)
+    rows = pl.ds(row * plan.query_row, x.shape[0])
+    for group in range(plan.groups):
+      part = x[:, plan.channels(group, dim)]
+      scratch[group, rows, : part.shape[1]] = part
+
+
+def drain_queries(plan: Plan, scratch, ref, dim: int) -> None:
+  """Copies a strip from scratch memory: the inverse of `fill_queries`."""
+  for row in range(plan.side):
+    rows = pl.ds(row * plan.query_row, ref.shape[2])
+    for group in range(plan.groups):
+      lanes = plan.channels(group, dim)
+      part = scratch[group, rows, : lanes.stop - lanes.start]
+      ref[0, row, :, lanes] = part.astype(ref.dtype)
+
+
+def fill_keys(plan: Plan, ref, scratch, strip, dim: int) -> None:
+  """Copies the rows that the windows of a strip see, zeros beyond the edge."""
+  first = strip * plan.block - plan.halo
+
+  def fill(row, _):
+    inside = (first + row >= 0) & (first + row < plan.height)
+    start = row * plan.key_row
+
+    @pl.when(inside)
+    def _():
+      x = ref[0, first + row].astype(jnp.float32)
+      for group in range(plan.groups):
+        part = x[:, plan.channels(group, dim)]
+        rows = pl.ds(start + plan.halo, plan.width)
+        scratch[group, rows, : part.shape[1]] = part
+
+    @pl.when(jnp.logical_not(inside))
+    def _():
+      rows = pl.ds(start, plan.key_row)
+      for group in range(plan.groups):
+        scratch[group, rows, :] = jnp.zeros(
+          (plan.key_row, scratch.shape[2]), jnp.float32
+        )
+
+    return 0
+
+  lax.fori_loop(0, plan.window, fill, 0)
+
+
+def drain_keys(plan: Plan, scratch, ref, dim: int) -> None:
+  """Copies an image with its halo from scratch memory, without the halo."""
+
+  def drain(row, _):
+    start = (row + plan.halo) * plan.key_row + plan.halo
+    for group in range(plan.groups):
+      lanes = plan.channels(group, dim)
+      rows = pl.ds(start, plan.width)
+      part = scratch[group, rows, : lanes.stop - lanes.start]
+      ref[0, row, :, lanes] = part.astype(ref.dtype)
+    return 0
+
+  lax.fori_loop(0, plan.height, drain, 0)
+
+
+def load_queries(plan: Plan, scratch, group: int, column):
+  """Returns a block [queries, lanes]; the padding holds other tokens."""
+  start = column * plan.side
+  return jnp.concatenate(
+    [
+      scratch[group, pl.ds(row * plan.query_row + start, plan.padded_side), :]
+      for row in range(plan.side)
+    ]
+  )
+
+
+def store_queries(plan: Plan, scratch, group: int, column, x) -> None:
+  """Writes the tokens of a block [queries, lanes], without the padding."""
+  for row in range(plan.side):
+    rows = pl.ds(row * plan.query_row + column * plan.side, plan.side)
+    start = row * plan.padded_side
+    scratch[group, rows, :] = x[start : start + plan.side]
+
+
+def load_keys(plan: Plan, scratch, group: int, column):
+  """Returns a window [keys, lanes]; the padding holds other tokens."""
+  rows = [
+    scratch[
+      group,
+      pl.ds(row * plan.key_row + column * plan.block, plan.padded_window),
+      :,
+    ]
+    for row in range(plan.window)
+  ]
+  extra = plan.keys - plan.window * plan.padded_window
+  if extra:
+    rows.append(jnp.zeros((extra, scratch.shape[2]), jnp.float32))
+  return jnp.concatenate(rows).astype(plan.dtype)
+
+
+def add_keys(plan: Plan, scratch, group: int, strip, column, x) -> None:
+  """Adds a window [keys, lanes] to an image; the padding of x must be 0."""
+  first = strip * plan.block
+  for row in range(plan.window):
+    start = (first + row) * plan.key_row + column * plan.block
+    rows = pl.ds(start, plan.padded_window)
+    part = x[row * plan.padded_window : (row + 1) * plan.padded_window]
+    scratch[group, rows, :] = scratch[group, rows, :] + part
+
+
+def stack(plan: Plan, x, bits):
+  """Returns the block-diagonal [stacked, lanes] of [queries, lanes].
+
+  What other heads and the padding hold is cut off bit by bit: it may be
+  anything, even infinite.
+  """
+  x = [x] * plan.group_size
+  extra = plan.stacked - plan.group_size * plan.queries
+  if extra:
+    x.append(jnp.zeros((extra, x[0].shape[1]), jnp.float32))
+  x = jnp.concatenate(x).astype(plan.dtype)
+  return pltpu.bitcast(pltpu.bitcast(x, jnp.int32) & bits, x.dtype)
+
+
+def unstack(plan: Plan, x, mask):
+  """Returns [queries, lanes], each lane from its head's rows of the stack."""
+  x = x * mask
+  parts = [
+    x[head * plan.queries : (head + 1) * plan.queries]
+    for head in range(plan.group_size)
+  ]
+  return sum(parts[1:], parts[0])
+
+
+def product(plan: Plan, x, y, contract=(1, 0)):
+  """Returns the product over axis `contract[0]` of x and `contract[1]` of y."""
+  return lax.dot_general(
+    x.astype(plan.dtype),
+    y.astype(plan.dtype),
+    (((contract[0],), (contract[1],)), ((), ())),
+    precision=plan.precision,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def scores(plan: Plan, place, queries, keys, tables, query_masks, key_masks):
+  """Returns the scores [keys, stacked] times log2(e), MASKED where no key is.
+
+  Args:
+    plan: the shapes.
+    place: the strip and the column of the block.
+    queries: [stacked, lanes], block-diagonal.
+    keys: [keys, lanes].
+    tables: [axes, lanes, features] of `pack_positions`.
+    query_masks: [axes, stacked, features] of `position_masks`.
+    key_masks: [axes, keys, features] of the same.
+  """
+  x = product(plan, keys, queries, (1, 1))
+  for axis in range(2):
+    own = product(plan, queries, tables[axis]) * query_masks[axis]
+    x += product(plan, key_masks[axis], own, (1, 1))
+  x *= plan.scale * math.log2(math.e)
+  return jnp.where(_visible(plan, place, x.shape), x, MASKED)
+
+
+def _visible(plan: Plan, place, shape):
+  key = lax.broadcasted_iota(jnp.int32, shape, 0)
+  i, j = key // plan.padded_window, key % plan.padded_window
+  visible = (j < plan.window) & (i < plan.window)
+  if plan.mask_padding:
+    i += place[0] * plan.block - plan.halo
+    j += place[1] * plan.block - plan.halo
+    visible &= (i >= 0) & (i < plan.height) & (j >= 0) & (j < plan.width)
+  return visible
+
+
+def for_blocks(plan: Plan, body, unroll: int) -> None:
+  """Calls `body(column, group)` for the blocks of a strip."""
+  unroll = max(
+    n
+    for n in range(1, plan.columns + 1)
+    if plan.columns % n == 0 and n * plan.groups <= max(unroll, plan.groups)
+  )
+
+  def turn(i, carry):
+    for j in range(unroll):
+      for group in range(plan.groups):
+        body(i * unroll + j, group)
+    return carry
+
+  lax.fori_loop(0, plan.columns // unroll, turn, jnp.int32(0))
