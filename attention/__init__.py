@@ -7,6 +7,7 @@ from attention.dot_product import (
   attention_weights,
   dot_product_attention,
 )
+from attention.halo import halo_attention
 from attention.relative_position import (
   relative_position_bias,
   resize_relative_table,
@@ -32,6 +33,7 @@ __all__ = [
   "grid_attention",
   "grid_partition",
   "grid_unpartition",
+  "halo_attention",
   "masks",
   "normalizers",
   "relative_position_bias",
