@@ -17,6 +17,8 @@ for _name, _value in {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
   "TPU_WORKER_HOSTNAMES": "localhost",
+  # No process uses a chip, so that none need wait for another.
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TF_CPP_MIN_LOG_LEVEL": "2",
   "CUDA_VISIBLE_DEVICES": "-1",
   "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
