@@ -183,6 +183,26 @@ def _windows(a, grid):
   return mix(softmax(scores(q, k) + bias, same), v).reshape(a.image_q.shape)
 
 
+def _halo(a, block=4, halo=1):
+  """Keys beyond the edge are zeros and take part in the softmax."""
+  side = block + 2 * halo
+  padding = ((0, 0), (halo, halo), (halo, halo), (0, 0), (0, 0))
+  k, v = (np.pad(z, padding)[0] for z in (a.image_k, a.image_v))
+  out = np.zeros(a.image_q.shape)
+  for y, x in np.ndindex(12, 12):
+    top, left = y // block * block, x // block * block
+    q = a.image_q[0, y, x]
+    s = np.einsum("hd,ijhd->hij", q, k[top : top + side, left : left + side])
+    s *= 8**-0.5
+    for i in range(side):
+      s[:, i] += (q @ a.row_table[i - y % block + side - 1])[:, None]
+      s[:, :, i] += (q @ a.column_table[i - x % block + side - 1])[:, None]
+    weights = softmax(s.reshape(4, -1), True)
+    values = v[top : top + side, left : left + side].reshape(-1, 4, 8)
+    out[0, y, x] = np.einsum("hk,khd->hd", weights, values)
+  return out
+
+
 FORMULAS = {
   "Attention Is All You Need (1706.03762), decoder": _masked(CAUSAL),
   "Grouped queries (2305.13245)": lambda a: mix(
@@ -232,6 +252,7 @@ FORMULAS = {
   ),
   "MaxViT (2204.01697), block attention": lambda a: _windows(a, False),
   "MaxViT (2204.01697), grid attention": lambda a: _windows(a, True),
+  "HaloNet (2103.12731)": _halo,
   "Radial attention (2506.19852), equation 4: 6 frames of 4": _masked(
     _radial()
   ),
