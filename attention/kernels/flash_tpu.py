@@ -33,7 +33,7 @@ MAX_LISTED_TILES = 180_000
 BLOCK = 512
 _LANES = 128
 # Rows of a tile that are worked on at a time.
-_ROWS = 128
+_ROWS = 256
 _VMEM_BYTES = 64 * 2**20
 
 
@@ -683,9 +683,8 @@ def _backward_rows(plan, q, k, v, operands, indices, lists, d_out, lse, delta):
 
 def _wide(column, width):
   """Repeats a column, which is the same in each of _LANES lanes."""
-  if width % _LANES:
-    return jnp.broadcast_to(column[:, :1], (column.shape[0], width))
-  return jnp.concatenate([column] * (width // _LANES), axis=1)
+  repeats = -(-width // _LANES)
+  return jnp.concatenate([column] * repeats, axis=1)[:, :width]
 
 
 def _product_transposed(plan, a, b):
