@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from attention.kernels.window_backward import backward
 from attention.kernels.window_forward import forward
-from attention.kernels.window_plan import VMEM_LIMIT, Plan
+from attention.kernels.window_plan import LANES, VMEM_LIMIT, Plan
 
 DTYPES = ("bfloat16", "float32")
 
@@ -75,8 +75,32 @@ def window_attention(
     four arrays are the same at every run.
   """
   plan = _plan(q, bias, window_size, grid, scale, interpret)
-  views = (x.reshape(plan.image_shape) for x in (q, k, v))
-  return _attention(plan, *views, bias).reshape(q.shape)
+  if _batch_goes_last(plan):
+    plan = dataclasses.replace(plan, batch_minor=True)
+    views = (
+      jnp.moveaxis(x.reshape(plan.split_shape), 0, -1) for x in (q, k, v)
+    )
+    out = jnp.moveaxis(_attention(plan, *views, bias), -1, 0)
+  else:
+    views = (x.reshape(plan.image_shape) for x in (q, k, v))
+    out = _attention(plan, *views, bias)
+  return out.reshape(q.shape)
+
+
+def _batch_goes_last(plan: Plan) -> bool:
+  """Says whether XLA keeps such images with the batch as their last axis.
+
+  It does so where the batch fills all lanes. The kernel for it needs more VMEM
+  than a TPU v4 has.
+  """
+  if plan.batch % LANES or LANES % plan.dim or plan.dim % 16:
+    return False
+  if jax.default_backend() == "tpu":
+    kind = jax.devices()[0].device_kind
+    if kind.startswith(("TPU v2", "TPU v3", "TPU v4")):
+      return False
+  plan = dataclasses.replace(plan, batch_minor=True, direction="backward")
+  return plan.vmem_bytes() <= VMEM_LIMIT
 
 
 def _plan(q, bias, window_size, grid, scale, interpret) -> Plan:

@@ -33,25 +33,30 @@ def backward(plan: Plan, q, k, v, bias, out_bar):
   bits, sums = head_masks(plan)
   packed = pack_bias(plan, bias)
   transposed = None if bias is None else bias.swapaxes(1, 2)
-  constants = (packed, pack_bias(plan, transposed), bits, sums)
+  constants = (packed, pack_bias(plan, transposed), sums, bits)
   image = tiles.block_spec(plan)
   image_shape = jax.ShapeDtypeStruct(plan.image_shape, q.dtype)
   out_shape, out_specs = [image_shape] * 3, [image] * 3
   scratch = [pltpu.VMEM(plan.scratch_shape, jnp.float32)] * 7
   if plan.has_bias:
     # Each core has a sum of its own.
+    block = (1, plan.step_groups, *plan.bias_shape[1:])
+    if plan.batch_minor:
+      index = lambda group, *_: (0, group, 0, 0)
+    else:
+      index = lambda core, *_: (core, 0, 0, 0)
     shape = (plan.cores, *plan.bias_shape)
     out_shape += [jax.ShapeDtypeStruct(shape, jnp.float32)]
-    out_specs += [
-      pl.BlockSpec((1, *plan.bias_shape), lambda core, *_: (core, 0, 0, 0))
-    ]
-    scratch += [pltpu.VMEM(plan.bias_shape, jnp.float32)]
+    out_specs += [pl.BlockSpec(block, index)]
+    scratch += [pltpu.VMEM(block[1:], jnp.float32)]
   results = pl.pallas_call(
     functools.partial(_kernel, plan=plan),
     name="window_attention_backward",
     out_shape=out_shape,
     grid=tiles.grid_of(plan),
-    in_specs=[image] * 4 + [tiles.whole_spec(x) for x in constants],
+    in_specs=[image] * 4
+    + [tiles.group_spec(plan, x) for x in constants[:3]]
+    + [tiles.whole_spec(bits)],
     out_specs=out_specs,
     scratch_shapes=scratch,
     compiler_params=tiles.compiler_params(plan),
@@ -83,8 +88,8 @@ def _kernel(
   out_bar_ref,
   bias_ref,
   transposed_bias_ref,
-  bits_ref,
   sums_ref,
+  bits_ref,
   q_bar_ref,
   k_bar_ref,
   v_bar_ref,
@@ -100,6 +105,8 @@ def _kernel(
   outputs = tuple(zip(refs, scratch[4:], strict=True))
   exponent_scale = plan.scale * math.log2(math.e)
 
+  first_channel = tiles.first_channel(plan)
+
   @pl.when(tiles.first_step())
   def _():
     for _, x in inputs:
@@ -109,7 +116,7 @@ def _kernel(
 
   def gradients(window, group, subtract_maxima):
     """Writes three gradients; returns the row sums and that of the bias."""
-    heads = plan.group_heads(group)
+    heads = plan.stacked_heads(group)
     keys = slice(0, heads * plan.keys)
     stack = lambda x: tiles.stack(plan, x, bits_ref[...], heads)
     q, k, v, out_bar = (tiles.load(plan, x, group, window) for _, x in inputs)
@@ -161,7 +168,7 @@ def _kernel(
       bias_bar_scratch[...] = jnp.zeros_like(bias_bar_scratch)
 
     def windows_body(windows, good):
-      for group in range(plan.groups):
+      for group in range(plan.step_groups):
         bias_bar = None
         for window in windows:
           sums, scores_bar = gradients(window, group, subtract_maxima)
@@ -175,7 +182,7 @@ def _kernel(
 
     def strip_body(strip, good):
       for ref, x in inputs:
-        tiles.fill(plan, ref, x, strip)
+        tiles.fill(plan, ref, x, strip, first_channel)
       good = tiles.for_windows(plan, windows_body, good, unroll)
       for ref, x in outputs:
         tiles.drain(plan, x, ref, strip)
@@ -198,5 +205,5 @@ def _kernel(
 def _column_maxima(plan: Plan, scores):
   """Returns [1, heads * queries], the maxima over the keys that exist."""
   row = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-  real = row % plan.padded_side < plan.side
+  real = row % plan.padded_run < plan.run
   return jnp.max(jnp.where(real, scores, -jnp.inf), axis=0, keepdims=True)

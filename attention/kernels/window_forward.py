@@ -23,7 +23,12 @@ def forward(plan: Plan, q, k, v, bias):
     name="window_attention_forward",
     out_shape=jax.ShapeDtypeStruct(plan.image_shape, q.dtype),
     grid=tiles.grid_of(plan),
-    in_specs=[image] * 3 + [tiles.whole_spec(x) for x in (packed, bits, sums)],
+    in_specs=[image] * 3
+    + [
+      tiles.group_spec(plan, packed),
+      tiles.whole_spec(bits),
+      tiles.group_spec(plan, sums),
+    ],
     out_specs=image,
     scratch_shapes=[scratch] * 4,
     compiler_params=tiles.compiler_params(plan),
@@ -64,6 +69,8 @@ def _kernel(
     (v_ref, v_scratch),
   )
 
+  first_channel = tiles.first_channel(plan)
+
   @pl.when(tiles.first_step())
   def _():
     for _, scratch in inputs:
@@ -71,7 +78,7 @@ def _kernel(
 
   def attend(window, group, subtract_maxima):
     """Writes the output; returns the row sums [queries, lanes]."""
-    heads = plan.group_heads(group)
+    heads = plan.stacked_heads(group)
     keys = slice(0, heads * plan.keys)
     q, k, v = (tiles.load(plan, x, group, window) for _, x in inputs)
     k, v = (tiles.stack(plan, x, bits_ref[...], heads) for x in (k, v))
@@ -93,7 +100,7 @@ def _kernel(
 
     def windows_body(windows, good):
       for window in windows:
-        for group in range(plan.groups):
+        for group in range(plan.step_groups):
           sums = attend(window, group, subtract_maxima)
           if not subtract_maxima:
             good = tiles.in_range(sums, good)
@@ -101,7 +108,7 @@ def _kernel(
 
     def strip_body(strip, good):
       for ref, scratch in inputs:
-        tiles.fill(plan, ref, scratch, strip)
+        tiles.fill(plan, ref, scratch, strip, first_channel)
       good = tiles.for_windows(plan, windows_body, good, unroll)
       tiles.drain(plan, out_scratch, out_ref, strip)
       return good

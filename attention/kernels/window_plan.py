@@ -1,6 +1,12 @@
 """How the window kernel for TPUs lays out an image, its heads and its bias.
 
-A *strip* is all windows of the same rows: P image rows of full width. A *group*
+Images come in one of two layouts. XLA puts the batch into the lanes of a vector
+register where it is a multiple of them (`batch_minor`), and the channels
+otherwise; the kernel takes either as it is, since to change the layout would
+cost more than the attention.
+
+A *strip* is the windows that are read together: P image rows of full width, or,
+with the batch in lanes, the same window of 128 images. A *group*
 is as many heads as fit side by side into the 128 lanes of a vector register.
 The keys and values of a group are stacked block-diagonally, [heads * keys,
 lanes] with zeros where a row's head is not the lane's, so that one product over
@@ -49,6 +55,7 @@ class Plan:
     dtype: name of the dtype of q, k and v.
     has_bias: whether the bias is an argument with a gradient.
     direction: "forward" or "backward".
+    batch_minor: whether the batch is the last axis of the images.
     interpret: whether Pallas's interpreter runs the kernel.
     images: images of a grid step.
     strips: strips of each of its images.
@@ -65,28 +72,44 @@ class Plan:
   dtype: str
   has_bias: bool
   direction: str
+  batch_minor: bool = False
   interpret: bool = False
   images: int = 1
   strips: int = 1
 
   @property
   def rows(self) -> int:
-    """Strips of an image."""
+    """Windows in the height of an image."""
     return self.height // self.side
 
   @property
   def columns(self) -> int:
-    """Windows of a strip."""
+    """Windows in the width of an image."""
     return self.width // self.side
 
   @property
-  def padded_side(self) -> int:
-    return round_up(self.side, SUBLANES)
+  def windows(self) -> int:
+    """Windows of a strip."""
+    return LANES if self.batch_minor else self.columns
+
+  @property
+  def runs(self) -> int:
+    """Parts of a window that start at a new tile of rows of registers."""
+    return 1 if self.batch_minor else self.side
+
+  @property
+  def run(self) -> int:
+    """Tokens of each part: a row of the window, or all of it."""
+    return self.side**2 // self.runs
+
+  @property
+  def padded_run(self) -> int:
+    return round_up(self.run, SUBLANES)
 
   @property
   def queries(self) -> int:
-    """Rows of a window in registers: each row of it starts a new tile."""
-    return self.side * self.padded_side
+    """Rows of a window in registers."""
+    return self.runs * self.padded_run
 
   @property
   def keys(self) -> int:
@@ -111,8 +134,17 @@ class Plan:
     """Rows of the stacked keys of a whole group."""
     return self.group_size * self.keys
 
+  @property
+  def step_groups(self) -> int:
+    """Groups of one grid step."""
+    return 1 if self.batch_minor else self.groups
+
   def group_heads(self, group: int) -> int:
     return min(self.group_size, self.heads - group * self.group_size)
+
+  def stacked_heads(self, group: int) -> int:
+    """Heads that are computed; with a group a step, all steps do the same."""
+    return self.group_size if self.batch_minor else self.group_heads(group)
 
   def channels(self, group: int) -> slice:
     """The channels of a group in the image."""
@@ -135,7 +167,9 @@ class Plan:
   @property
   def scratch_shape(self) -> tuple[int, int, int]:
     """A strip by groups; its end is read as padding of the last window."""
-    padding = (self.padded_side - self.side) * self.stride
+    if self.batch_minor:
+      return (1, LANES * self.queries, self.lanes)
+    padding = (self.padded_run - self.run) * self.stride
     rows = self.side * self.row_stride + round_up(padding, SUBLANES)
     return (self.groups, rows, self.lanes)
 
@@ -150,22 +184,42 @@ class Plan:
   @property
   def unroll(self) -> int:
     """Windows of one turn of the loop over the windows of a strip."""
-    most = max(1, UNROLL[self.direction] // self.groups)
-    return largest_divisor(self.columns, most)
+    most = max(1, UNROLL[self.direction] // self.step_groups)
+    return largest_divisor(self.windows, most)
 
   @property
   def cores(self) -> int:
     """Parts that the grid has for chips with two cores (TPU v4 and v5p)."""
+    if self.batch_minor:
+      return 1
     return 2 if self.batch // self.images % 2 == 0 else 1
 
   @property
   def image_shape(self) -> tuple[int, ...]:
     """The view of an image whose blocks are strips."""
+    if self.batch_minor:
+      return self.split_shape[1:] + (self.batch,)
     rows = (self.side, self.rows) if self.grid else (self.rows, self.side)
     return (self.batch, *rows, self.width, self.heads * self.dim)
 
   @property
+  def split_shape(self) -> tuple[int, ...]:
+    """The image with its height and width split into windows."""
+    p, sizes = self.side, (self.rows, self.columns)
+    split = [(p, n) if self.grid else (n, p) for n in sizes]
+    return (self.batch, *split[0], *split[1], self.heads * self.dim)
+
+  @property
+  def block_channels(self) -> int:
+    """Channels of a group; the last group may end beyond the image."""
+    return min(self.heads, self.group_size) * self.dim
+
+  @property
   def block_shape(self) -> tuple[int, ...]:
+    if self.batch_minor:
+      p = self.side
+      tokens = (p, 1, p, 1) if self.grid else (1, p, 1, p)
+      return (*tokens, self.block_channels, LANES)
     rows = (self.side, self.strips) if self.grid else (self.strips, self.side)
     return (self.images, *rows, self.width, self.heads * self.dim)
 
@@ -175,11 +229,17 @@ class Plan:
     inputs, outputs = (3, 1) if self.direction == "forward" else (4, 3)
     width = round_up(self.width, 2 * SUBLANES)
     strip = self.side * width * round_up(self.heads * self.dim, LANES)
+    if self.batch_minor:
+      strip = self.side**2 * self.block_channels * LANES
     blocks = self.images * self.strips * strip * itemsize * 2
     scratch = 4 * math.prod(self.scratch_shape)
     scores = 4 * self.queries * self.stacked
-    biases = scores * self.groups * (2 if self.direction == "forward" else 8)
-    constants = 2 * (1 + self.groups) * self.stacked * self.lanes * itemsize
+    biases = (
+      scores * self.step_groups * (2 if self.direction == "forward" else 8)
+    )
+    constants = (
+      2 * (1 + self.step_groups) * self.stacked * self.lanes * itemsize
+    )
     return (
       (inputs + outputs) * (blocks + scratch) + biases + constants + 6 * scores
     )
@@ -187,6 +247,8 @@ class Plan:
   def sized(self) -> "Plan":
     """Returns the plan with as many strips in a grid step as are worth it."""
     best = dataclasses.replace(self, images=1, strips=1)
+    if self.batch_minor:
+      return best
     for images, strips in _step_sizes(self):
       plan = dataclasses.replace(self, images=images, strips=strips)
       if plan.vmem_bytes() <= VMEM_AIM:
@@ -216,11 +278,12 @@ def pack_bias(plan: Plan, bias):
     plan: the shapes.
     bias: [heads, tokens, tokens] or None.
   """
-  p, padded = plan.side, plan.padded_side
+  tokens = plan.side**2
   if bias is None:
-    bias = jnp.zeros((plan.heads, p * p, p * p), jnp.float32)
-  bias = (bias.astype(jnp.float32) * math.log2(math.e)).reshape(-1, p, p, p, p)
-  extra = padded - p
+    bias = jnp.zeros((plan.heads, tokens, tokens), jnp.float32)
+  bias = bias.astype(jnp.float32) * math.log2(math.e)
+  bias = bias.reshape(-1, plan.runs, plan.run, plan.runs, plan.run)
+  extra = plan.padded_run - plan.run
   bias = jnp.pad(bias, ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0)))
   bias = jnp.pad(
     bias, ((0, 0),) * 4 + ((0, extra),), constant_values=MASKED
@@ -237,11 +300,11 @@ def pack_bias(plan: Plan, bias):
 
 def unpack_bias(plan: Plan, packed):
   """Returns the [heads, tokens, tokens] of a packed [groups, queries, ...]."""
-  p, padded = plan.side, plan.padded_side
   x = packed.reshape(plan.groups, plan.queries, plan.group_size, plan.keys)
   x = x.swapaxes(1, 2)[..., : plan.queries]
-  x = x.reshape(-1, p, padded, p, padded)[: plan.heads, :, :p, :, :p]
-  return x.reshape(plan.heads, p * p, p * p)
+  x = x.reshape(-1, plan.runs, plan.padded_run, plan.runs, plan.padded_run)
+  x = x[: plan.heads, :, : plan.run, :, : plan.run]
+  return x.reshape(plan.heads, plan.side**2, plan.side**2)
 
 
 def head_masks(plan: Plan):
@@ -256,7 +319,7 @@ def head_masks(plan: Plan):
   """
   row = np.arange(plan.stacked)[:, None]
   head, token = row // plan.keys, row % plan.keys
-  real = (token < plan.queries) & (token % plan.padded_side < plan.side)
+  real = (token < plan.queries) & (token % plan.padded_run < plan.run)
   lane_head = np.arange(plan.lanes)[None] // plan.dim
   mask = (head == lane_head) & real
   if plan.dtype == "float32":

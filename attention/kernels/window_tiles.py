@@ -6,7 +6,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from attention.kernels.window_plan import Plan
+from attention.kernels.window_plan import LANES, Plan
 
 # Row sums of weights between which nothing of importance has underflowed.
 SMALLEST = 2.0**-100
@@ -16,7 +16,14 @@ LARGEST = 2.0**100
 def block_spec(plan: Plan) -> pl.BlockSpec:
   """Strips of the image for the grid of `grid_of`."""
   steps = plan.batch // plan.images // plan.cores
-  if plan.grid:
+  if plan.batch_minor:
+
+    def index(group, window, images):
+      row, column = window // plan.columns, window % plan.columns
+      if plan.grid:
+        return (0, row, 0, column, group, images)
+      return (row, 0, column, 0, group, images)
+  elif plan.grid:
     index = lambda core, i, strip: (core * steps + i, 0, strip, 0, 0)
   else:
     index = lambda core, i, strip: (core * steps + i, strip, 0, 0, 0)
@@ -28,7 +35,18 @@ def whole_spec(x) -> pl.BlockSpec:
   return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
 
 
+def group_spec(plan: Plan, x) -> pl.BlockSpec:
+  """What an array holds for the groups of a grid step, its first axis."""
+  if not plan.batch_minor:
+    return whole_spec(x)
+  rest = x.shape[1:]
+  return pl.BlockSpec((1, *rest), lambda group, *_: (group,) + (0,) * len(rest))
+
+
 def grid_of(plan: Plan) -> tuple[int, int, int]:
+  """Two cores, images and strips; or groups, windows and images."""
+  if plan.batch_minor:
+    return (plan.groups, plan.rows * plan.columns, plan.batch // LANES)
   return (
     plan.cores,
     plan.batch // plan.images // plan.cores,
@@ -40,8 +58,13 @@ def compiler_params(plan: Plan) -> pltpu.CompilerParams:
   return pltpu.CompilerParams(
     # Scratch memory and sums go on from step to step, but not between cores.
     dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-    vmem_limit_bytes=max(16 * 2**20, 2 * plan.vmem_bytes()),
+    vmem_limit_bytes=max(16 * 2**20, plan.vmem_bytes() + 8 * 2**20),
   )
+
+
+def first_channel(plan: Plan):
+  """The channel that blocks start at. To be called outside of loops."""
+  return pl.program_id(0) * plan.block_channels if plan.batch_minor else 0
 
 
 def first_step():
@@ -54,12 +77,15 @@ def _strip_row(plan: Plan, ref, strip, row):
   return ref.at[(image, row, strip) if plan.grid else (image, strip, row)]
 
 
-def fill(plan: Plan, ref, scratch, strip) -> None:
+def fill(plan: Plan, ref, scratch, strip, first_channel) -> None:
   """Copies a strip to scratch memory, in float32 and group by group.
 
   There, any rows at any stride are one load away, which is how a window is
   cut: tiles of 16-bit numbers can be read only whole.
   """
+  if plan.batch_minor:
+    _fill_transposed(plan, ref, scratch, first_channel)
+    return
   for row in range(plan.side):
     x = _strip_row(plan, ref, strip, row)[...].astype(jnp.float32)
     rows = pl.ds(row * plan.row_stride, plan.width)
@@ -70,6 +96,9 @@ def fill(plan: Plan, ref, scratch, strip) -> None:
 
 def drain(plan: Plan, scratch, ref, strip) -> None:
   """Copies a strip from scratch memory: the inverse of `fill`."""
+  if plan.batch_minor:
+    _drain_transposed(plan, scratch, ref)
+    return
   for row in range(plan.side):
     rows = pl.ds(row * plan.row_stride, plan.width)
     out = _strip_row(plan, ref, strip, row)
@@ -79,12 +108,57 @@ def drain(plan: Plan, scratch, ref, strip) -> None:
       out[:, lanes] = part.astype(out.dtype)
 
 
+def _fill_transposed(plan: Plan, ref, scratch, first_channel) -> None:
+  channels = plan.block_channels
+
+  def one_row(row, _):
+    for column in range(plan.side):
+      # [channels, images]
+      x = _token(plan, ref, row, column)[...].astype(jnp.float32)
+      if plan.heads * plan.dim % channels:
+        # The last group ends beyond the image, where there may be anything.
+        channel = first_channel + lax.broadcasted_iota(jnp.int32, x.shape, 0)
+        x = jnp.where(channel < plan.heads * plan.dim, x, 0.0)
+      rows = _token_rows(plan, row, column)
+      scratch.at[0][rows, :channels] = x.T
+    return 0
+
+  lax.fori_loop(0, plan.side, one_row, 0)
+
+
+def _drain_transposed(plan: Plan, scratch, ref) -> None:
+  def one_row(row, _):
+    for column in range(plan.side):
+      x = scratch.at[0][_token_rows(plan, row, column), :].T
+      out = _token(plan, ref, row, column)
+      out[...] = x[: plan.block_channels].astype(ref.dtype)
+    return 0
+
+  lax.fori_loop(0, plan.side, one_row, 0)
+
+
+def _token(plan: Plan, ref, row, column):
+  """[channels, images] of a token of the windows of a block, a reference."""
+  return ref.at[(row, 0, column, 0) if plan.grid else (0, row, 0, column)]
+
+
+def _token_rows(plan: Plan, row, column):
+  """Where a token of all windows of a strip is in scratch memory."""
+  return pl.ds(row * plan.side + column, LANES, stride=plan.queries)
+
+
+def _image_rows(plan: Plan, window):
+  return pl.ds(pl.multiple_of(window * plan.queries, 8), plan.queries)
+
+
 def load(plan: Plan, scratch, group: int, window):
   """Returns a window [queries, lanes]; the padding holds other tokens."""
+  if plan.batch_minor:
+    return scratch.at[group][_image_rows(plan, window), :]
   column = plan.first_column(window)
   return jnp.concatenate(
     [
-      scratch.at[group][_columns(plan, row, column, plan.padded_side), :]
+      scratch.at[group][_columns(plan, row, column, plan.padded_run), :]
       for row in range(plan.side)
     ]
   )
@@ -92,9 +166,12 @@ def load(plan: Plan, scratch, group: int, window):
 
 def store(plan: Plan, scratch, group: int, window, x) -> None:
   """Writes the tokens of a window [queries, lanes], without the padding."""
+  if plan.batch_minor:
+    scratch.at[group][_image_rows(plan, window), :] = x
+    return
   column = plan.first_column(window)
   for row in range(plan.side):
-    start = row * plan.padded_side
+    start = row * plan.padded_run
     columns = _columns(plan, row, column, plan.side)
     scratch.at[group][columns, :] = x[start : start + plan.side]
 
@@ -161,7 +238,7 @@ def in_range(sums, good):
 
 def for_windows(plan: Plan, body, carry, unroll: int):
   """Carries `body(windows, carry)` over the windows of a strip."""
-  turns = plan.columns // unroll
+  turns = plan.windows // unroll
 
   def turn(i, carry):
     return body([i * unroll + j for j in range(unroll)], carry)
