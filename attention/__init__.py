@@ -1,13 +1,15 @@
 """Attention mechanisms as pure functions on arrays."""
 
-from attention import finishes, masks, normalizers, scales, scores
+from attention import features, finishes, masks, normalizers, scales, scores
 from attention.dot_product import (
   AttentionResult,
   apply_attention_weights,
   attention_weights,
   dot_product_attention,
 )
+from attention.flow import flow_attention
 from attention.halo import halo_attention
+from attention.linear import LinearState, linear_attention
 from attention.relative_position import (
   relative_position_bias,
   resize_relative_table,
@@ -23,17 +25,21 @@ from attention.windows import (
 
 __all__ = [
   "AttentionResult",
+  "LinearState",
   "apply_attention_weights",
   "attention_weights",
   "block_attention",
   "block_partition",
   "block_unpartition",
   "dot_product_attention",
+  "features",
   "finishes",
+  "flow_attention",
   "grid_attention",
   "grid_partition",
   "grid_unpartition",
   "halo_attention",
+  "linear_attention",
   "masks",
   "normalizers",
   "relative_position_bias",
