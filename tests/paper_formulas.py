@@ -203,6 +203,39 @@ def _halo(a, block=4, halo=1):
   return out
 
 
+def _linear(a, phi, epsilon=0.0, visible=ALL, key_gate=1.0, value_gate=1.0):
+  """sum_j w_ij v_j / (sum_j w_ij + epsilon), w_ij = phi(q_i) . phi(k_j)."""
+  weights = scores(phi(a.q), phi(a.k) * key_gate, 1.0) * visible
+  weights = weights / (weights.sum(axis=-1, keepdims=True) + epsilon)
+  return mix(weights, a.v * value_gate)
+
+
+def _flow(a, e=1e-6):
+  q, k = _sigmoid(a.q), _sigmoid(a.k)
+
+  def total(x):
+    return x.sum(axis=1, keepdims=True) + e
+
+  incoming = 1 / ((q + e) * total(k)).sum(axis=-1, keepdims=True)
+  outgoing = 1 / ((k + e) * total(q)).sum(axis=-1, keepdims=True)
+  sink = ((q + e) * total(k * outgoing)).sum(axis=-1, keepdims=True)
+  source = ((k + e) * total(q * incoming)).sum(axis=-1, keepdims=True)
+  competition = np.exp(np.clip(source, -1, 1))
+  competition *= N / competition.sum(axis=1, keepdims=True)
+  flow = mix(scores(q * incoming, k, 1.0), a.v * competition)
+  return _sigmoid(sink) * flow
+
+
+def _relu(x):
+  return np.maximum(x, 0) + 1e-6
+
+
+def _taylor(a):
+  s = np.einsum("bihd,bjhd->bhij", a.q, a.k) / math.sqrt(8)
+  weights = np.where(CAUSAL, 1 + s + s**2 / 2, 0)
+  return mix(weights / weights.sum(axis=-1, keepdims=True), a.v)
+
+
 FORMULAS = {
   "Attention Is All You Need (1706.03762), decoder": _masked(CAUSAL),
   "Grouped queries (2305.13245)": lambda a: mix(
@@ -253,6 +286,19 @@ FORMULAS = {
   "MaxViT (2204.01697), block attention": lambda a: _windows(a, False),
   "MaxViT (2204.01697), grid attention": lambda a: _windows(a, True),
   "HaloNet (2103.12731)": _halo,
+  "LINA (2601.22630): division": lambda a: _linear(a, _relu, N * 1e-6),
+  "LINA (2601.22630): its gates": lambda a: _linear(
+    a,
+    _relu,
+    N * 1e-6,
+    key_gate=1 + a.key_gate[..., None] / 8,
+    value_gate=a.value_gate[..., None],
+  ),
+  "LinFusion (2409.02097)": lambda a: _linear(
+    a, lambda x: np.where(x > 0, x + 1, np.exp(x)), N * 1e-4
+  ),
+  "Flowformer (2202.06258)": _flow,
+  "Based (2402.18668): Taylor features": _taylor,
   "Radial attention (2506.19852), equation 4: 6 frames of 4": _masked(
     _radial()
   ),

@@ -91,6 +91,8 @@ def draw(axes: Axes, call: str, names: Mapping[str, Any]) -> None:
       axes.plot(np.arange(1, len(value) + 1), value, color=BLUE)
     case jax.Array() if value.ndim == 5:
       _draw_image(axes, value)
+    case jax.Array() if value.ndim == 4:
+      _matrix(axes, value[0, :, 0], cmap="Blues", vmin=0)
     case _:
       raise TypeError(f"no picture for a {type(value).__name__}: {call}")
 
