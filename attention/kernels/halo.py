@@ -136,19 +136,19 @@ def _plan(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(plan, q, k, v, position_height, position_width):
-  tables = pack_positions(plan, position_height, position_width)
-  return forward(plan, q, k, v, tables)[0]
+  positions = pack_positions(plan, position_height, position_width)
+  return forward(plan, q, k, v, positions)[0]
 
 
 def _attention_forward(plan, q, k, v, position_height, position_width):
-  tables = pack_positions(plan, position_height, position_width)
-  out, sums = forward(plan, q, k, v, tables)
-  return out, (q, k, v, tables, sums)
+  positions = pack_positions(plan, position_height, position_width)
+  out, sums = forward(plan, q, k, v, positions)
+  return out, (q, k, v, positions, sums)
 
 
 def _attention_backward(plan, residuals, out_bar):
-  *bars, tables_bar = backward(plan, *residuals, out_bar)
-  return *bars, *unpack_positions(plan, tables_bar)
+  *bars, positions_bar = backward(plan, *residuals, out_bar)
+  return *bars, *unpack_positions(plan, positions_bar)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

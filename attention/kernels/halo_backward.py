@@ -20,26 +20,26 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from attention.kernels import halo_tiles as tiles
-from attention.kernels.halo_plan import Plan, head_masks, position_masks
+from attention.kernels.halo_plan import Plan, head_masks, own_rows, row_sums
 
 UNROLL = 1
 
 
-def backward(plan: Plan, q, k, v, tables, sums, out_bar):
-  """Returns the gradients of `forward` to q, k, v and, in float32, tables."""
+def backward(plan: Plan, q, k, v, positions, sums, out_bar):
+  """Returns the gradients to q, k, v and, in float32, position keys."""
   bits, mask = head_masks(plan, plan.dim, plan.lanes)
   v_bits, _ = head_masks(plan, plan.v_dim, plan.v_lanes)
-  constants = (tables, *position_masks(plan), bits, v_bits, mask)
+  constants = (positions, own_rows(plan), row_sums(plan), bits, v_bits, mask)
   image = functools.partial(tiles.image_spec, plan)
   strip = image(plan.query_shape, plan.side)
-  tables_shape = (plan.cores, 2, plan.lanes, plan.features)
-  *bars, tables_bar = pl.pallas_call(
+  positions_shape = (plan.cores, plan.position_keys, plan.lanes)
+  *bars, positions_bar = pl.pallas_call(
     functools.partial(_kernel, plan=plan),
     name="halo_attention_backward",
     out_shape=[
       *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)),
       # Each core has a sum of its own.
-      jax.ShapeDtypeStruct(tables_shape, jnp.float32),
+      jax.ShapeDtypeStruct(positions_shape, jnp.float32),
     ],
     grid=tiles.grid_of(plan),
     in_specs=[
@@ -54,7 +54,7 @@ def backward(plan: Plan, q, k, v, tables, sums, out_bar):
       strip,
       image(plan.key_shape),
       image(plan.value_shape),
-      pl.BlockSpec((1, *tables_shape[1:]), lambda core, *_: (core, 0, 0, 0)),
+      pl.BlockSpec((1, *positions_shape[1:]), lambda core, *_: (core, 0, 0)),
     ],
     scratch_shapes=[
       pltpu.VMEM(shape, jnp.float32)
@@ -72,14 +72,14 @@ def backward(plan: Plan, q, k, v, tables, sums, out_bar):
     cost_estimate=_cost(plan),
     interpret=plan.interpret,
   )(q, k, v, out_bar, sums, *constants)
-  return *bars, jnp.sum(tables_bar, axis=0)
+  return *bars, jnp.sum(positions_bar, axis=0)
 
 
 def _cost(plan: Plan) -> pl.CostEstimate:
   blocks = plan.batch * plan.rows * plan.columns * plan.groups
   scores = plan.keys * plan.stacked
-  macs = scores * (3 * plan.lanes + 4 * plan.features + 2 * plan.v_lanes)
-  macs += 6 * plan.stacked * plan.lanes * plan.features
+  macs = scores * (3 * plan.lanes + 2 * plan.v_lanes + plan.padded_window)
+  macs += 3 * plan.position_keys * plan.stacked * plan.lanes
   shapes = (plan.query_shape, plan.key_shape, plan.value_shape)
   images = 2 * sum(map(math.prod, shapes)) + math.prod(plan.out_shape)
   return pl.CostEstimate(
@@ -95,16 +95,16 @@ def _kernel(
   v_ref,
   out_bar_ref,
   sums_ref,
-  tables_ref,
-  query_masks_ref,
-  key_masks_ref,
+  positions_ref,
+  own_rows_ref,
+  row_sums_ref,
   bits_ref,
   v_bits_ref,
   mask_ref,
   q_bar_ref,
   k_bar_ref,
   v_bar_ref,
-  tables_bar_ref,
+  positions_bar_ref,
   q_scratch,
   k_scratch,
   v_scratch,
@@ -122,7 +122,7 @@ def _kernel(
   def _():
     for x in (q_scratch, k_scratch, v_scratch, out_bar_scratch):
       x[...] = jnp.zeros_like(x)
-    tables_bar_ref[...] = jnp.zeros_like(tables_bar_ref)
+    positions_bar_ref[...] = jnp.zeros_like(positions_bar_ref)
 
   @pl.when(strip == 0)
   def _():
@@ -141,9 +141,8 @@ def _kernel(
     out_bar = tiles.stack(plan, out_bar, v_bits_ref[...])
     k = tiles.load_keys(plan, k_scratch, group, column)
     v = tiles.load_keys(plan, v_scratch, group, column)
-    scores = tiles.scores(
-      plan, (strip, column), q, k, tables_ref, query_masks_ref, key_masks_ref
-    )
+    k = jnp.concatenate([k, positions_ref[...]])
+    scores = tiles.scores(plan, (strip, column), q, k, own_rows_ref)
     sums = sums_ref[0, 0, pl.ds(column * plan.groups + group, 1), :]
     weights = jnp.exp2(scores - sums)
     v_bar = tiles.product(plan, weights, out_bar)
@@ -152,18 +151,14 @@ def _kernel(
     weights_bar = tiles.product(plan, v, out_bar, (1, 1))
     delta = jnp.sum(weights * weights_bar, axis=0, keepdims=True)
     scores_bar = plan.scale * weights * (weights_bar - delta)
-    scores_bar = scores_bar.astype(plan.dtype)
+    of_positions = tiles.position_gradients(
+      plan, scores_bar, own_rows_ref, row_sums_ref[...]
+    )
+    scores_bar = jnp.concatenate([scores_bar, of_positions]).astype(plan.dtype)
     k_bar = tiles.product(plan, scores_bar, q)
     tiles.add_keys(plan, k_bar_scratch, group, strip, column, k_bar)
-
+    positions_bar_ref[0] += k_bar[plan.keys :]
     q_bar = tiles.product(plan, scores_bar, k, (0, 0))
-    for axis in range(2):
-      features_bar = tiles.product(
-        plan, scores_bar, key_masks_ref[axis], (0, 0)
-      )
-      features_bar = (features_bar * query_masks_ref[axis]).astype(plan.dtype)
-      q_bar += tiles.product(plan, features_bar, tables_ref[axis], (1, 1))
-      tables_bar_ref[0, axis] += tiles.product(plan, q, features_bar, (0, 0))
     q_bar = tiles.unstack(plan, q_bar, mask_ref[...])
     tiles.store_queries(plan, q_bar_scratch, group, column, q_bar)
 

@@ -9,13 +9,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from attention.kernels import halo_tiles as tiles
-from attention.kernels.halo_plan import Plan, head_masks, position_masks
+from attention.kernels.halo_plan import Plan, head_masks, own_rows
 
 # Blocks and groups that one turn of the loop works on.
 UNROLL = 2
 
 
-def forward(plan: Plan, q, k, v, tables):
+def forward(plan: Plan, q, k, v, positions):
   """Returns the output and the log-sum-exp of scores times log2(e).
 
   Args:
@@ -23,11 +23,11 @@ def forward(plan: Plan, q, k, v, tables):
     q: images in `plan.query_shape`.
     k: images in `plan.key_shape`.
     v: images in `plan.value_shape`.
-    tables: [axes, lanes, features] of `pack_positions`.
+    positions: [position_keys, lanes] of `pack_positions`.
   """
   bits, _ = head_masks(plan, plan.dim, plan.lanes)
   _, out_mask = head_masks(plan, plan.v_dim, plan.v_lanes)
-  constants = (tables, *position_masks(plan), bits, out_mask)
+  constants = (positions, own_rows(plan), bits, out_mask)
   image = functools.partial(tiles.image_spec, plan)
   return pl.pallas_call(
     functools.partial(_kernel, plan=plan),
@@ -59,8 +59,8 @@ def forward(plan: Plan, q, k, v, tables):
 def _cost(plan: Plan) -> pl.CostEstimate:
   blocks = plan.batch * plan.rows * plan.columns * plan.groups
   scores = plan.keys * plan.stacked
-  macs = scores * (plan.lanes + 2 * plan.features + plan.v_lanes)
-  macs += 2 * plan.stacked * plan.lanes * plan.features
+  macs = scores * (plan.lanes + plan.v_lanes)
+  macs += plan.position_keys * plan.stacked * plan.lanes
   shapes = (plan.query_shape, plan.key_shape, plan.value_shape, plan.out_shape)
   images = sum(map(math.prod, shapes)) * plan.itemsize
   return pl.CostEstimate(
@@ -74,9 +74,8 @@ def _kernel(
   q_ref,
   k_ref,
   v_ref,
-  tables_ref,
-  query_masks_ref,
-  key_masks_ref,
+  positions_ref,
+  own_rows_ref,
   bits_ref,
   out_mask_ref,
   out_ref,
@@ -102,14 +101,13 @@ def _kernel(
 
   def attend(column, group):
     q = tiles.load_queries(plan, q_scratch, group, column)
+    k = tiles.load_keys(plan, k_scratch, group, column)
     scores = tiles.scores(
       plan,
       (strip, column),
       tiles.stack(plan, q, bits_ref[...]),
-      tiles.load_keys(plan, k_scratch, group, column),
-      tables_ref,
-      query_masks_ref,
-      key_masks_ref,
+      jnp.concatenate([k, positions_ref[...]]),
+      own_rows_ref,
     )
     maxima = jnp.max(scores, axis=0, keepdims=True)
     weights = jnp.exp2(scores - maxima)

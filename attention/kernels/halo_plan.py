@@ -7,14 +7,9 @@ is not the lane's, so that one product over all lanes gives the scores of all
 heads, [keys, heads * queries]. Keys lie in rows, so that the maximum and the
 sum of a softmax are taken without moving anything between lanes.
 
-Positions are features of queries and keys. With one feature for each row y of a
-block and row i of a window,
-
-  query feature (y', i') = [y = y'] q . Rh[i' - y' + w - 1]
-  key feature (y', i') = [i = i']
-
-have the wanted product; and so for columns. The embeddings of all (y', i') are
-one matrix, which the queries are multiplied by.
+Embeddings of positions are *position keys*, which follow the keys: one for each
+row y of a block and row i of a window, Rh[i - y + w - 1], and so for columns.
+Of its scores with these, a query needs those of its own y and x.
 """
 
 import dataclasses
@@ -127,9 +122,18 @@ class Plan:
     return round_up(self.group_size * self.v_dim, LANES)
 
   @property
-  def features(self) -> int:
-    """Features of positions along one axis, in whole registers."""
-    return round_up(self.side * self.window, LANES)
+  def axis_keys(self) -> int:
+    """Position keys of an axis: `padded_window` for each row of a block."""
+    return self.side * self.padded_window
+
+  @property
+  def position_keys(self) -> int:
+    """Position keys of both axes, in whole bfloat16 tiles."""
+    return round_up(2 * self.axis_keys, 2 * SUBLANES)
+
+  @property
+  def all_keys(self) -> int:
+    return self.keys + self.position_keys
 
   def channels(self, group: int, dim: int) -> slice:
     """The channels of a group in the image, for heads of dimension `dim`."""
@@ -212,15 +216,16 @@ class Plan:
     both = self.lanes + self.v_lanes
     scratch = math.prod(self.query_scratch(both))
     scratch += math.prod(self.key_scratch(both))
-    scores = self.keys * self.stacked
-    constants = 6 * self.features * (self.stacked + self.keys + self.lanes)
+    scores = self.all_keys * self.stacked
+    constants = 2 * self.position_keys * self.lanes
+    constants += 2 * self.stacked * both + self.padded_window * self.keys
     total = queries + outs + keys + values + 4 * (scratch + 6 * scores)
     total += constants * self.itemsize
     if direction == "backward":
       total += 2 * queries + keys + values + outs
       total += 4 * math.prod(self.image_scratch(both))
       total += 4 * math.prod(self.query_scratch(self.lanes)) + 16 * scores
-      total += 16 * self.groups * self.lanes * self.features
+      total += 8 * self.position_keys * self.lanes
     return total
 
 
@@ -244,51 +249,47 @@ def head_masks(plan: Plan, dim: int, lanes: int):
   return jnp.asarray(bits), jnp.asarray(mask, jnp.float32)
 
 
-def position_masks(plan: Plan):
-  """Returns which features of rows, and of columns, a query and a key have.
+def own_rows(plan: Plan):
+  """Returns the row and the column of each query in its block.
 
-  Returns:
-    queries: [2, stacked, features] in float32: 1 where the feature's row (or
-      column) of the block is the query's.
-    keys: [2, keys, features] in the plan's dtype: 1 where the feature's row (or
-      column) of the window is the key's.
+  int32 [axes, 8, stacked], the same eight times.
   """
-  feature = np.arange(plan.features)[None]
-  exists = feature < plan.side * plan.window
-  token = np.arange(plan.stacked)[:, None] % plan.queries
-  own = (token // plan.padded_side, token % plan.padded_side)
-  queries = [(feature // plan.window == x) & exists for x in own]
-  token = np.arange(plan.keys)[:, None]
-  own = (token // plan.padded_window, token % plan.padded_window)
-  keys = [(feature % plan.window == x) & exists for x in own]
-  return (
-    jnp.asarray(np.stack(queries), jnp.float32),
-    jnp.asarray(np.stack(keys), plan.dtype),
-  )
+  token = np.arange(plan.stacked) % plan.queries
+  own = np.stack([token // plan.padded_side, token % plan.padded_side])
+  return jnp.asarray(np.repeat(own[:, None], SUBLANES, axis=1), jnp.int32)
+
+
+def row_sums(plan: Plan):
+  """Returns what sums over the keys of each row of a window.
+
+  [padded_window, keys] in the plan's dtype.
+  """
+  row = np.arange(plan.padded_window)[:, None]
+  row_of_key = np.arange(plan.keys)[None] // plan.padded_window
+  return jnp.asarray((row == row_of_key) & (row < plan.window), plan.dtype)
 
 
 def pack_positions(plan: Plan, *embeddings):
-  """Returns [axes, lanes, features] from [side, window, dim] for each axis.
+  """Returns position keys [position_keys, lanes].
 
   The same for each head; divided by the scale, which multiplies all scores.
-  """
-  packed = []
-  for x in embeddings:
-    x = x.astype(jnp.float32).reshape(-1, plan.dim).T / plan.scale
-    x = jnp.concatenate([x] * plan.group_size)
-    rows, columns = plan.lanes - x.shape[0], plan.features - x.shape[1]
-    packed.append(jnp.pad(x, ((0, rows), (0, columns))))
-  return jnp.stack(packed).astype(plan.dtype)
-
-
-def unpack_positions(plan: Plan, packed):
-  """Returns the gradients of the embeddings from that of the packed ones.
 
   Args:
     plan: the shapes.
-    packed: [axes, lanes, features], the sum over all groups.
+    *embeddings: [side, window, dim] for rows and for columns.
   """
-  heads = plan.group_size
-  x = packed[:, : heads * plan.dim, : plan.side * plan.window]
-  x = x.reshape(-1, heads, plan.dim, plan.side, plan.window).sum(1)
-  return tuple(x.transpose(0, 2, 3, 1) / plan.scale)
+  x = jnp.stack(embeddings).astype(jnp.float32) / plan.scale
+  x = jnp.pad(
+    x, ((0, 0), (0, 0), (0, plan.padded_window - plan.window), (0, 0))
+  )
+  x = jnp.tile(x.reshape(-1, plan.dim), (1, plan.group_size))
+  missing = (plan.position_keys - x.shape[0], plan.lanes - x.shape[1])
+  return jnp.pad(x, [(0, n) for n in missing]).astype(plan.dtype)
+
+
+def unpack_positions(plan: Plan, packed):
+  """Returns the gradients of the embeddings from that of the position keys."""
+  heads, window = plan.group_size, plan.window
+  x = packed[: 2 * plan.axis_keys, : heads * plan.dim]
+  x = x.reshape(2, plan.side, plan.padded_window, heads, plan.dim)
+  return tuple(x[:, :, :window].sum(3) / plan.scale)

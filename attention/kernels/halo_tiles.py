@@ -7,7 +7,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from attention.kernels.halo_plan import MASKED, Plan
+from attention.kernels.halo_plan import MASKED, SUBLANES, Plan
 
 
 def image_spec(plan: Plan, shape, rows: int | None = None) -> pl.BlockSpec:
@@ -28,7 +28,9 @@ def image_spec(plan: Plan, shape, rows: int | None = None) -> pl.BlockSpec:
 
 def whole_spec(x) -> pl.BlockSpec:
   """All of an array, fetched once."""
-  return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
+  return pl.BlockSpec(
+    x.shape, lambda *_: (0,) * x.ndim, pipeline_mode=pl.Buffered(1)
+  )
 
 
 def grid_of(plan: Plan) -> tuple[int, int, int]:
@@ -196,24 +198,71 @@ def product(plan: Plan, x, y, contract=(1, 0)):
   )
 
 
-def scores(plan: Plan, place, queries, keys, tables, query_masks, key_masks):
+def scores(plan: Plan, place, queries, all_keys, own_rows_ref):
   """Returns the scores [keys, stacked] times log2(e), MASKED where no key is.
 
   Args:
     plan: the shapes.
     place: the strip and the column of the block.
     queries: [stacked, lanes], block-diagonal.
-    keys: [keys, lanes].
-    tables: [axes, lanes, features] of `pack_positions`.
-    query_masks: [axes, stacked, features] of `position_masks`.
-    key_masks: [axes, keys, features] of the same.
+    all_keys: keys and position keys [all_keys, lanes].
+    own_rows_ref: [axes, 8, stacked] of `own_rows`.
   """
-  x = product(plan, keys, queries, (1, 1))
-  for axis in range(2):
-    own = product(plan, queries, tables[axis]) * query_masks[axis]
-    x += product(plan, key_masks[axis], own, (1, 1))
-  x *= plan.scale * math.log2(math.e)
+  x = product(plan, all_keys, queries, (1, 1))
+  by_row, by_column = (
+    _own_scores(plan, x[plan.keys :], axis, own_rows_ref) for axis in range(2)
+  )
+  size = plan.padded_window
+  rows = [
+    x[i * size : (i + 1) * size] + (by_column + by_row[i : i + 1])
+    for i in range(plan.window)
+  ]
+  if plan.keys > plan.window * size:
+    rows.append(x[plan.window * size : plan.keys])
+  x = jnp.concatenate(rows) * (plan.scale * math.log2(math.e))
   return jnp.where(_visible(plan, place, x.shape), x, MASKED)
+
+
+def _own_scores(plan: Plan, x, axis: int, own_rows_ref):
+  """Returns [padded_window, stacked]: those of each query's row or column."""
+  size = plan.padded_window
+  rows = lambda i: x[axis * plan.axis_keys + i * size :][:size]
+  own = _own_rows(plan, axis, own_rows_ref)
+  out = rows(0)
+  for i in range(1, plan.side):
+    out = jnp.where(own == i, rows(i), out)
+  return out
+
+
+def _own_rows(plan: Plan, axis: int, own_rows_ref):
+  return jnp.concatenate(
+    [own_rows_ref[axis]] * (plan.padded_window // SUBLANES)
+  )
+
+
+def position_gradients(plan: Plan, scores_bar, own_rows_ref, row_sums):
+  """Returns the gradients of the scores of position keys.
+
+  Args:
+    plan: the shapes.
+    scores_bar: gradients of the scores of keys [keys, stacked], float32.
+    own_rows_ref: [axes, 8, stacked] of `own_rows`.
+    row_sums: [padded_window, keys] of `row_sums`.
+
+  Returns:
+    [position_keys, stacked] in float32.
+  """
+  size = plan.padded_window
+  rows = [scores_bar[i * size : (i + 1) * size] for i in range(plan.window)]
+  sums = (product(plan, row_sums, scores_bar), sum(rows[1:], rows[0]))
+  parts = []
+  for axis, x in enumerate(sums):
+    own = _own_rows(plan, axis, own_rows_ref)
+    parts += [jnp.where(own == i, x, 0.0) for i in range(plan.side)]
+  extra = plan.position_keys - 2 * plan.axis_keys
+  if extra:
+    parts.append(jnp.zeros((extra, plan.stacked), jnp.float32))
+  return jnp.concatenate(parts)
 
 
 def _visible(plan: Plan, place, shape):
