@@ -1,0 +1,157 @@
+"""The TPU kernel of linear attention against the reference, and compiled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attention
+from attention import features
+
+BASED = {
+  "feature_map": features.taylor,
+  "causal": True,
+  "epsilon": 1e-12,
+  "epsilon_per_key": False,
+}
+# dtype, shapes (batch, q_len, kv_len, heads, k_heads, dim, v_dim), options.
+CASES = {
+  "lina": ("float32", (1, 37, 37, 3, 3, 12, 12), {}),
+  "cross, grouped": ("float32", (2, 530, 21, 2, 1, 8, 5), {}),
+  "causal, two chunks": (
+    "float32",
+    (1, 300, 300, 1, 1, 8, 6),
+    {"causal": True, "feature_map": features.elu_plus_one},
+  ),
+  "inline": (
+    "float32",
+    (1, 20, 20, 2, 2, 8, 8),
+    {"feature_map": features.relu, "normalizer": "subtraction"},
+  ),
+  "sigmoid": (
+    "float32",
+    (1, 20, 20, 1, 1, 8, 8),
+    {"feature_map": features.sigmoid},
+  ),
+  "softmax": (
+    "float32",
+    (1, 20, 20, 1, 1, 8, 8),
+    {"feature_map": features.softmax},
+  ),
+  "based": ("float32", (1, 40, 40, 3, 3, 4, 6), BASED),
+  "based, half": ("bfloat16", (1, 40, 40, 1, 1, 4, 6), BASED),
+  "lina, half": ("bfloat16", (2, 33, 33, 1, 1, 12, 12), {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients(case):
+  dtype, shape, options = CASES[case]
+  batch, q_len, kv_len, heads, k_heads, dim, v_dim = shape
+  shapes = {
+    "q": (batch, q_len, heads, dim),
+    "k": (batch, kv_len, k_heads, dim),
+    "v": (batch, kv_len, heads, v_dim),
+    "key_gate": (batch, kv_len, heads),
+    "value_gate": (1, kv_len, 1),
+    "weight": (batch, q_len, heads, v_dim),
+  }
+  keys = jax.random.split(jax.random.key(len(case)), len(shapes))
+  q, k, v, key_gate, value_gate, weight = (
+    jax.random.normal(key, shapes[name]).astype(dtype)
+    for key, name in zip(keys, shapes, strict=True)
+  )
+  key_gate = 1 + 0.1 * jnp.tanh(key_gate.astype(jnp.float32))
+  arrays = (q, k, v, key_gate, value_gate.astype(jnp.float32))
+  lengths = jnp.arange(batch) + kv_len - 3
+
+  def run(implementation, arrays):
+    def loss(q, k, v, key_gate, value_gate):
+      out = attention.linear_attention(
+        q,
+        k,
+        v,
+        key_gate=key_gate,
+        value_gate=value_gate,
+        lengths=lengths,
+        implementation=implementation,
+        **options,
+      )
+      return (out.astype(jnp.float32) * weight).sum(), out
+
+    both = jax.value_and_grad(loss, argnums=range(5), has_aux=True)
+    (_, out), bars = jax.jit(both)(*arrays)
+    return out, *bars
+
+  right = run("xla", [x.astype(jnp.float32) for x in arrays])
+  ours = run("tpu_interpret", arrays)
+  # Features and memory are float32 in both: bfloat16 rounds results alone.
+  near = 1e-4 if dtype == "float32" else 1e-2
+  for name, x, y in zip(("out", *shapes), ours, right, strict=False):
+    x, y = np.asarray(x, np.float32), np.asarray(y)
+    atol = near * max(1.0, np.abs(y).max())
+    np.testing.assert_allclose(x, y, rtol=near, atol=atol, err_msg=name)
+  if case == "lina":
+    for x, y in zip(run("tpu_interpret", arrays), ours, strict=True):
+      np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"feature_map": features.taylor_compact}, "feature_map is"),
+    ({"causal": True, "decay": jnp.zeros(2)}, "does not decay"),
+    ({"return_state": True}, "a state is passed on"),
+  ],
+)
+def test_reasons(options, message):
+  x = jnp.ones((1, 4, 2, 4))
+  with pytest.raises(ValueError, match=message):
+    attention.linear_attention(x, x, x, implementation="tpu", **options)
+
+
+# Shapes of q and k, of v, options.
+SIZES = {
+  "relu 4k": (
+    (64, 4096, 8, 64),
+    (64, 4096, 8, 64),
+    {"feature_map": features.relu},
+  ),
+  "lina 320": ((8, 320, 16, 96), (8, 320, 16, 96), {}),
+  "lina 5120": ((1, 5120, 16, 96), (1, 5120, 16, 96), {}),
+  "based 360m": ((8, 2048, 16, 16), (8, 2048, 16, 64), BASED),
+  "based 32k": ((1, 32768, 16, 16), (1, 32768, 16, 64), BASED),
+}
+CHIPS = [("v5e", name) for name in SIZES] + [
+  (chip, name)
+  for chip in ("v4", "v5p", "v6e", "tpu7x")
+  for name in ("lina 320", "based 32k")
+]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(("chip", "size"), CHIPS)
+def test_compiles(chip, size):
+  pytest.importorskip("libtpu")
+  from tools import compile_only
+
+  qk, values, options = SIZES[size]
+
+  def train(q, k, v):
+    out, pull = jax.vjp(
+      lambda *x: attention.linear_attention(
+        *x, implementation="tpu", **options
+      ),
+      q,
+      k,
+      v,
+    )
+    return out, pull(out)
+
+  arrays = [jax.ShapeDtypeStruct(x, jnp.bfloat16) for x in (qk, qk, values)]
+  memory = compile_only.compile_for(chip, train, *arrays).memory_analysis()
+  # Sums and their gradient in float32 and the transposed copies, all linear in
+  # the length; no features (273 / 64 of v in float32) and no memories.
+  # The chip pads the last axis to 128 lanes.
+  padded = 2 * 3 * 128 * np.prod(qk[:3])
+  assert memory.temp_size_in_bytes < 5 * padded
