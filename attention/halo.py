@@ -5,15 +5,11 @@
 read the overlapping neighbourhoods without writing them out.
 """
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from attention.kernels import dispatch, halo
-
-_GPU_MODULE = "attention.kernels.halo_gpu"
+from attention.kernels import dispatch, halo, halo_gpu
 
 
 def halo_attention(
@@ -89,10 +85,10 @@ def halo_attention(
   }
   for name, table in tables.items():
     _check_table(name, table, window, q.shape[-1])
-  reasons = {"tpu": lambda: halo.unsupported(q, k, v, **options)}
-  if importlib.util.find_spec(_GPU_MODULE):
-    module = importlib.import_module(_GPU_MODULE)
-    reasons["gpu"] = lambda: module.unsupported_gpu(q, k, v, **options)
+  reasons = {
+    "tpu": lambda: halo.unsupported(q, k, v, **options),
+    "gpu": lambda: halo_gpu.unsupported_gpu(q, k, v, **options),
+  }
   target = dispatch.choose(implementation, reasons)
   positions = _position_embeddings(
     relative_height,
@@ -104,9 +100,10 @@ def halo_attention(
   )
   if target is None:
     return _reference(q, k, v, *positions, **options)
-  kernel = halo.halo_attention if target.platform == "tpu" else None
-  if kernel is None:
-    kernel = module.halo_attention_gpu
+  kernel = {
+    "tpu": halo.halo_attention,
+    "gpu": halo_gpu.halo_attention_gpu,
+  }[target.platform]
 
   def call(*arrays: Array) -> Array:
     return kernel(*arrays, **options, interpret=target.interpret)

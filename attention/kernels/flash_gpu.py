@@ -30,7 +30,6 @@ STEP = 64
 WIDE = 64
 # Most channels of queries and keys.
 MOST_DIM = 256
-LOG2_E = math.log2(math.e)
 
 
 def unsupported(q, k, v, mask) -> str | None:
@@ -351,8 +350,8 @@ def _forward_kernel(
     scores, _ = _scores(plan, q, k, here, operands, state)
     if plan.weigh == "softmax":
       before, largest = largest, jnp.maximum(largest, jnp.max(scores, axis=1))
-      kept = _exp(before, largest)
-      weights = _exp(scores, largest[:, None])
+      kept = triton.exp(before - largest)
+      weights = triton.exp(scores - largest[:, None])
       total = total * kept + jnp.sum(weights, axis=1)
       sums = [x * kept[:, None] for x in sums]
     else:
@@ -696,22 +695,17 @@ def _value(plan, number, ref, place):
 def _weights(plan, scores, lse):
   match plan.weigh:
     case "softmax":
-      return _exp(scores, lse)
+      return triton.exp(scores - lse)
     case "sigmoid":
-      return 1.0 / (1.0 + _exp(-scores, 0.0))
+      return 1.0 / (1.0 + triton.exp(-scores))
     case "ones":
-      return _exp(scores, 0.0)
+      return triton.exp(scores)
 
 
 def _score_gradient(plan, weights, d_weights, delta):
   if plan.weigh == "sigmoid":
     return weights * (1.0 - weights) * d_weights
   return weights * (d_weights - delta)
-
-
-def _exp(x, shift):
-  """Returns exp(x - shift): one multiplication and the GPU's own 2^x."""
-  return jnp.exp2((x - shift) * LOG2_E)
 
 
 def _product(rows, columns):

@@ -245,7 +245,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, bias_ref, out_ref, *, plan, chunk):
     k = _load(plan, k_ref, window, head, keys)
     v = _load(plan, v_ref, window, head, keys)
     scores = _scores(plan, q, k, bias, keys[None, :])
-    weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
+    weights = triton.exp(scores - jnp.max(scores, axis=1, keepdims=True))
     weights /= jnp.sum(weights, axis=1, keepdims=True)
     out = triton.dot(weights.astype(v.dtype), v)
     _store(plan, out_ref, window, head, queries, out)
@@ -278,7 +278,7 @@ def _backward_kernel(
     bias = _load_bias(bias_ref, head, queries[:, None], keys[None, :])
     scores = _scores(plan, q, k, bias, keys[None, :])
     peak = jnp.max(scores, axis=1)
-    scores = jnp.exp(scores - peak[:, None])
+    scores = triton.exp(scores - peak[:, None])
     total = jnp.sum(scores, axis=1)
     weights = scores / total[:, None]
     weights_bar = triton.dot(out_bar, v, transpose_b=True)
@@ -292,7 +292,7 @@ def _backward_kernel(
     # transpose weights from the registers of one layout to those of another.
     bias = _load_bias(bias_ref, head, queries[None, :], keys[:, None])
     scores = _scores(plan, k, q, bias, keys[:, None])
-    weights = jnp.exp(scores - peak[None, :]) / total[None, :]
+    weights = triton.exp(scores - peak[None, :]) / total[None, :]
     v_bar = triton.dot(weights.astype(out_bar.dtype), out_bar)
     weights_bar = triton.dot(v, out_bar, transpose_b=True)
     turned_bar = weights * (weights_bar - mean[None, :])

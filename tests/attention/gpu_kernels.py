@@ -56,7 +56,28 @@ def _flash(batch, length, heads, k_heads, dim, *, mods=None, mask=None, **more):
   return function, (q, k, k, *arrays)
 
 
-# MaxViT-B at 224 and 384 pixels; the shapes of performance work on flash.
+def _halo(batch, size, heads, dim, block, halo, stride=1):
+  q = _shape(batch, size // stride, size // stride, heads, dim)
+  k = _shape(batch, size, size, heads, dim)
+  table = _shape(2 * (block + 2 * halo) - 1, dim)
+
+  def function(q, k, v, height, width):
+    return attention.halo_attention(
+      q,
+      k,
+      v,
+      block_size=block,
+      halo_size=halo,
+      relative_height=height,
+      relative_width=width,
+      stride=stride,
+      implementation="gpu",
+    )
+
+  return function, (q, k, k, table, table)
+
+
+# Stages of MaxViT-B at 224 and 384 pixels, long sequences, HaloNet.
 CASES = {
   "window stage 1": _window(256, 56, 3, 32, 7, grid=False),
   "window stage 2": _window(256, 28, 6, 32, 7, grid=True),
@@ -104,6 +125,8 @@ CASES = {
     arrays=(_shape(2048, 12, 4, dtype=F32),) * 2,
   ),
   "flash 256 channels": _flash(1, 4096, 8, 8, 256, mask=masks.causal()),
+  "halo": _halo(256, 64, 4, 16, 8, 3),
+  "halo strided, 32 channels": _halo(64, 32, 8, 32, 8, 2, 2),
   "flash float32": _flash(1, 1000, 4, 4, 64, dtype=F32),
 }
 
