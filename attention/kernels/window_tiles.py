@@ -11,6 +11,10 @@ from attention.kernels.window_plan import LANES, Plan
 # Row sums of weights between which nothing of importance has underflowed.
 SMALLEST = 2.0**-100
 LARGEST = 2.0**100
+# It moved in jax 0.11.
+_reciprocal = (
+  pltpu.reciprocal if hasattr(pltpu, "reciprocal") else pl.reciprocal
+)
 
 
 def block_spec(plan: Plan) -> pl.BlockSpec:
@@ -214,7 +218,7 @@ def reciprocal(plan: Plan, x):
     return 1.0 / x
   # Division proper spends more instructions on zeros and infinities than the
   # rest of the kernel on the output.
-  approximate = pl.reciprocal(x, approx=True)
+  approximate = _reciprocal(x, approx=True)
   return approximate * (2.0 - x * approximate)
 
 

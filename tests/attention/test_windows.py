@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import attention
+from tests import parity_helper
 
 PARTITIONS = {
   "block": (attention.block_partition, attention.block_unpartition),
@@ -140,3 +141,17 @@ def test_errors_say_what_would_fit():
     attention.grid_attention(x, x[:, :4], x, window_size=2)
   with pytest.raises(ValueError, match="do not tile height 6 x width 9"):
     attention.block_unpartition(jnp.ones((1, 4, 4)), 6, 9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_implementations_are_chosen_by_name(kind):
+  x = _image(6, 9, (2, 5))
+  run = lambda name: ATTENTION[kind](
+    x, x, x, window_size=3, implementation=name
+  )
+  # There is no kernel for the platform of the tests.
+  np.testing.assert_array_equal(run("auto"), run("xla"))
+  with pytest.raises(ValueError, match="no kernel for the platform 'cpu'"):
+    run("pallas")
+  with pytest.raises(ValueError, match="'cuda'; it must be one of"):
+    run("cuda")
