@@ -7,8 +7,8 @@ gradient of the output,
   dv = p g,  dk = scale ds q,  dq = scale ds^T k + positions
 
 Windows overlap, so that a key has gradients from several blocks. All blocks of
-an image are visited in order by the same core, which adds them up in VMEM:
-there is one order, and nothing but the sum is written.
+an image are visited in order by the same core, which adds them up in VMEM and
+writes a row when no later block sees it: there is one order of summation.
 """
 
 import functools
@@ -64,8 +64,8 @@ def backward(plan: Plan, q, k, v, positions, sums, out_bar):
         plan.key_scratch(plan.v_lanes),
         plan.query_scratch(plan.v_lanes),
         plan.query_scratch(plan.lanes),
-        plan.image_scratch(plan.lanes),
-        plan.image_scratch(plan.v_lanes),
+        plan.key_scratch(plan.lanes),
+        plan.key_scratch(plan.v_lanes),
       )
     ],
     compiler_params=tiles.compiler_params(plan, "backward"),
@@ -146,7 +146,7 @@ def _kernel(
     sums = sums_ref[0, 0, pl.ds(column * plan.groups + group, 1), :]
     weights = jnp.exp2(scores - sums)
     v_bar = tiles.product(plan, weights, out_bar)
-    tiles.add_keys(plan, v_bar_scratch, group, strip, column, v_bar)
+    tiles.add_keys(plan, v_bar_scratch, group, column, v_bar)
 
     weights_bar = tiles.product(plan, v, out_bar, (1, 1))
     delta = jnp.sum(weights * weights_bar, axis=0, keepdims=True)
@@ -156,7 +156,7 @@ def _kernel(
     )
     scores_bar = jnp.concatenate([scores_bar, of_positions]).astype(plan.dtype)
     k_bar = tiles.product(plan, scores_bar, q)
-    tiles.add_keys(plan, k_bar_scratch, group, strip, column, k_bar)
+    tiles.add_keys(plan, k_bar_scratch, group, column, k_bar)
     positions_bar_ref[0] += k_bar[plan.keys :]
     q_bar = tiles.product(plan, scores_bar, k, (0, 0))
     q_bar = tiles.unstack(plan, q_bar, mask_ref[...])
@@ -165,7 +165,5 @@ def _kernel(
   tiles.for_blocks(plan, gradients, UNROLL)
   tiles.drain_queries(plan, q_bar_scratch, q_bar_ref, plan.dim)
 
-  @pl.when(strip == plan.rows - 1)
-  def _():
-    tiles.drain_keys(plan, k_bar_scratch, k_bar_ref, plan.dim)
-    tiles.drain_keys(plan, v_bar_scratch, v_bar_ref, plan.v_dim)
+  tiles.drain_keys(plan, k_bar_scratch, k_bar_ref, strip, plan.dim)
+  tiles.drain_keys(plan, v_bar_scratch, v_bar_ref, strip, plan.v_dim)

@@ -158,11 +158,6 @@ class Plan:
     """The strip of keys that a strip of queries sees."""
     return (self.groups, self.window * self.key_row, lanes)
 
-  def image_scratch(self, lanes: int) -> tuple[int, int, int]:
-    """An image of keys with its halo."""
-    rows = self.height + 2 * self.halo
-    return (self.groups, rows * self.key_row, lanes)
-
   @property
   def precision(self) -> str:
     return "highest" if self.dtype == "float32" else "default"
@@ -223,7 +218,7 @@ class Plan:
     total += constants * self.itemsize
     if direction == "backward":
       total += 2 * queries + keys + values + outs
-      total += 4 * math.prod(self.image_scratch(both))
+      total += 4 * math.prod(self.key_scratch(both))
       total += 4 * math.prod(self.query_scratch(self.lanes)) + 16 * scores
       total += 8 * self.position_keys * self.lanes
     return total

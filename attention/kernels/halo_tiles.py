@@ -103,19 +103,43 @@ def fill_keys(plan: Plan, ref, scratch, strip, dim: int) -> None:
   lax.fori_loop(0, plan.window, fill, 0)
 
 
-def drain_keys(plan: Plan, scratch, ref, dim: int) -> None:
-  """Copies an image with its halo from scratch memory, without the halo."""
+def drain_keys(plan: Plan, scratch, ref, strip, dim: int) -> None:
+  """Writes the rows of an image that no later strip adds to.
+
+  `scratch` holds the sums of the rows that the strip's windows see. What
+  remains moves to where the next strip has it, with zeros behind it.
+  """
+  first = strip * plan.block - plan.halo
+  last = strip == plan.rows - 1
 
   def drain(row, _):
-    start = (row + plan.halo) * plan.key_row + plan.halo
-    for group in range(plan.groups):
-      lanes = plan.channels(group, dim)
-      rows = pl.ds(start, plan.width)
-      part = scratch[group, rows, : lanes.stop - lanes.start]
-      ref[0, row, :, lanes] = part.astype(ref.dtype)
+    inside = (first + row >= 0) & (first + row < plan.height)
+
+    @pl.when(inside & ((row < plan.block) | last))
+    def _():
+      for group in range(plan.groups):
+        lanes = plan.channels(group, dim)
+        rows = pl.ds(row * plan.key_row + plan.halo, plan.width)
+        part = scratch[group, rows, : lanes.stop - lanes.start]
+        ref[0, first + row, :, lanes] = part.astype(ref.dtype)
+
     return 0
 
-  lax.fori_loop(0, plan.height, drain, 0)
+  def move(row, _):
+    for group in range(plan.groups):
+      source = pl.ds((row + plan.block) * plan.key_row, plan.key_row)
+      scratch[group, pl.ds(row * plan.key_row, plan.key_row), :] = scratch[
+        group, source, :
+      ]
+    return 0
+
+  lax.fori_loop(0, plan.window, drain, 0)
+  if plan.halo:
+    lax.fori_loop(0, 2 * plan.halo, move, 0)
+  rows = pl.ds(2 * plan.halo * plan.key_row, plan.block * plan.key_row)
+  zeros = jnp.zeros((rows.size, scratch.shape[2]), jnp.float32)
+  for group in range(plan.groups):
+    scratch[group, rows, :] = zeros
 
 
 def load_queries(plan: Plan, scratch, group: int, column):
@@ -153,11 +177,10 @@ def load_keys(plan: Plan, scratch, group: int, column):
   return jnp.concatenate(rows).astype(plan.dtype)
 
 
-def add_keys(plan: Plan, scratch, group: int, strip, column, x) -> None:
-  """Adds a window [keys, lanes] to an image; the padding of x must be 0."""
-  first = strip * plan.block
+def add_keys(plan: Plan, scratch, group: int, column, x) -> None:
+  """Adds a window [keys, lanes] to a strip; the padding of x must be 0."""
   for row in range(plan.window):
-    start = (first + row) * plan.key_row + column * plan.block
+    start = row * plan.key_row + column * plan.block
     rows = pl.ds(start, plan.padded_window)
     part = x[row * plan.padded_window : (row + 1) * plan.padded_window]
     scratch[group, rows, :] = scratch[group, rows, :] + part
@@ -278,6 +301,8 @@ def _visible(plan: Plan, place, shape):
 
 def for_blocks(plan: Plan, body, unroll: int) -> None:
   """Calls `body(column, group)` for the blocks of a strip."""
+  if plan.interpret:
+    unroll = 1
   unroll = max(
     n
     for n in range(1, plan.columns + 1)
