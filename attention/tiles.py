@@ -137,7 +137,7 @@ def over_all_scores(
   def on_tile(batch_index, head_index, score, *arrays):
     tile = Tile(batch_index, head_index, q_index, k_index)
     values = [
-      as_value(array, operand.inner)
+      as_value(jnp.asarray(array), operand.inner)
       for array, operand in zip(arrays, operands, strict=True)
     ]
     return jnp.broadcast_to(function(score, tile, *values), (q_len, kv_len))
