@@ -155,3 +155,32 @@ def test_implementations_are_chosen_by_name(kind):
     run("pallas")
   with pytest.raises(ValueError, match="'cuda'; it must be one of"):
     run("cuda")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_timm_partitions_and_torch_attention(kind):
+  torch, _ = parity_helper.import_timm()
+  from timm.models import maxxvit
+
+  q, k, v = (_image(14, 21, (3, 8), seed) for seed in range(3))
+  bias = np.random.default_rng(3).standard_normal((3, 49, 49), np.float32)
+  out = ATTENTION[kind](q, k, v, window_size=7, bias=jnp.asarray(bias))
+
+  partition, back = (
+    (maxxvit.window_partition, maxxvit.window_reverse)
+    if kind == "block"
+    else (maxxvit.grid_partition, maxxvit.grid_reverse)
+  )
+  windows = (
+    partition(torch.tensor(np.asarray(x)).flatten(3), (7, 7))
+    .reshape(-1, 49, 3, 8)
+    .transpose(1, 2)
+    for x in (q, k, v)
+  )
+  expected = torch.nn.functional.scaled_dot_product_attention(
+    *windows, attn_mask=torch.tensor(bias)
+  )
+  expected = expected.transpose(1, 2).reshape(-1, 7, 7, 24)
+  expected = back(expected, (7, 7), (14, 21)).reshape(out.shape)
+  np.testing.assert_allclose(out, expected.numpy(), atol=1e-5)
