@@ -1,8 +1,8 @@
 """Block and grid attention of MaxViT on TPUs.
 
 The partition into windows is part of how the kernel reads memory: it streams
-strips of P image rows, all heads side by side, as they lie in memory, and cuts
-windows out of them in VMEM. Nothing but q, k, v, the output and their
+strips (`window_plan`) as they lie in memory and cuts windows out of them in
+VMEM. Nothing but q, k, v, the output and their
 gradients passes through HBM, and the gradients come from q, k and v alone.
 """
 
