@@ -101,6 +101,7 @@ def dot_product_attention(
   scale, mods = _split_scale(scale, mods, q.shape[-1], shape)
   _check_operands(mods, mask, shape)
   normalizer = normalizers.softmax() if normalizer is None else normalizer
+  normalizer.check(*shape[:3])
   arguments = (q, k, v, scale, mods, mask, normalizer)
   target = dispatch.choose(
     implementation, _reasons(*arguments, return_weights=return_weights)
@@ -317,10 +318,11 @@ def _split_scale(scale, mods, dim: int, shape):
 
 
 def _check_operands(mods, mask, shape) -> None:
-  for name, parts in (("score_mods", mods), ("mask", (mask,) if mask else ())):
-    for part in parts:
-      for operand in part.operands():
-        operand.check(f"an array of {name}, {type(part).__name__},", *shape)
+  for mod in mods:
+    for operand in mod.operands():
+      operand.check(f"an array of score_mods, {type(mod).__name__},", *shape)
+  if mask is not None:
+    mask.check(*shape)
 
 
 def _check(q: Array, k: Array, v: Array) -> None:

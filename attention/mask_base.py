@@ -65,13 +65,27 @@ class Mask(abc.ABC):
     """
     return self
 
+  def check(self, batch: int, heads: int, q_len: int, kv_len: int) -> None:
+    """Raises ValueError unless the mask fits scores of these sizes."""
+    for operand in self.operands():
+      operand.check(
+        f"an array of the mask, {type(self).__name__},",
+        batch,
+        heads,
+        q_len,
+        kv_len,
+      )
+
   def dense(
     self, q_len: int, kv_len: int, *, batch: int = 1, heads: int = 1
   ) -> Bool[Array, "batch heads q_len kv_len"]:
-    """Returns the mask as an array [batch, heads, q_len, kv_len]."""
+    """Returns the mask as an array [batch, heads, q_len, kv_len].
+
+    Raises:
+      ValueError: if the mask does not fit these sizes.
+    """
     shape = (batch, heads, q_len, kv_len)
-    for operand in self.operands():
-      operand.check("an array of the mask", *shape)
+    self.check(*shape)
     return tiles.over_all_scores(
       lambda _, tile, *values: self.visible(tile, *values),
       self.operands(),
@@ -139,6 +153,19 @@ class Blocks(Mask):
   block_q: int = dataclasses.field(metadata={"static": True})
   block_k: int = dataclasses.field(metadata={"static": True})
 
+  def check(self, batch, heads, q_len, kv_len):
+    blocks = (-(-q_len // self.block_q), -(-kv_len // self.block_k))
+    fits = (batch, heads, *blocks)
+    shape = self.table.shape
+    if shape[2:] != blocks or any(
+      have not in (1, want) for have, want in zip(shape, fits, strict=True)
+    ):
+      raise ValueError(
+        f"table of visible blocks has shape {shape}; {q_len} x {kv_len} scores "
+        f"in blocks of {self.block_q} x {self.block_k} need {fits}, the first "
+        "two possibly of size one"
+      )
+
   def visible(self, tile, *values):
     # Only the reference comes here: kernels use tiles within one block.
     table = jnp.asarray(self.table)
@@ -149,6 +176,7 @@ class Blocks(Mask):
     return table[batch, head][rows][:, columns]
 
   def tile_states(self, q_len, kv_len, block_q, block_k):
+    self.check(*self.table.shape[:2], q_len, kv_len)
     rows = np.arange(-(-q_len // block_q)) * block_q // self.block_q
     columns = np.arange(-(-kv_len // block_k)) * block_k // self.block_k
     table = np.asarray(self.table)[:, :, rows][:, :, :, columns]
@@ -171,6 +199,10 @@ class _Both(Mask):
 
   def operands(self):
     return (*self.a.operands(), *self.b.operands())
+
+  def check(self, *sizes):
+    self.a.check(*sizes)
+    self.b.check(*sizes)
 
   def visible(self, tile, *values):
     return _visible(self.a, tile, values) & _visible(self.b, tile, values, -1)
@@ -197,6 +229,10 @@ class _Either(Mask):
   def operands(self):
     return (*self.a.operands(), *self.b.operands())
 
+  def check(self, *sizes):
+    self.a.check(*sizes)
+    self.b.check(*sizes)
+
   def visible(self, tile, *values):
     return _visible(self.a, tile, values) | _visible(self.b, tile, values, -1)
 
@@ -220,6 +256,9 @@ class _Not(Mask):
 
   def operands(self):
     return self.a.operands()
+
+  def check(self, *sizes):
+    self.a.check(*sizes)
 
   def visible(self, tile, *values):
     return ~self.a.visible(tile, *values)

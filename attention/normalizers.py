@@ -28,6 +28,10 @@ Attend = Callable[..., tuple[Array, Array]]
 class Normalizer(abc.ABC):
   """How scores become weights; a frozen dataclass registered as a pytree."""
 
+  # Not abstract: most normalizers carry no arrays.
+  def check(self, batch: int, heads: int, q_len: int) -> None:  # noqa: B027
+    """Raises ValueError unless the arrays fit scores of these sizes."""
+
   @abc.abstractmethod
   def weights(
     self, scores: Array, visible: Array | None
@@ -134,6 +138,10 @@ class Softmax(Normalizer):
 
   sink: Array | None
 
+  def check(self, batch, heads, q_len):
+    if self.sink is not None:
+      _check_shape("sink", self.sink, (heads,))
+
   def weights(self, scores, visible):
     if visible is not None:
       scores = jnp.where(visible, scores, -jnp.inf)
@@ -176,9 +184,10 @@ class ReweightedSoftplus(Normalizer):
     count = jnp.sum(visible, axis=-1, keepdims=True, dtype=jnp.float32)
     first = _over_sum(jax.nn.softplus(scores), visible, self.epsilon)
     excess = jax.nn.relu(count * first - self._threshold(count))
-    # The power is taken of what is at most one: 1024^15 is beyond float32.
+    # The power is taken of what is at most one: 1024^15 is beyond float32, and
+    # so is 0.001^-15. The weights do not depend on what is divided by.
     largest = jnp.max(excess, axis=-1, keepdims=True)
-    largest = jnp.where(largest == 0, 1.0, largest)
+    largest = jax.lax.stop_gradient(jnp.maximum(largest, 1.0))
     sharp = (excess / largest) ** self.power
     epsilon = self.epsilon * largest**-self.power
     return sharp / (jnp.sum(sharp, axis=-1, keepdims=True) + epsilon), None
@@ -222,6 +231,10 @@ class Affine(Normalizer):
   alpha: Array
   alpha_mean: Array
   length: int | None = dataclasses.field(metadata={"static": True})
+
+  def check(self, batch, heads, q_len):
+    _check_shape("alpha", self.alpha, (batch, q_len, heads))
+    _check_shape("alpha_mean", self.alpha_mean, (heads,))
 
   def weights(self, scores, visible):
     softmax, lse = Softmax(None).weights(scores, visible)
@@ -276,6 +289,14 @@ class LogReweighted(score_mods.ScoreMod):
     positive = excess > 0
     log = jnp.log(jnp.where(positive, excess, 1.0))
     return jnp.where(positive, self.power * log, -jnp.inf)
+
+
+def _check_shape(name: str, array: Array, fits: tuple[int, ...]) -> None:
+  if array.shape != fits:
+    raise ValueError(
+      f"{name} of the normalizer has shape {array.shape}; it must be "
+      f"[{', '.join(map(str, fits))}]"
+    )
 
 
 def _softmax(scores: Array, sink: Array | None) -> tuple[Array, Array]:

@@ -33,9 +33,11 @@ def log_length(visible: Int[Array, "..."], dim: int) -> Float[Array, "..."]:
   of keys that a query sees: for causal attention 1, 2, 3, ... The queries and
   keys must have unit norm.
 
+  A query that sees no key gets the scale of one that sees one, zero.
+
   Args:
     visible: number of keys that each query sees, such as [q_len] or
       [batch, 1, q_len].
     dim: width of a head.
   """
-  return math.log(dim) * jnp.log(visible.astype(jnp.float32))
+  return math.log(dim) * jnp.log(jnp.maximum(visible, 1).astype(jnp.float32))

@@ -57,8 +57,7 @@ class Operand:
     # Transformations build trees of placeholders, which have no axes.
     if not hasattr(self.array, "ndim"):
       return
-    rest = self.axes.lstrip("b").lstrip("h")
-    if rest not in ("", "q", "k", "qk", "qr", "rk"):
+    if self.inner not in ("", "q", "k", "qk", "qr", "rk"):
       raise ValueError(
         f"axes is {self.axes!r}; it must be 'b' and 'h' where wanted, then one "
         "of '', 'q', 'k', 'qk', 'qr' and 'rk'"
@@ -67,7 +66,7 @@ class Operand:
   @property
   def inner(self) -> str:
     """The axes after batch and heads."""
-    return self.axes.lstrip("b").lstrip("h")
+    return self.axes.removeprefix("b").removeprefix("h")
 
   def check(
     self, name: str, batch: int, heads: int, q_len: int, kv_len: int
