@@ -13,8 +13,8 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from attention import features
-from attention.kernels import dispatch
-from attention.kernels import linear as linear_kernel
+from attention.kernels import dispatch, linear_gpu
+from attention.kernels import linear as linear_tpu
 
 NORMALIZERS = ("division", "subtraction", "none")
 
@@ -95,18 +95,17 @@ def linear_attention(
       take them.
   """
   _check(q, k, v, normalizer, causal, decay, chunk_size)
+  options = {
+    "feature_map": feature_map,
+    "decay": decay,
+    "state": state,
+    "return_state": return_state,
+  }
   target = dispatch.choose(
     implementation,
     {
-      "tpu": lambda: linear_kernel.unsupported(
-        q,
-        k,
-        v,
-        feature_map=feature_map,
-        decay=decay,
-        state=state,
-        return_state=return_state,
-      )
+      "tpu": lambda: linear_tpu.unsupported(q, k, v, **options),
+      "gpu": lambda: linear_gpu.unsupported_gpu(q, k, v, **options),
     },
   )
   heads, v_dim = q.shape[2], v.shape[-1]
@@ -133,8 +132,10 @@ def linear_attention(
     if not gated:
       terms = terms.astype(v.dtype)
 
+    kernel = linear_tpu if target.platform == "tpu" else linear_gpu
+
     def call(q, k, terms):
-      return linear_kernel.weighted_sums(
+      return kernel.weighted_sums(
         q,
         k,
         terms,

@@ -124,21 +124,31 @@ def store(reference, index: Sequence, value, *, tails: Sequence[int] = ()):
   )
 
 
-def dot(a, b, *, transpose_a: bool = False, transpose_b: bool = False):
+def dot(
+  a,
+  b,
+  *,
+  transpose_a: bool = False,
+  transpose_b: bool = False,
+  full: bool = True,
+):
   """Returns the matrix product a b, accumulated in float32.
 
   Args:
-    a: matrix in the dtype of `b`; float32 is multiplied in full precision.
+    a: matrix in the dtype of `b`.
     b: matrix.
     transpose_a: whether `a` is given transposed.
     transpose_b: whether `b` is given transposed.
+    full: whether float32 is multiplied in full precision, without the matrix
+      unit, instead of with the 10 bits of TF32.
   """
-  full = a.dtype == jnp.float32
   return lax.dot_general(
     a,
     b,
     (((0 if transpose_a else 1,), (1 if transpose_b else 0,)), ((), ())),
-    precision=lax.Precision.HIGHEST if full else None,
+    precision=lax.Precision.HIGHEST
+    if full and a.dtype == jnp.float32
+    else lax.Precision.DEFAULT,
     preferred_element_type=jnp.float32,
   )
 
