@@ -10,6 +10,7 @@ The format is undocumented: what is here was read from libtpu 0.0.52.
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 
 def enable(folder: Path) -> None:
@@ -55,8 +56,49 @@ def utilisation(folder: Path, kernel: str) -> dict[str, int]:
   return dict(zip(units, map(sum, zip(*counts, strict=True)), strict=True))
 
 
+class Loop(NamedTuple):
+  """A loop of a kernel: its first bundle, its last one, and how deep it lies.
+
+  The outermost loop of a Pallas kernel, depth 1, is that over its grid.
+  """
+
+  first: int
+  last: int
+  depth: int
+
+  @property
+  def length(self) -> int:
+    """Bundles of one turn, those of inner loops counted once."""
+    return self.last - self.first + 1
+
+
+def loops(folder: Path, kernel: str) -> list[Loop]:
+  """Returns the loops of the latest `kernel` by their first bundle."""
+  text = _latest(folder, kernel, "final_bundles").read_text()
+  heads: dict[str, tuple[int, int]] = {}
+  found = []
+  for line in text.splitlines():
+    place = re.match(r"\s*(0x[0-9a-f]+|0)\s+(L[BHE]|P[BF]|CT)?:? *(>*)", line)
+    if not place:
+      continue
+    bundle = int(place[1], 16)
+    if place[2] == "LB":
+      for region in re.findall(r"Start region (\d+)", line):
+        heads[region] = (bundle, len(place[3]))
+    back = re.search(r"sbr\.rel.*?target = \$region(\d+)", line)
+    if back and back[1] in heads:
+      first, depth = heads[back[1]]
+      found.append(Loop(first, bundle, depth))
+  return sorted(found)
+
+
 def _latest(folder: Path, kernel: str, kind: str) -> Path:
-  paths = sorted(folder.glob(f"*-{kernel}.*-{kind}.txt"))
+  paths = sorted(
+    path
+    for path in folder.glob(f"*-{kernel}.*-{kind}.txt")
+    # One kind ends with the name of the other.
+    if not path.name.endswith(f"-schedule-analysis_{kind}.txt")
+  )
   if not paths:
     raise FileNotFoundError(
       f"{folder} has no dump of the kernel {kernel!r}; it has "

@@ -1,0 +1,461 @@
+"""Cycles of the TPU kernels, read from the compiler: no TPU is needed.
+
+  python -m benchmarks.kernels_static [--json] [--chips=v5e,v6e] [--only=window]
+
+For each case and pass, "forward" or "backward" (the gradients of all arguments,
+forward pass included), it compiles our kernel and the XLA reference for a chip
+with libtpu and prints
+
+- bundles: the instruction bundles of our kernels times the turns of their
+  loops, about one cycle each. What stands under a condition is counted, but of
+  several loops under conditions only the dearest;
+- around: XLA's estimate, in cycles, of what it puts around our kernels;
+- reference: XLA's estimate for the reference, the sum of `estimated_cycles` of
+  its operations, or where that is not whole its `optimal_seconds`, which is
+  optimistic by a third or so;
+- floor: the time to read the arguments and write the results once, as the chip
+  pads them, at the full bandwidth of its memory; and the share of the larger of
+  that and of the useful operations at peak speed.
+
+A time of ours is the larger of bundles and of the kernels' memory traffic, plus
+`around`. Nothing here was run: memory stalls are not in it. The clock is known
+for v5e (peak / MXUs / 128^2 / 2); for v6e cycles are compared with cycles.
+"""
+
+import concurrent.futures
+import functools
+import json
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tools import llo
+
+# Only this process has libtpu write what it does: dumps of the references are
+# large and of no use, and a process of their own compiles them.
+_DUMP = None
+if multiprocessing.parent_process() is None:
+  _DUMP = Path(tempfile.mkdtemp(prefix="kernels_static_"))
+  llo.enable(_DUMP)
+
+import jax  # noqa: E402, libtpu reads the settings above.
+import jax.numpy as jnp  # noqa: E402
+from absl import app, flags  # noqa: E402
+from jax.extend import core  # noqa: E402
+
+import attention  # noqa: E402
+from attention import masks, scores  # noqa: E402
+from tools import compile_only  # noqa: E402
+
+_CHIPS = flags.DEFINE_list("chips", ["v5e", "v6e"], "TPUs to compile for.")
+_ONLY = flags.DEFINE_string("only", "", "Cases whose name has this in it.")
+_PASSES = flags.DEFINE_list("passes", ["forward", "backward"], "What of them.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object a row.")
+
+# Bytes and operations (bfloat16) a second, cycles a second where known.
+BANDWIDTH = {"v5e": 819e9, "v6e": 1638e9}
+PEAK = {"v5e": 197e12, "v6e": 918e12}
+CLOCK = {"v5e": 1.5e9}
+
+
+class Case(NamedTuple):
+  """A kernel at a size.
+
+  Attributes:
+    name: family and variant.
+    shape: what is printed of the size.
+    function: function(implementation, *arguments).
+    arguments: shapes and dtypes.
+    flops: useful operations of the forward pass.
+  """
+
+  name: str
+  shape: str
+  function: Callable
+  arguments: tuple[jax.ShapeDtypeStruct, ...]
+  flops: float
+
+
+def array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def cases() -> list[Case]:
+  """Returns all cases, from those of MaxViT to those of long sequences."""
+  found = []
+  for kind in ("block", "grid"):
+    for stage, (side, heads) in enumerate(
+      ((56, 3), (28, 6), (14, 12), (7, 24)), start=1
+    ):
+      found.append(_window(kind, stage, side, heads))
+  for stage, (side, channels, heads) in enumerate(
+    ((64, 64, 4), (32, 128, 8), (16, 256, 8), (8, 512, 8)), start=1
+  ):
+    found.append(_halo(stage, side, channels, heads))
+  found += [
+    _flash("sliding window", 1, 8192, 16, 128, masks.sliding_window(1024)),
+    _flash("causal", 1, 32768, 8, 128, masks.causal()),
+    _biased(8, 2048, 12, 64),
+    _factored(1, 16384, 4, 32, 8),
+    _linear("bidirectional", 64, 4096, 8, 64, causal=False),
+    _linear("causal", 1, 32768, 8, 64, causal=True),
+  ]
+  return found
+
+
+def _window(kind: str, stage: int, side: int, heads: int) -> Case:
+  attend = getattr(attention, f"{kind}_attention")
+  x = array(256, side, side, heads, 32)
+  bias = array(heads, 49, 49, dtype=jnp.float32)
+
+  def function(implementation, q, k, v, bias):
+    return attend(
+      q, k, v, window_size=7, bias=bias, implementation=implementation
+    )
+
+  flops = 4 * 256 * side**2 * 49 * heads * 32
+  return Case(
+    f"window {kind} stage {stage}",
+    f"256x{side}x{side}x{heads}x32",
+    function,
+    (x, x, x, bias),
+    flops,
+  )
+
+
+def _halo(stage: int, side: int, channels: int, heads: int) -> Case:
+  dim = channels // heads
+  x = array(256, side, side, heads, dim)
+  table = array(27, dim, dtype=jnp.float32)
+
+  def function(implementation, q, k, v, height, width):
+    return attention.halo_attention(
+      q,
+      k,
+      v,
+      block_size=8,
+      halo_size=3,
+      relative_height=height,
+      relative_width=width,
+      implementation=implementation,
+    )
+
+  flops = 4 * 256 * side**2 * 14**2 * channels
+  return Case(
+    f"halo stage {stage}",
+    f"256x{side}x{side}x{heads}x{dim}",
+    function,
+    (x, x, x, table, table),
+    flops,
+  )
+
+
+def _flash(name, batch, length, heads, dim, mask) -> Case:
+  x = array(batch, length, heads, dim)
+
+  def function(implementation, q, k, v):
+    return attention.dot_product_attention(
+      q, k, v, mask=mask, implementation=implementation
+    )
+
+  seen = _share_seen(mask, length)
+  flops = 4 * batch * heads * length**2 * dim * seen
+  return Case(
+    f"flash {name}",
+    f"{batch}x{length}x{heads}x{dim}",
+    function,
+    (x,) * 3,
+    flops,
+  )
+
+
+def _share_seen(mask, length: int, block: int = 512) -> float:
+  """Returns the share of the scores that lie in tiles with something seen."""
+  return float((mask.tile_states(length, length, block, block) > 0).mean())
+
+
+def _biased(batch, length, heads, dim) -> Case:
+  x = array(batch, length, heads, dim)
+  bias = array(1, heads, length, length)
+
+  def function(implementation, q, k, v, bias):
+    return attention.dot_product_attention(
+      q, k, v, bias=bias, implementation=implementation
+    )
+
+  return Case(
+    "flash dense bias",
+    f"{batch}x{length}x{heads}x{dim}",
+    function,
+    (x, x, x, bias),
+    4 * batch * heads * length**2 * dim,
+  )
+
+
+def _factored(batch, length, heads, dim, rank) -> Case:
+  x = array(batch, length, heads, dim)
+  factor = array(batch, length, heads, rank, dtype=jnp.float32)
+
+  def function(implementation, q, k, v, a, b):
+    return attention.dot_product_attention(
+      q,
+      k,
+      v,
+      score_mods=scores.factored_bias(a, b),
+      implementation=implementation,
+    )
+
+  return Case(
+    "flash factored bias",
+    f"{batch}x{length}x{heads}x{dim}, rank {rank}",
+    function,
+    (x, x, x, factor, factor),
+    4 * batch * heads * length**2 * (dim + rank / 2),
+  )
+
+
+def _linear(name, batch, length, heads, dim, *, causal) -> Case:
+  x = array(batch, length, heads, dim)
+
+  def function(implementation, q, k, v):
+    return attention.linear_attention(
+      q, k, v, causal=causal, implementation=implementation
+    )
+
+  return Case(
+    f"linear {name}",
+    f"{batch}x{length}x{heads}x{dim}",
+    function,
+    (x,) * 3,
+    4 * batch * length * heads * dim**2,
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints a row for each case, chip and pass."""
+  del argv
+  arguments = os.environ.pop("LIBTPU_INIT_ARGS")
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, context) as references:
+    references.submit(os.getpid).result()
+    os.environ["LIBTPU_INIT_ARGS"] = arguments
+    try:
+      for case in cases():
+        if _ONLY.value not in case.name:
+          continue
+        for chip in _CHIPS.value:
+          for which in _PASSES.value:
+            row = measure(case, chip, which, references)
+            text = json.dumps(row) if _JSON.value else describe(row)
+            print(text, flush=True)
+    finally:
+      shutil.rmtree(_DUMP, ignore_errors=True)
+
+
+def measure(
+  case: Case,
+  chip: str,
+  which: str,
+  references: concurrent.futures.Executor,
+) -> dict:
+  """Returns the row of one case on one chip."""
+  reference = references.submit(reference_cost, case.name, chip, which)
+  ours = _passed(functools.partial(case.function, "tpu"), which)
+  for path in _DUMP.iterdir():
+    path.unlink()
+  compiled = compile_only.compile_for(chip, ours, *case.arguments)
+  bundles, traffic = _kernels(ours, case.arguments)
+  around = _estimated_cycles(compiled) or 0
+  floor = _floor_seconds(compiled, case, chip, which)
+  cycles, seconds = reference.result()
+  clock = CLOCK.get(chip)
+  ours_seconds = reference_seconds = None
+  if clock:
+    ours_seconds = max(bundles / clock, traffic / BANDWIDTH[chip])
+    ours_seconds += around / clock
+    reference_seconds = cycles / clock if cycles else seconds
+  if cycles:
+    ratio = cycles / (bundles + around)
+  elif clock and seconds:
+    ratio = seconds / ours_seconds
+  else:
+    ratio = None
+  return {
+    "kernel": case.name,
+    "chip": chip,
+    "shape": case.shape,
+    "pass": which,
+    "bundles": bundles,
+    "around_cycles": around,
+    "reference_cycles": cycles,
+    "reference_optimal_us": _micro(seconds),
+    "ours_us": _micro(ours_seconds),
+    "reference_us": _micro(reference_seconds),
+    "floor_us": _micro(floor),
+    "ratio_reference": ratio,
+    "ratio_floor": ours_seconds / floor if ours_seconds else None,
+  }
+
+
+def reference_cost(
+  name: str, chip: str, which: str
+) -> tuple[int | None, float | None]:
+  """Returns XLA's estimated cycles and optimal seconds of the reference."""
+  case = next(case for case in cases() if case.name == name)
+  reference = _passed(functools.partial(case.function, "xla"), which)
+  compiled = compile_only.compile_for(chip, reference, *case.arguments)
+  return _estimated_cycles(compiled), _optimal_seconds(compiled)
+
+
+def _passed(function: Callable, which: str) -> Callable:
+  """Returns the forward pass, or the forward and the backward pass."""
+  if which == "forward":
+    return function
+
+  def gradients(*arguments):
+    # The gradient of the output is an array like any other, not a constant.
+    out, pull = jax.vjp(function, *arguments)
+    return pull(out)
+
+  return gradients
+
+
+def _kernels(function: Callable, arguments) -> tuple[float, float]:
+  """Returns the cycles and the bytes of all kernels of a function."""
+  jaxpr = jax.make_jaxpr(function)(*arguments)
+  cycles = traffic = 0.0
+  for call in _calls(jaxpr.jaxpr):
+    cycles += _kernel_cycles(call)
+    traffic += call.params["cost_estimate"].bytes_accessed
+  return cycles, traffic
+
+
+def _calls(jaxpr):
+  """Yields the kernel calls of a program."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "pallas_call":
+      yield equation
+      continue
+    for inner in core.jaxprs_in_params(equation.params):
+      yield from _calls(inner)
+
+
+def _kernel_cycles(call) -> float:
+  """Returns grid steps times bundles of a step, inner loops by their turns."""
+  name = call.params["name"]
+  dumped = next(k for k in llo.kernels(_DUMP) if name in k).rsplit(".", 1)[0]
+  found = llo.loops(_DUMP, dumped)
+  outer = [loop for loop in found if loop.depth == 1]
+  step = outer[0].length if outer else llo.bundles(_DUMP, dumped)
+  inner = [loop for loop in found if loop.depth > 1]
+  turns = _turns(call.params["jaxpr"])
+  step = _cycles(name, step, inner, 2, turns)
+  return math.prod(call.params["grid_mapping"].grid) * step
+
+
+class _Turns(NamedTuple):
+  """A loop of a kernel as it was written: turns, its loops, and if it may not
+  run, inside of a condition."""
+
+  count: float
+  inner: list["_Turns"]
+  conditional: bool
+
+
+def _turns(jaxpr, conditional: bool = False) -> list[_Turns]:
+  """Returns the loops of a kernel that are not unrolled away."""
+  found = []
+  for equation in jaxpr.eqns:
+    name, count = equation.primitive.name, 1
+    if name == "scan":
+      count = equation.params["length"] / equation.params["unroll"]
+    # Inside of a loop the question is whether a turn of it runs.
+    below = (conditional or name == "cond") and count == 1
+    inner = []
+    for part in core.jaxprs_in_params(equation.params):
+      inner += _turns(part, below)
+    found += [_Turns(count, inner, conditional)] if count > 1 else inner
+  return found
+
+
+def _cycles(name, length, loops, depth, turns) -> float:
+  """Returns the cycles of a stretch of bundles with loops in it."""
+  top = [loop for loop in loops if loop.depth == depth]
+  if len(top) != len(turns):
+    raise ValueError(
+      f"kernel {name!r} has {len(turns)} loops at depth {depth} and the "
+      f"compiler left {len(top)}"
+    )
+  always = 0.0
+  sometimes = [0.0]
+  for loop, written in zip(top, turns, strict=True):
+    within = [
+      other
+      for other in loops
+      if other.depth > depth and loop.first <= other.first <= loop.last
+    ]
+    cycles = written.count * _cycles(
+      name, loop.length, within, depth + 1, written.inner
+    )
+    if written.conditional:
+      sometimes.append(cycles)
+    else:
+      always += cycles
+    length -= loop.length
+  # Window kernels repeat a step with more care where scores are beyond the
+  # usual. Others do one of several things at a step: count the dearest.
+  return length + always + (0 if "window" in name else max(sometimes))
+
+
+def _estimated_cycles(compiled) -> int | None:
+  """Returns XLA's estimate of the entry's operations, None if not whole."""
+  entry = compiled.as_text().split("\nENTRY ")[1]
+  if " while(" in entry:
+    return None
+  counts = [int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', entry)]
+  total = sum(counts)
+  return total if 0 < total < 2**62 else None
+
+
+def _optimal_seconds(compiled) -> float | None:
+  seconds = compiled.cost_analysis()["optimal_seconds"]
+  # Each operation without a cost adds -1 second.
+  return seconds if seconds > 0 else None
+
+
+def _floor_seconds(compiled, case: Case, chip: str, which: str) -> float:
+  memory = compiled.memory_analysis()
+  moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
+  flops = case.flops * (1 if which == "forward" else 3.5)
+  return max(moved / BANDWIDTH[chip], flops / PEAK[chip])
+
+
+def _micro(seconds: float | None) -> float | None:
+  return None if seconds is None else seconds * 1e6
+
+
+def describe(row: dict) -> str:
+  """Returns a row as a line for people."""
+
+  def number(key, unit=""):
+    value = row[key]
+    return "-" if value is None else f"{value:,.2f}{unit}"
+
+  return (
+    f"{row['chip']} {row['kernel']} {row['shape']} {row['pass']}: "
+    f"{row['bundles']:,.0f} bundles + {row['around_cycles']:,} around, "
+    f"{number('ours_us', ' us')}; reference {number('reference_us', ' us')}, "
+    f"floor {number('floor_us', ' us')}; "
+    f"{number('ratio_reference')} times faster than the reference, "
+    f"{number('ratio_floor')} of the floor"
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)
