@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from attention import mask_base
 from attention.mask_base import Blocks, Mask
@@ -196,7 +195,7 @@ def _bit_length(x: np.ndarray) -> np.ndarray:
   return np.frexp(x)[1]
 
 
-def _range(x: Array, block: int) -> tuple[np.ndarray, np.ndarray]:
+def _range(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns the least and the largest of each `block` of [length]."""
   x = np.pad(x, (0, -len(x) % block), mode="edge").reshape(-1, block)
   return x.min(axis=-1), x.max(axis=-1)

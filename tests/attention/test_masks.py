@@ -1,0 +1,332 @@
+"""Masks against formulas in NumPy, and what they say of tiles."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention import masks
+
+EMPTY, MIXED, FULL = masks.EMPTY, masks.MIXED, masks.FULL
+# Tiles that fit, that do not, and that are larger than the scores.
+Q_LEN, KV_LEN = 7, 10
+BLOCKS = [(3, 4), (7, 5), (8, 16)]
+# Lengths and tiles where all is NumPy, and fast.
+SIZES = [
+  *itertools.product((1, 4, 7, 8), (1, 5, 8, 10), (1, 3, 4, 8), (2, 4, 16)),
+]
+
+
+def positions(q_len, kv_len):
+  return np.arange(q_len)[:, None], np.arange(kv_len)[None, :]
+
+
+def true_states(visible, block_q, block_k):
+  """Looks at each tile of booleans [batch, heads, q_len, kv_len]."""
+  batch, heads, q_len, kv_len = visible.shape
+  rows, columns = range(0, q_len, block_q), range(0, kv_len, block_k)
+  states = np.zeros((batch, heads, len(rows), len(columns)), int)
+  for (i, row), (j, column) in itertools.product(
+    enumerate(rows), enumerate(columns)
+  ):
+    tile = visible[:, :, row : row + block_q, column : column + block_k]
+    full, some = tile.all(axis=(2, 3)), tile.any(axis=(2, 3))
+    states[:, :, i, j] = np.where(full, FULL, np.where(some, MIXED, EMPTY))
+  return states
+
+
+def check_states(mask, visible, block_q, block_k, exact):
+  """Compares what a mask says of its tiles with its booleans."""
+  q_len, kv_len = visible.shape[2:]
+  states = mask.tile_states(q_len, kv_len, block_q, block_k)
+  assert states.ndim == 4
+  states = np.asarray(states)
+  truth = true_states(visible, block_q, block_k)
+  states = np.broadcast_to(states, truth.shape)
+  wrong = (states != truth) if exact else (states != truth) & (states != MIXED)
+  assert not wrong.any(), np.argwhere(wrong)[:5]
+  return states
+
+
+BANDS = [
+  (lambda: masks.causal(), None, 0),
+  (lambda: masks.causal(3), None, 3),
+  (lambda: masks.causal(-2), None, -2),
+  (lambda: masks.sliding_window(2), -2, 0),
+  (lambda: masks.sliding_window(1, 3), -1, 3),
+  (lambda: masks.sliding_window(2, 1, offset=4), 2, 5),
+  (lambda: masks.sliding_window(0, 0, offset=-3), -3, -3),
+  (lambda: masks.sliding_window(99, 99), -99, 99),
+]
+
+
+@pytest.mark.parametrize(("make", "lower", "upper"), BANDS)
+def test_bands(make, lower, upper):
+  mask = make()
+  for q_len, kv_len, block_q, block_k in SIZES:
+    visible = _band(q_len, kv_len, lower, upper)
+    states = mask.tile_states(q_len, kv_len, block_q, block_k)
+    # Kernels list the tiles before the program runs.
+    assert isinstance(states, np.ndarray)
+    check_states(mask, visible[None, None], block_q, block_k, exact=True)
+  visible = _band(Q_LEN, KV_LEN, lower, upper)
+  np.testing.assert_array_equal(mask.dense(Q_LEN, KV_LEN)[0, 0], visible)
+
+
+def _band(q_len, kv_len, lower, upper):
+  i, j = positions(q_len, kv_len)
+  return (j - i <= upper) & ((j - i >= lower) if lower is not None else True)
+
+
+@pytest.mark.parametrize("make", [masks.padding, masks.prefix])
+def test_first_keys(make):
+  lengths = np.array([0, 3, 4, 99])
+  visible = np.arange(KV_LEN) < lengths[:, None, None, None]
+  visible = np.broadcast_to(visible, (4, 1, Q_LEN, KV_LEN))
+  mask = make(jnp.asarray(lengths))
+  np.testing.assert_array_equal(mask.dense(Q_LEN, KV_LEN, batch=4), visible)
+  for blocks in BLOCKS:
+    check_states(mask, visible, *blocks, exact=True)
+
+
+def test_prefix_of_one_length_for_all():
+  visible = np.tile(np.arange(7) < 3, (2, 1, 5, 1))
+  np.testing.assert_array_equal(masks.prefix(3).dense(5, 7, batch=2), visible)
+  check_states(masks.prefix(3), visible, 2, 3, exact=True)
+
+
+def test_prefix_language_model():
+  i, j = positions(6, 6)
+  mask = masks.causal() | masks.prefix(3)
+  np.testing.assert_array_equal(mask.dense(6, 6)[0, 0], (j <= i) | (j < 3))
+
+
+def test_segments():
+  rng = np.random.default_rng(0)
+  rows, columns = (rng.integers(0, 3, (9, n)) for n in (Q_LEN, KV_LEN))
+  visible = (rows[:, :, None] == columns[:, None, :])[:, None]
+  mask = masks.segments(jnp.asarray(rows), jnp.asarray(columns))
+  np.testing.assert_array_equal(mask.dense(Q_LEN, KV_LEN, batch=9), visible)
+  for blocks in BLOCKS:
+    check_states(mask, visible, *blocks, exact=False)
+
+
+def test_segments_states_are_exact_where_tiles_have_one_segment():
+  rows = np.array([[0, 0, 1, 1, 4, 4, 4], [2, 2, 2, 2, 0, 0, 1]])
+  columns = np.array([[1, 1, 1, 4, 4, 4, 0, 0], [0, 0, 0, 2, 2, 2, 2, 2]])
+  visible = (rows[:, :, None] == columns[:, None, :])[:, None]
+  mask = masks.segments(jnp.asarray(rows), jnp.asarray(columns))
+  states = check_states(mask, visible, 2, 3, exact=True)
+  assert {EMPTY, FULL} == set(states.ravel())
+
+
+def test_segments_of_queries_serve_for_keys():
+  rows = jnp.array([[0, 1, 1, 2]])
+  same = masks.segments(rows).dense(4, 4)[0, 0]
+  np.testing.assert_array_equal(same, rows[0][:, None] == rows[0][None, :])
+
+
+SHAPES = ["qk", "hqk", "bhqk", "b1qk", "1h1k", "bhq1", "k", "q1"]
+
+
+@pytest.mark.parametrize("axes", SHAPES)
+def test_dense(axes):
+  rng = np.random.default_rng(len(axes))
+  sizes = {"b": 2, "h": 3, "q": Q_LEN, "k": KV_LEN, "1": 1}
+  array = rng.random([sizes[axis] for axis in axes]) < 0.8
+  visible = np.broadcast_to(array, (2, 3, Q_LEN, KV_LEN))
+  mask = masks.dense(jnp.asarray(array))
+  got = mask.dense(Q_LEN, KV_LEN, batch=2, heads=3)
+  np.testing.assert_array_equal(got, visible)
+  for blocks in BLOCKS if axes == "bhqk" else [(3, 2)]:
+    check_states(mask, visible, *blocks, exact=True)
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 1), (2, 3)])
+def test_blocks(lead):
+  rng = np.random.default_rng(1)
+  table = rng.random((*lead, 2, 2)) < 0.5
+  mask = masks.blocks(table, 4, 6)
+  visible = np.kron(table, np.ones((4, 6), bool))[..., :Q_LEN, :KV_LEN]
+  visible = np.broadcast_to(visible, (2, 3, Q_LEN, KV_LEN))
+  got = mask.dense(Q_LEN, KV_LEN, batch=2, heads=3)
+  np.testing.assert_array_equal(got, visible)
+  for blocks in ((4, 6), (2, 3), (4, 2), (1, 1)):
+    check_states(mask, visible, *blocks, exact=True)
+  assert mask.tile_multiples() == (4, 6)
+  assert mask.in_mixed_tile() is None
+
+
+def test_function_sees_batch_head_and_positions():
+  mask = masks.function(lambda b, h, i, j: (i + 2 * j + 3 * h + 5 * b) % 7 < 4)
+  b, h, i, j = np.ix_(range(2), range(3), range(5), range(6))
+  visible = (i + 2 * j + 3 * h + 5 * b) % 7 < 4
+  np.testing.assert_array_equal(mask.dense(5, 6, batch=2, heads=3), visible)
+  check_states(mask, visible, 2, 2, exact=False)
+
+
+LENGTH, BATCH, HEADS = 12, 2, 2
+small = st.integers(-3, 8)
+seeds = st.integers(0, 99)
+# What to build: the kind of a mask, and its numbers or its parts.
+leaves = st.one_of(
+  st.tuples(st.just("band"), small, st.integers(0, 5)),
+  st.tuples(st.just("lengths"), small, small),
+  st.tuples(st.just("segments"), seeds),
+  st.tuples(st.just("blocks"), seeds),
+  st.tuples(st.just("grid"), st.integers(0, 1)),
+)
+compositions = st.recursive(
+  leaves,
+  lambda part: st.one_of(
+    st.tuples(st.sampled_from("&|"), part, part), st.tuples(st.just("~"), part)
+  ),
+  max_leaves=4,
+)
+
+
+def build(kind, *rest):
+  """Returns a mask and its booleans."""
+  i, j = positions(LENGTH, LENGTH)
+  match kind:
+    case "&" | "|":
+      (a, left), (b, right) = build(*rest[0]), build(*rest[1])
+      return (a & b, left & right) if kind == "&" else (a | b, left | right)
+    case "~":
+      mask, visible = build(*rest[0])
+      return ~mask, ~visible
+    case "band":
+      offset, before = rest
+      mask = masks.sliding_window(before, 1, offset=offset)
+      visible = (j - i >= offset - before) & (j - i <= offset + 1)
+    case "lengths":
+      mask = masks.padding(jnp.array(rest))
+      visible = j < np.array(rest)[:, None, None, None]
+    case "segments":
+      x = np.random.default_rng(rest[0]).integers(0, 2, (BATCH, LENGTH))
+      mask = masks.segments(jnp.asarray(x))
+      visible = (x[:, :, None] == x[:, None, :])[:, None]
+    case "blocks":
+      table = np.random.default_rng(rest[0]).random((HEADS, 3, 3)) < 0.5
+      mask = masks.blocks(table, 4)
+      visible = np.kron(table, np.ones((4, 4), bool))
+    case "grid":
+      mask = masks.inward_window((3, 4), (None, rest[0]))
+      # FreeSwim (arXiv 2511.14712), along an axis of length 4.
+      i, j, r = i % 4, j % 4, rest[0]
+      first = i - r - np.maximum(0, i + r - 4 + 1)
+      visible = (first <= j) & (j <= i + r + np.maximum(0, r - i))
+  return mask, np.broadcast_to(visible, (BATCH, HEADS, LENGTH, LENGTH))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(compositions, st.sampled_from([(4, 4), (2, 4), (1, 2)]))
+def test_compositions(what, blocks):
+  mask, visible = build(*what)
+  got = mask.dense(LENGTH, LENGTH, batch=BATCH, heads=HEADS)
+  np.testing.assert_array_equal(got, visible)
+  states = check_states(mask, visible, *blocks, exact=False)
+  try:
+    mixed = mask.in_mixed_tile()
+  except NotImplementedError:
+    assert any(mask.tile_multiples())
+    return
+  inside = np.ones_like(visible)
+  if mixed is not None:
+    # Kernels evaluate it on tiles of any size.
+    assert not any(mixed.tile_multiples())
+    inside = np.asarray(mixed.dense(LENGTH, LENGTH, batch=BATCH, heads=HEADS))
+  of_mixed = states == MIXED
+  of_mixed = of_mixed.repeat(blocks[0], axis=2).repeat(blocks[1], axis=3)
+  np.testing.assert_array_equal(inside[of_mixed], visible[of_mixed])
+
+
+def test_parts_take_their_own_arrays():
+  """Each part of a composition finds its arrays among those of all parts."""
+  rng = np.random.default_rng(0)
+  a, b, c = (rng.random((4, 5)) < 0.5 for _ in range(3))
+  x, y, z = (masks.dense(jnp.asarray(array)) for array in (a, b, c))
+  for mask, visible in (
+    ((x & ~y) | z, (a & ~b) | c),
+    (x & (~y | z), a & (~b | c)),
+    (~(x | y) & (z | x), ~(a | b) & (c | a)),
+  ):
+    np.testing.assert_array_equal(mask.dense(4, 5)[0, 0], visible)
+
+
+def test_block_lists_leave_mixed_tiles_to_the_other_masks():
+  table = np.array([[True, False], [True, True]])
+  blocks, causal = masks.blocks(table, 4), masks.causal()
+  window = masks.sliding_window(3)
+  assert (blocks & causal).in_mixed_tile() == causal
+  assert (blocks & causal & blocks & window).in_mixed_tile() == causal & window
+  assert (blocks & blocks).in_mixed_tile() is None
+  assert (~(blocks & causal)).in_mixed_tile() == ~causal
+  for mask in ((blocks & causal) | window, causal & ~blocks):
+    with pytest.raises(NotImplementedError, match="deeper"):
+      mask.in_mixed_tile()
+
+
+def test_tile_multiples_of_two_block_lists():
+  a = masks.blocks(np.ones((2, 3), bool), 12, 8)
+  b = masks.blocks(np.ones((3, 2), bool), 8, 12)
+  assert (a & masks.causal() & b).tile_multiples() == (4, 4)
+
+
+def test_masks_are_pytrees():
+  mask = masks.causal() & masks.padding(jnp.array([2, 5])) | ~masks.segments(
+    jnp.array([[0, 0, 1, 1, 2]] * 2)
+  )
+  dense = jax.jit(lambda mask: mask.dense(5, 5, batch=2))(mask)
+  np.testing.assert_array_equal(dense, mask.dense(5, 5, batch=2))
+
+
+def test_errors_name_argument_and_value():
+  with pytest.raises(ValueError, match="before is -1; it must be at least 0"):
+    masks.sliding_window(-1)
+  with pytest.raises(ValueError, match="after is -2"):
+    masks.sliding_window(1, -2)
+  with pytest.raises(ValueError, match=r"array has shape \(1, 1, 1, 1, 2\)"):
+    masks.dense(jnp.ones((1, 1, 1, 1, 2), bool))
+  with pytest.raises(ValueError, match=r"shape \(2,\) and blocks 4 x 4"):
+    masks.blocks(np.ones(2, bool), 4)
+  with pytest.raises(ValueError, match=r"blocks 0 x 0"):
+    masks.blocks(np.ones((2, 2), bool), 0)
+
+
+@pytest.mark.parametrize(
+  ("make", "error"),
+  [
+    (
+      lambda: masks.padding(jnp.array([1, 2, 3])),
+      r"FirstKeys, has shape \(3,\); with axes 'b' it must be \[2\]",
+    ),
+    (
+      lambda: masks.causal() & masks.segments(jnp.zeros((2, 7), jnp.int32)),
+      r"Segments, has shape \(2, 7\); .* \[2, 8\]",
+    ),
+    (lambda: ~masks.dense(jnp.ones((3, 8), bool)), r"Dense, .* \[8, 8\]"),
+    (
+      lambda: masks.causal() | masks.blocks(np.ones((3, 2), bool), 4),
+      r"table .*\(1, 1, 3, 2\); 8 x 8 scores in blocks of 4 x 4 .*2, 2\)",
+    ),
+    (
+      lambda: masks.blocks(np.ones((3, 1, 2, 2), bool), 4),
+      r"table .*\(3, 1, 2, 2\); .* need \(2, 1, 2, 2\)",
+    ),
+    (lambda: masks.inward_window((3, 3), (1, 0)), r"GridWindow, .* \[8\]"),
+  ],
+)
+def test_masks_that_do_not_fit_the_scores(make, error):
+  with pytest.raises(ValueError, match=error):
+    make().dense(8, 8, batch=2)
+
+
+def test_block_list_that_does_not_fit_has_no_states():
+  mask = masks.blocks(np.ones((2, 2), bool), 4)
+  with pytest.raises(ValueError, match="9 x 8 scores in blocks of 4 x 4"):
+    mask.tile_states(9, 8, 4, 4)
