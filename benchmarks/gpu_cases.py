@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import attention
-from attention import halo as halo_module
-from attention import masks, scores
+from attention import features, masks, scores
 
 BF16, F32 = jnp.bfloat16, jnp.float32
 
@@ -109,7 +108,7 @@ def halo(tiny: bool) -> list[Case]:
   table = _shape(2 * window - 1, dim)
 
   def call(implementation, q, k, v, height, width):
-    return halo_module.halo_attention(
+    return attention.halo_attention(
       q,
       k,
       v,
@@ -135,17 +134,16 @@ def halo(tiny: bool) -> list[Case]:
 
 def linear(tiny: bool) -> list[Case]:
   """Linear attention with a ReLU feature map, over all tokens and causal."""
-  if not hasattr(attention, "linear_attention"):
-    return []
   batch, length, heads, dim = (1, 48, 1, 16) if tiny else (64, 4096, 8, 64)
   tokens = _shape(batch, length, heads, dim)
 
   def make(causal):
     def call(implementation, q, k, v):
       return attention.linear_attention(
-        jax.nn.relu(q),
-        jax.nn.relu(k),
+        q,
+        k,
         v,
+        feature_map=features.relu,
         causal=causal,
         implementation=implementation,
       )

@@ -56,9 +56,8 @@ def _flash(batch, length, heads, k_heads, dim, *, mods=None, mask=None, **more):
   return function, (q, k, k, *arrays)
 
 
-def _halo(batch, size, heads, dim, block, halo, stride=1):
-  q = _shape(batch, size // stride, size // stride, heads, dim)
-  k = _shape(batch, size, size, heads, dim)
+def _halo(batch, size, heads, dim, block, halo):
+  image = _shape(batch, size, size, heads, dim)
   table = _shape(2 * (block + 2 * halo) - 1, dim)
 
   def function(q, k, v, height, width):
@@ -70,17 +69,26 @@ def _halo(batch, size, heads, dim, block, halo, stride=1):
       halo_size=halo,
       relative_height=height,
       relative_width=width,
-      stride=stride,
       implementation="gpu",
     )
 
-  return function, (q, k, k, table, table)
+  return function, (image, image, image, table, table)
+
+
+def _linear(batch, length, heads, dim, *, causal):
+  tokens = _shape(batch, length, heads, dim)
+
+  def function(q, k, v):
+    return attention.linear_attention(
+      q, k, v, causal=causal, implementation="gpu"
+    )
+
+  return function, (tokens, tokens, tokens)
 
 
 # Stages of MaxViT-B at 224 and 384 pixels, long sequences, HaloNet.
 CASES = {
   "window stage 1": _window(256, 56, 3, 32, 7, grid=False),
-  "window stage 2": _window(256, 28, 6, 32, 7, grid=True),
   "window stage 4": _window(256, 7, 24, 32, 7, grid=False),
   "window 12 x 12": _window(64, 96, 3, 32, 12, grid=True),
   "window without bias": _window(8, 64, 4, 64, 8, grid=True, bias=False),
@@ -126,7 +134,8 @@ CASES = {
   ),
   "flash 256 channels": _flash(1, 4096, 8, 8, 256, mask=masks.causal()),
   "halo": _halo(256, 64, 4, 16, 8, 3),
-  "halo strided, 32 channels": _halo(64, 32, 8, 32, 8, 2, 2),
+  "linear": _linear(64, 4096, 8, 64, causal=False),
+  "linear causal": _linear(64, 4096, 8, 64, causal=True),
   "flash float32": _flash(1, 1000, 4, 4, 64, dtype=F32),
 }
 
@@ -154,7 +163,9 @@ def measure(chip, function, arguments) -> dict:
   }
 
 
-_NAMES = re.compile(r"\b[a-z]+_attention_(?:forward|backward\w*|bias_gradient)")
+_NAMES = re.compile(
+  r"\b[a-z]+_attention_(?:forward|backward\w*|bias_gradient|memory_\w+|read_\w+)"
+)
 
 if __name__ == "__main__":
   main(sys.argv[1])

@@ -11,14 +11,16 @@ ROOT = Path(__file__).parents[2]
 
 # Temporary bytes for each byte of argument. What is above a few percent: sums
 # over chunks of windows, gradients of shared keys head by head, channels of
-# factors beside those of queries and keys.
+# factors beside those of queries and keys, the float32 sums of linear attention
+# and its memory before each chunk.
 TEMPORARY = {
   "window 12 x 12": 0.5,
   "window float32": 0.4,
   "flash sliding, shared keys, soft cap": 1.7,
   "flash factored bias": 1.1,
   "halo": 0.1,
-  "halo strided, 32 channels": 0.5,
+  "linear": 1.0,
+  "linear causal": 1.7,
   "flash float32": 1.6,
 }
 WINDOW = {"forward", "backward"}
@@ -26,6 +28,12 @@ FLASH = {"forward", "backward_queries", "backward_keys"}
 KERNELS = {
   "window 12 x 12": WINDOW | {"bias_gradient"},
   "flash dense bias": FLASH | {"backward_bias"},
+  "linear": {"memory_all", "read_all"},
+  "linear causal": {
+    f"{kernel}_{order}"
+    for kernel in ("memory", "read")
+    for order in ("before", "after")
+  },
 }
 
 
