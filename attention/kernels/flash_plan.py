@@ -203,7 +203,7 @@ def padded(x: Array, axis: int, block: int) -> Array:
 
 def padded_operand(operand: Operand, block_q: int, block_k: int) -> Array:
   """Returns the array of an operand in whole tiles; booleans become int8."""
-  array = operand.array
+  array = jnp.asarray(operand.array)
   if array.dtype == bool:
     array = array.astype(jnp.int8)
   for axis, letter in enumerate(operand.axes):

@@ -9,7 +9,7 @@ import pytest
 
 import attention
 from attention import finishes, masks, normalizers, scores
-from attention.kernels import flash_tpu
+from attention.kernels import flash_tpu, flash_tpu_grid
 
 BATCH, HEADS, Q_LEN, KV_LEN, DIM, V_DIM = 2, 3, 140, 160, 24, 40
 rng = np.random.default_rng(0)
@@ -19,7 +19,7 @@ rng = np.random.default_rng(0)
 def _small_tiles(monkeypatch):
   """Several tiles, and several parts of a tile, at small sizes."""
   monkeypatch.setattr(flash_tpu, "BLOCK", 128)
-  monkeypatch.setattr(flash_tpu, "_ROWS", 64)
+  monkeypatch.setattr(flash_tpu_grid, "ROWS", 64)
 
 
 def normal(*shape, dtype=jnp.float32):
