@@ -48,6 +48,8 @@ class MaxViT(nn.Module):
       of the last feature map.
     remat: whether the backward pass computes each block again instead of
       keeping its activations.
+    attention_implementation: which implementation of the attention runs, see
+      `attention.kernels.dispatch`.
     dtype: dtype of the computation; statistics, softmax and logits are float32.
     param_dtype: dtype of the parameters.
   """
@@ -65,6 +67,7 @@ class MaxViT(nn.Module):
   stochastic_depth_rate: float = 0.0
   num_classes: int = 1000
   remat: bool = False
+  attention_implementation: str = "auto"
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
 
@@ -158,6 +161,7 @@ class MaxViT(nn.Module):
         head_dim=self.head_dim,
         window_size=self.window_size,
         bias_table_window=self.bias_table_window,
+        attention_implementation=self.attention_implementation,
         expansion=self.expansion,
         squeeze_ratio=self.squeeze_ratio,
         batch_norm=self._batch_norm,
@@ -217,6 +221,7 @@ class Block(nn.Module):
   head_dim: int
   window_size: int
   bias_table_window: int | None
+  attention_implementation: str
   expansion: int
   squeeze_ratio: float
   batch_norm: functools.partial
@@ -254,6 +259,7 @@ class Block(nn.Module):
       "head_dim": self.head_dim,
       "window_size": self.window_size,
       "bias_table_window": self.bias_table_window,
+      "implementation": self.attention_implementation,
       "kernel_init": KERNEL_INIT,
       "dtype": self.dtype,
       "param_dtype": self.param_dtype,
