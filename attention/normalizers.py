@@ -301,16 +301,20 @@ def _check_shape(name: str, array: Array, fits: tuple[int, ...]) -> None:
 
 def _softmax(scores: Array, sink: Array | None) -> tuple[Array, Array]:
   """Returns weights and log-sum-exp; rows of -inf get zeros and -inf."""
-  empty = jnp.max(scores, axis=-1, keepdims=True) == -jnp.inf
-  scores = jnp.where(empty, 0.0, scores)
-  weights = jnp.where(empty, 0.0, jax.nn.softmax(scores, axis=-1))
-  lse = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
-  lse = jnp.where(empty, -jnp.inf, lse)
+  largest = jnp.max(scores, axis=-1, keepdims=True)
   if sink is not None:
-    total = jnp.logaddexp(lse, sink.astype(jnp.float32))
-    weights *= jnp.exp(lse - total)
-    lse = total
-  return weights, lse[..., 0]
+    largest = jnp.maximum(largest, sink)
+  largest = jax.lax.stop_gradient(
+    jnp.where(jnp.isfinite(largest), largest, 0.0)
+  )
+  weights = jnp.exp(scores - largest)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  if sink is not None:
+    total += jnp.exp(sink.astype(jnp.float32) - largest)
+  empty = total == 0
+  safe = jnp.where(empty, 1.0, total)
+  lse = jnp.where(empty, -jnp.inf, largest + jnp.log(safe))
+  return weights / safe, lse[..., 0]
 
 
 def _over_sum(weights: Array, visible: Array | None, epsilon: float) -> Array:
