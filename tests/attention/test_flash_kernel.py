@@ -2,24 +2,29 @@
 
 import functools
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies
 
 import attention
 from attention import finishes, masks, normalizers, scores
 from attention.kernels import flash_tpu, flash_tpu_grid
+from tests.attention import slots
 
 BATCH, HEADS, Q_LEN, KV_LEN, DIM, V_DIM = 2, 3, 140, 160, 24, 40
 rng = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def _small_tiles(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def _small_tiles():
   """Several tiles, and several parts of a tile, at small sizes."""
-  monkeypatch.setattr(flash_tpu, "BLOCK", 128)
-  monkeypatch.setattr(flash_tpu_grid, "ROWS", 64)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(flash_tpu, "BLOCK", 128)
+    patch.setattr(flash_tpu_grid, "ROWS", 64)
+    yield
 
 
 def normal(*shape, dtype=jnp.float32):
@@ -129,7 +134,7 @@ MASKS = {
 }
 
 
-def call_with_gradients(implementation, slots, inputs, names):
+def call_with_gradients(implementation, call, inputs, names):
   """Returns the outputs and the gradients of all floating inputs by name."""
   floating = {
     name: x
@@ -144,7 +149,7 @@ def call_with_gradients(implementation, slots, inputs, names):
       values["keys"],
       values["values"],
       implementation=implementation,
-      **slots(*(values[name] for name in names)),
+      **call(*(values[name] for name in names)),
     )
     weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32))
     return jnp.sum(out.astype(jnp.float32).ravel() * weights), out
@@ -184,26 +189,26 @@ def assert_near(actual, expected, tolerance):
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_reference(name):
-  arrays, slots = CASES[name]
+  arrays, call = CASES[name]
   k_heads = 1 if name == "grouped heads" else HEADS
   inputs = inputs_of(arrays, k_heads)
   run = functools.partial(
-    call_with_gradients, slots=slots, inputs=inputs, names=tuple(arrays)
+    call_with_gradients, call=call, inputs=inputs, names=tuple(arrays)
   )
   assert_near(run("tpu_interpret"), run("xla"), 2e-5)
 
 
 @pytest.mark.parametrize("name", ["sliding window", "factored bias"])
 def test_bfloat16_is_near_the_float32_reference(name):
-  arrays, slots = CASES[name]
+  arrays, call = CASES[name]
   inputs = inputs_of(arrays, dtype=jnp.bfloat16)
   exact = {
     key: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
     for key, x in inputs.items()
   }
-  actual = call_with_gradients("tpu_interpret", slots, inputs, tuple(arrays))
+  actual = call_with_gradients("tpu_interpret", call, inputs, tuple(arrays))
   assert actual["out"].dtype == jnp.bfloat16
-  expected = call_with_gradients("xla", slots, exact, tuple(arrays))
+  expected = call_with_gradients("xla", call, exact, tuple(arrays))
   assert_near(actual, expected, 2e-2)
 
 
@@ -267,17 +272,41 @@ def test_log_sum_exp_and_its_gradient():
 
 
 def test_a_mesh_of_devices_splits_the_batch():
-  arrays, slots = CASES["function"]
+  arrays, call = CASES["function"]
   inputs = inputs_of(arrays)
   mesh = jax.make_mesh(
     (2, 1, 1),
     ("data", "fsdp", "model"),
     axis_types=(jax.sharding.AxisType.Auto,) * 3,
   )
-  whole = call_with_gradients("tpu_interpret", slots, inputs, tuple(arrays))
+  whole = call_with_gradients("tpu_interpret", call, inputs, tuple(arrays))
   with jax.set_mesh(mesh):
-    split = call_with_gradients("tpu_interpret", slots, inputs, tuple(arrays))
+    split = call_with_gradients("tpu_interpret", call, inputs, tuple(arrays))
   assert_near(split, whole, 1e-5)
+
+
+@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
+@hypothesis.given(seed=strategies.integers(0, 1000))
+def test_any_slots_equal_their_formula(seed):
+  drawn = slots.draw_slots(
+    seed, q_len=140, kv_len=140, heads=4, k_heads=2, v_heads=1, block=128
+  )
+  arrays = dict(drawn.arrays)
+  kwargs = drawn.kwargs(arrays)
+  expected = drawn.reference(arrays)
+  q, k, v = (arrays[name] for name in "qkv")
+  try:
+    actual = attention.dot_product_attention(
+      q, k, v, **kwargs, implementation="tpu_interpret"
+    )
+  except ValueError as error:
+    # The one refusal that a draw may meet.
+    if "a modification that does not add" not in str(error):
+      raise
+    hypothesis.reject()
+  np.testing.assert_allclose(
+    actual, expected.out, rtol=0, atol=2e-4, err_msg=drawn.name
+  )
 
 
 @pytest.mark.parametrize(
