@@ -265,9 +265,12 @@ class LogSoftplus(score_mods.ScoreMod):
   """log(softplus(s)), which is s where softplus is exp to float32."""
 
   def modify(self, score, tile, *values):
-    safe = jnp.maximum(score, -20.0)
-    # log1p(exp(-|s|)) + max(s, 0) in the functions that kernels have.
-    softplus = jnp.maximum(safe, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(safe)))
+    # log1p(exp(-|s|)) + max(s, 0) in the functions that kernels have, and by
+    # `where`: the slopes of abs and maximum at zero do not add up to a half.
+    safe = jnp.where(score < -20.0, -20.0, score)
+    positive = safe >= 0
+    softplus = jnp.where(positive, safe, 0.0)
+    softplus += jnp.log1p(jnp.exp(jnp.where(positive, -safe, safe)))
     return jnp.where(score < -20.0, score, jnp.log(softplus))
 
 
