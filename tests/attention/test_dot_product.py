@@ -1,14 +1,20 @@
-"""Against brute force in numpy, against jax.nn, and at odd sizes."""
+"""Against brute force in numpy, against jax.nn and PyTorch, at odd sizes."""
 
 import itertools
+import warnings
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import attention
+from attention import masks, scores
+from tests import parity_helper
+from tests.attention.slots import draw_slots
 
 
 @pytest.fixture
@@ -122,6 +128,291 @@ def test_large_scores_do_not_overflow():
   assert jnp.isfinite(out).all()
 
 
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 10**6))
+def test_any_slots_equal_the_formula(seed):
+  _compare_with_formula(draw_slots(seed))
+
+
+@settings(max_examples=4, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 10**6), st.sampled_from([(1, 9), (7, 1), (5, 13)]))
+def test_any_slots_at_odd_sizes(seed, lengths):
+  q_len, kv_len = lengths
+  sizes = {"heads": 3, "k_heads": 1, "v_heads": 3, "v_dim": 2, "batch": 1}
+  _compare_with_formula(draw_slots(seed, q_len=q_len, kv_len=kv_len, **sizes))
+
+
+def _compare_with_formula(slots):
+  q, k, v = (slots.arrays[name] for name in "qkv")
+  expected = slots.reference(slots.arrays)
+  got = attention.dot_product_attention(
+    q,
+    k,
+    v,
+    **slots.kwargs(slots.arrays),
+    return_weights=True,
+    return_log_sum_exp=expected.log_sum_exp is not None,
+  )
+  for name in ("out", "weights", "log_sum_exp"):
+    np.testing.assert_allclose(
+      *(
+        np.zeros(0) if getattr(x, name) is None else getattr(x, name)
+        for x in (got, expected)
+      ),
+      rtol=1e-4,
+      atol=1e-5,
+      err_msg=f"{name} of {slots.name}",
+    )
+
+
+# One seed for each normalizer; together they have all modifications, all scales
+# that are arrays, all finishes, and masks of every kind of composition.
+@pytest.mark.parametrize("seed", [20, 57, 2, 52, 30, 43])
+def test_gradients_of_any_slots(seed):
+  """Each array along one direction, by differences of the float64 formula."""
+  slots = draw_slots(seed)
+
+  def loss(arrays):
+    q, k, v = (arrays[name] for name in "qkv")
+    out = attention.dot_product_attention(q, k, v, **slots.kwargs(arrays))
+    return jnp.sum(jnp.sin(out))
+
+  gradients = jax.jit(jax.grad(loss))(slots.arrays)
+  exact = {k: np.asarray(x, np.float64) for k, x in slots.arrays.items()}
+  rng = np.random.default_rng(seed)
+  for name, x in exact.items():
+    step = 1e-6 * rng.standard_normal(x.shape)
+    high, low = (
+      np.sum(np.sin(slots.reference(exact | {name: x + sign * step}).out))
+      for sign in (1, -1)
+    )
+    slope = np.vdot(gradients[name], step) / 1e-6
+    np.testing.assert_allclose(
+      slope,
+      (high - low) / 2e-6,
+      rtol=1e-3,
+      atol=1e-3,
+      err_msg=f"{name} of {slots.name}",
+    )
+
+
+@pytest.mark.parametrize(
+  ("heads", "k_heads", "v_heads"),
+  [(8, 1, 4), (8, 2, 4), (8, 8, 2), (8, 8, 8), (6, 3, 1)],
+)
+def test_heads_of_keys_and_values_are_grouped(heads, k_heads, v_heads):
+  """DiffQKV (arXiv 2501.13629): equal to heads that are repeated."""
+  rng = np.random.default_rng(heads + k_heads)
+  q, k, v = (
+    jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    for shape in ((2, 5, heads, 4), (2, 7, k_heads, 4), (2, 7, v_heads, 6))
+  )
+  got, *gradients = _with_gradients(q, k, v)
+  repeated = [jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v)]
+  expected, *exact = _with_gradients(q, *repeated)
+  np.testing.assert_allclose(got, expected, atol=1e-6)
+  for name, a, b in zip("qkv", gradients, exact, strict=True):
+    few = a.shape[2]
+    b = b.reshape(*b.shape[:2], few, -1, b.shape[-1]).sum(axis=3)
+    np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
+
+
+def _with_gradients(q, k, v, function=None, **kwargs):
+  """Returns the output and the gradients of q, k, v and the bias, if any."""
+  function = attention.dot_product_attention if function is None else function
+  arrays = {"q": q, "k": k, "v": v}
+  if "bias" in kwargs:
+    arrays["bias"] = kwargs.pop("bias")
+
+  def loss(arrays):
+    arrays = dict(arrays)
+    q, k, v = (arrays.pop(name) for name in "qkv")
+    out = function(q, k, v, **arrays, **kwargs)
+    return jnp.sum(jnp.sin(out)), out
+
+  gradients, out = jax.jit(jax.grad(loss, has_aux=True))(arrays)
+  return out, *(gradients[name] for name in arrays)
+
+
+def _peer_inputs():
+  rng = np.random.default_rng(0)
+  shapes = ((2, 9, 4, 8), (2, 11, 2, 8), (2, 11, 2, 8), (1, 4, 9, 11))
+  q, k, v, bias = (
+    jnp.asarray(rng.standard_normal(x), jnp.float32) for x in shapes
+  )
+  visible = rng.random((2, 1, 9, 11)) < 0.7
+  visible[..., 0] = True
+  return q, k, v, bias, visible
+
+
+def _assert_same(got, expected):
+  names = ("out", "q", "k", "v", "bias")
+  for name, a, b in zip(names, got, expected, strict=False):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5, err_msg=name)
+  assert len(got) == len(expected)
+
+
+def test_jax_nn_with_bias_mask_and_grouped_heads():
+  q, k, v, bias, visible = _peer_inputs()
+  visible = jnp.asarray(visible)
+  got = _with_gradients(q, k, v, bias=bias, mask=masks.dense(visible))
+  expected = _with_gradients(
+    q, k, v, jax.nn.dot_product_attention, bias=bias, mask=visible
+  )
+  _assert_same(got, expected)
+
+
+def test_jax_nn_causal_and_local():
+  q, k, v, _, _ = _peer_inputs()
+  peer = jax.nn.dot_product_attention
+  _assert_same(
+    _with_gradients(q, k, v, mask=masks.causal(), scale=0.7),
+    _with_gradients(q, k, v, peer, is_causal=True, scale=0.7),
+  )
+  _assert_same(
+    _with_gradients(q, k, v, mask=masks.sliding_window(3, 2)),
+    _with_gradients(q, k, v, peer, local_window_size=(3, 2)),
+  )
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", ["bias", "mask", "causal"])
+def test_pytorch(case):
+  torch = parity_helper.import_torch()
+  q, k, v, bias, visible = _peer_inputs()
+  ours, theirs = {
+    "bias": ({"bias": bias}, {}),
+    "mask": (
+      {"mask": masks.dense(jnp.asarray(visible))},
+      {"attn_mask": torch.from_numpy(visible)},
+    ),
+    "causal": ({"mask": masks.causal()}, {"is_causal": True}),
+  }[case]
+  arrays = [_leaf(torch, x.swapaxes(1, 2)) for x in (q, k, v)]
+  if case == "bias":
+    arrays.append(_leaf(torch, bias))
+    theirs["attn_mask"] = arrays[-1]
+  out = torch.nn.functional.scaled_dot_product_attention(
+    *arrays[:3], enable_gqa=True, **theirs
+  )
+  out.sin().sum().backward()
+  expected = [
+    x.detach().numpy().swapaxes(1, 2)
+    for x in (out, *(x.grad for x in arrays[:3]))
+  ]
+  expected += [x.grad.numpy() for x in arrays[3:]]
+  _assert_same(_with_gradients(q, k, v, **ours), expected)
+
+
+def _leaf(torch, x):
+  return torch.tensor(np.asarray(x)).requires_grad_()
+
+
+@pytest.mark.parity
+def test_flex_attention():
+  """Values: FlexAttention has no gradients on a processor."""
+  torch = parity_helper.import_torch()
+  q, k, v, _, _ = _peer_inputs()
+  slopes = scores.alibi_slopes(4)
+  theirs = torch.tensor(np.asarray(slopes))
+
+  def change(score, batch, head, q_index, k_index):
+    score = 3 * torch.tanh(score / 3) + theirs[head] * (k_index - q_index)
+    return score + 0.1 * batch * k_index
+
+  def ours(score, batch, head, q_index, k_index, slope):
+    score = 3 * jnp.tanh(score / 3) + slope * (k_index - q_index)
+    return score + 0.1 * batch * k_index
+
+  def seen(batch, head, q_index, k_index):
+    return (k_index <= q_index + 1) | (k_index % 3 == head % 3)
+
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from torch.nn.attention import flex_attention as flex
+
+    with torch.inference_mode():
+      expected, lse = flex.flex_attention(
+        *(torch.tensor(np.asarray(x.swapaxes(1, 2))) for x in (q, k, v)),
+        score_mod=change,
+        block_mask=flex.create_block_mask(seen, 2, 4, 9, 11, device="cpu"),
+        enable_gqa=True,
+        return_lse=True,
+      )
+  got = attention.dot_product_attention(
+    q,
+    k,
+    v,
+    score_mods=scores.function(ours, {"h": slopes}),
+    mask=masks.function(seen),
+    return_log_sum_exp=True,
+  )
+  np.testing.assert_allclose(
+    got.out, expected.numpy().swapaxes(1, 2), atol=1e-5
+  )
+  np.testing.assert_allclose(got.log_sum_exp, lse.numpy(), atol=1e-5)
+
+
+def test_log_sum_exp_and_weights():
+  q, k, v, bias = _inputs((2, 3))
+  got = attention.dot_product_attention(
+    q, k, v, bias=bias, return_log_sum_exp=True, return_weights=True
+  )
+  logits = jnp.einsum("...ihd,...jhd->...hij", q, k) / 2 + bias[None, None]
+  np.testing.assert_allclose(
+    got.log_sum_exp, jax.nn.logsumexp(logits, axis=-1), atol=1e-5
+  )
+  np.testing.assert_allclose(got.weights, jax.nn.softmax(logits), atol=1e-6)
+  assert got.log_sum_exp.dtype == got.weights.dtype == jnp.float32
+  again = attention.apply_attention_weights(got.weights, v)
+  np.testing.assert_allclose(again, got.out, atol=1e-6)
+  plain = attention.dot_product_attention(q, k, v, bias=bias)
+  np.testing.assert_array_equal(got.out, plain)
+
+
+def test_log_sum_exp_merges_parts_of_the_keys():
+  """Two softmaxes over parts of the keys are one over all of them."""
+  q, k, v, _ = _inputs()
+  whole = attention.dot_product_attention(q, k, v)
+  parts = [
+    attention.dot_product_attention(
+      q, k[:, part], v[:, part], return_log_sum_exp=True
+    )
+    for part in (slice(3), slice(3, None))
+  ]
+  share = jax.nn.softmax(jnp.stack([x.log_sum_exp for x in parts]), axis=0)
+  share = share.swapaxes(-1, -2)[..., None]
+  merged = share[0] * parts[0].out + share[1] * parts[1].out
+  np.testing.assert_allclose(merged, whole, atol=1e-6)
+
+
+def test_log_sum_exp_of_nothing():
+  q, k, v, _ = _inputs()
+  got = attention.dot_product_attention(
+    q, k, v, mask=masks.causal(-2), return_log_sum_exp=True
+  )
+  assert (np.asarray(got.log_sum_exp)[..., :2] == -np.inf).all()
+  assert np.isfinite(got.log_sum_exp[..., 2:]).all()
+
+
+def test_bias_with_leading_axes():
+  """The bias has some of several leading axes, of size one or not."""
+  q, k, *_ = _inputs((2, 3))
+  rng = np.random.default_rng(1)
+  logits = np.einsum("...ihd,...jhd->...hij", q, k) / 2
+  for shape in (
+    (3, 3, 5, 7),
+    (2, 1, 1, 5, 7),
+    (2, 3, 3, 1, 7),
+    (1, 1, 1, 5, 1),
+  ):
+    bias = rng.standard_normal(shape).astype(np.float32)
+    got = attention.attention_weights(q, k, bias=jnp.asarray(bias))
+    np.testing.assert_allclose(
+      got, jax.nn.softmax(logits + bias), atol=1e-6, err_msg=str(shape)
+    )
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_errors_name_argument_and_value():
   q, k, v, bias = _inputs()
@@ -133,6 +424,12 @@ def test_errors_name_argument_and_value():
     attention.dot_product_attention(q, k, v, bias=bias[:2])
   with pytest.raises(ValueError, match="q has shape"):
     attention.dot_product_attention(q[0, 0], k, v)
+  with pytest.raises(ValueError, match=r"k has .* k_heads that divides 3"):
+    attention.dot_product_attention(q, k[:, :, :2], v)
+  with pytest.raises(ValueError, match=r"v has .* v_heads that divides 3"):
+    attention.dot_product_attention(q, k, v[:, :, :2])
+  with pytest.raises(ValueError, match=r"v has shape .*; weights of shape"):
+    attention.apply_attention_weights(bias, v)
 
 
 def test_annotations_are_checked():
