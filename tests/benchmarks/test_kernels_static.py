@@ -1,0 +1,39 @@
+"""The static benchmark prints what it promises, for a real chip."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.compile
+pytest.importorskip("libtpu")
+
+
+def test_a_row_has_bundles_floor_and_ratio():
+  # In a process of its own: libtpu reads where to dump when it is loaded.
+  command = [
+    sys.executable,
+    "-m",
+    "benchmarks.kernels_static",
+    "--json",
+    "--chips=v5e",
+    "--passes=forward",
+    "--only=window block stage 4",
+  ]
+  output = subprocess.run(
+    command,
+    cwd=Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout
+  row = json.loads(output.splitlines()[-1])
+  assert row["kernel"] == "window block stage 4"
+  assert (row["chip"], row["pass"]) == ("v5e", "forward")
+  # 256 images of one window: more than the matrix units' least, and less than
+  # any compiler's partition with a matrix of scores.
+  assert 100_000 < row["bundles"] < 1_000_000
+  assert row["ours_us"] >= row["floor_us"] > 0
+  assert row["ratio_reference"] > 4
