@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from attention import mask_base
 from attention.mask_base import Blocks, Mask
@@ -55,7 +56,7 @@ class GridWindow(Mask):
   """For each axis: the first and last coordinate that each query sees, and the
   coordinate of each key, all [tokens]."""
 
-  bounds: tuple[np.ndarray, ...]
+  bounds: tuple[np.ndarray | Array, ...]
 
   def operands(self):
     axes = ("q", "q", "k") * (len(self.bounds) // 3)

@@ -149,7 +149,7 @@ class Blocks(Mask):
     block_k: keys in a block.
   """
 
-  table: np.ndarray
+  table: np.ndarray | Array
   block_q: int = dataclasses.field(metadata={"static": True})
   block_k: int = dataclasses.field(metadata={"static": True})
 

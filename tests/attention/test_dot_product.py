@@ -1,5 +1,6 @@
 """Against brute force in numpy, against jax.nn and PyTorch, at odd sizes."""
 
+import functools
 import itertools
 import warnings
 
@@ -84,7 +85,7 @@ def test_gradients_equal_finite_differences(name):
     return np.sum(np.sin(_brute_force(q, k, v, bias, 4**-0.5)))
 
   x = inputs[name]
-  slope = np.vdot(jax.grad(loss)(x), x)
+  slope = np.vdot(jax.jit(jax.grad(loss))(x), x)
   # In float64, where the difference of two losses has digits left.
   x = np.asarray(x, np.float64)
   step = 1e-5 * x
@@ -115,8 +116,9 @@ def test_bfloat16_gradients():
     return jnp.sum(jnp.sin(out.astype(jnp.float32)))
 
   rounded = [x.astype(jnp.bfloat16) for x in inputs]
-  exact = jax.grad(loss)([x.astype(jnp.float32) for x in rounded])
-  for value, expected in zip(jax.grad(loss)(rounded), exact, strict=True):
+  gradient = jax.jit(jax.grad(loss))
+  exact = gradient([x.astype(jnp.float32) for x in rounded])
+  for value, expected in zip(gradient(rounded), exact, strict=True):
     assert value.dtype == jnp.bfloat16
     error = jnp.abs(value.astype(jnp.float32) - expected).max()
     assert error < 0.03 * jnp.abs(expected).max()
@@ -128,13 +130,13 @@ def test_large_scores_do_not_overflow():
   assert jnp.isfinite(out).all()
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 @given(st.integers(0, 10**6))
 def test_any_slots_equal_the_formula(seed):
   _compare_with_formula(draw_slots(seed))
 
 
-@settings(max_examples=4, deadline=None, derandomize=True, database=None)
+@settings(max_examples=3, deadline=None, derandomize=True, database=None)
 @given(st.integers(0, 10**6), st.sampled_from([(1, 9), (7, 1), (5, 13)]))
 def test_any_slots_at_odd_sizes(seed, lengths):
   q_len, kv_len = lengths
@@ -145,14 +147,12 @@ def test_any_slots_at_odd_sizes(seed, lengths):
 def _compare_with_formula(slots):
   q, k, v = (slots.arrays[name] for name in "qkv")
   expected = slots.reference(slots.arrays)
-  got = attention.dot_product_attention(
-    q,
-    k,
-    v,
-    **slots.kwargs(slots.arrays),
+  attend = functools.partial(
+    attention.dot_product_attention,
     return_weights=True,
     return_log_sum_exp=expected.log_sum_exp is not None,
   )
+  got = jax.jit(attend)(q, k, v, **slots.kwargs(slots.arrays))
   for name in ("out", "weights", "log_sum_exp"):
     np.testing.assert_allclose(
       *(
@@ -198,7 +198,7 @@ def test_gradients_of_any_slots(seed):
 
 @pytest.mark.parametrize(
   ("heads", "k_heads", "v_heads"),
-  [(8, 1, 4), (8, 2, 4), (8, 8, 2), (8, 8, 8), (6, 3, 1)],
+  [(8, 1, 4), (8, 2, 4), (8, 8, 2), (6, 3, 1)],
 )
 def test_heads_of_keys_and_values_are_grouped(heads, k_heads, v_heads):
   """DiffQKV (arXiv 2501.13629): equal to heads that are repeated."""

@@ -10,6 +10,7 @@ from attention import finishes, masks
 
 rng = np.random.default_rng(0)
 B, Q, K, H, D = 2, 5, 7, 4, 3
+attend = jax.jit(attention.dot_product_attention)
 
 
 def normal(*shape, dtype=jnp.float32):
@@ -30,18 +31,18 @@ def sigmoid(x):
 def test_gate(shape):
   q, k, v = inputs()
   logits = normal(*shape)
-  plain = attention.dot_product_attention(q, k, v)
-  got = attention.dot_product_attention(q, k, v, finish=finishes.gate(logits))
+  plain = attend(q, k, v)
+  got = attend(q, k, v, finish=finishes.gate(logits))
   factor = sigmoid(logits[..., None] if logits.ndim == 3 else logits)
   np.testing.assert_allclose(got, plain * factor, atol=1e-6)
 
 
 def test_open_and_half_open_gates():
   q, k, v = inputs()
-  plain = attention.dot_product_attention(q, k, v)
+  plain = attend(q, k, v)
   for logit, factor in ((jnp.inf, 1.0), (0.0, 0.5), (-jnp.inf, 0.0)):
     gate = finishes.gate(jnp.full((B, Q, H), logit))
-    got = attention.dot_product_attention(q, k, v, finish=gate)
+    got = attend(q, k, v, finish=gate)
     np.testing.assert_array_equal(got, factor * plain)
 
 
@@ -52,7 +53,7 @@ def test_gate_is_computed_in_float32():
   out = finishes.gate(logits).apply(jnp.ones((B, Q, H, D)), None)
   assert out.dtype == jnp.float32
   np.testing.assert_allclose(out, sigmoid(-6.0), rtol=1e-6)
-  gated = attention.dot_product_attention(*x, finish=finishes.gate(logits))
+  gated = attend(*x, finish=finishes.gate(logits))
   assert gated.dtype == jnp.bfloat16
 
 
@@ -70,10 +71,8 @@ MASKS = [
 def test_value_sum(mask, visible):
   q, k, v = inputs()
   weight = normal(B, Q, H)
-  plain = attention.dot_product_attention(q, k, v, mask=mask)
-  got = attention.dot_product_attention(
-    q, k, v, mask=mask, finish=finishes.value_sum(weight)
-  )
+  plain = attend(q, k, v, mask=mask)
+  got = attend(q, k, v, mask=mask, finish=finishes.value_sum(weight))
   values = np.repeat(np.asarray(v, np.float64), H // 2, axis=2)
   total = np.einsum("bhij,bjhd->bihd", visible, values)
   expected = np.asarray(plain) + np.asarray(weight)[..., None] * total
@@ -84,11 +83,11 @@ def test_finishes_are_applied_in_order():
   q, k, v = inputs()
   weight, logits = normal(B, Q, H), normal(B, Q, H, D)
   total, gate = finishes.value_sum(weight), finishes.gate(logits)
-  plain = np.asarray(attention.dot_product_attention(q, k, v))
-  added = np.asarray(attention.dot_product_attention(q, k, v, finish=[total]))
-  got = attention.dot_product_attention(q, k, v, finish=[total, gate])
+  plain = np.asarray(attend(q, k, v))
+  added = np.asarray(attend(q, k, v, finish=[total]))
+  got = attend(q, k, v, finish=[total, gate])
   np.testing.assert_allclose(got, added * sigmoid(logits), atol=1e-6)
-  got = attention.dot_product_attention(q, k, v, finish=(gate, total))
+  got = attend(q, k, v, finish=(gate, total))
   expected = plain * sigmoid(logits) + (added - plain)
   np.testing.assert_allclose(got, expected, atol=2e-6)
 

@@ -22,8 +22,12 @@ def normal(*shape, dtype=jnp.float32):
 
 
 def modified(mod, score=None, shape=(B, H, Q, K)):
-  score = jnp.zeros(shape) if score is None else score
-  return tiles.over_all_scores(mod.modify, mod.operands(), shape, score)
+  return _over_all(mod, jnp.zeros(shape) if score is None else score)
+
+
+@jax.jit
+def _over_all(mod, score):
+  return tiles.over_all_scores(mod.modify, mod.operands(), score.shape, score)
 
 
 def with_gradients(f, *arguments):
