@@ -8,7 +8,8 @@ with libtpu and prints
 
 - bundles: the instruction bundles of our kernels times the turns of their
   loops, about one cycle each. What stands under a condition is counted, but of
-  several loops under conditions only the dearest;
+  several loops under conditions only the dearest, and what begins and ends a
+  row of tiles in flash attention once a row;
 - around: XLA's estimate, in cycles, of what it puts around our kernels;
 - reference: XLA's estimate for the reference, the sum of `estimated_cycles` of
   its operations, or where that is not whole its `optimal_seconds`, which is
@@ -365,7 +366,12 @@ def _kernel_cycles(call) -> float:
   inner = [loop for loop in found if loop.depth > 1]
   turns = _turns(call.params["jaxpr"])
   step = _cycles(name, step, inner, 2, turns)
-  return math.prod(call.params["grid_mapping"].grid) * step
+  grid = call.params["grid_mapping"].grid
+  cycles = math.prod(grid) * step
+  if "flash" in name:
+    # What begins and ends a row of tiles is skipped at its other steps.
+    cycles -= math.prod(grid[:-1]) * (grid[-1] - 1) * llo.skipped(_DUMP, dumped)
+  return cycles
 
 
 class _Turns(NamedTuple):

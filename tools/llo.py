@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+_BRANCH_DELAY = 6
+
 
 def enable(folder: Path) -> None:
   """Has libtpu write its dumps to `folder`; before libtpu is loaded."""
@@ -90,6 +92,35 @@ def loops(folder: Path, kernel: str) -> list[Loop]:
       first, depth = heads[back[1]]
       found.append(Loop(first, bundle, depth))
   return sorted(found)
+
+
+def skipped(folder: Path, kernel: str) -> int:
+  """Returns how many bundles of the latest `kernel` a step may jump over.
+
+  Those are the stretches without a loop that begin behind a forward branch, as
+  `pl.when` makes them.
+  """
+  text = _latest(folder, kernel, "final_bundles").read_text()
+  inner = [loop for loop in loops(folder, kernel) if loop.depth > 1]
+  starts: dict[str, int] = {}
+  branch = total = -1
+  for line in text.splitlines():
+    place = re.match(r"\s*(0x[0-9a-f]+|0)\s", line)
+    if not place:
+      continue
+    bundle = int(place[1], 16)
+    for kind, region in re.findall(r"(Start|End) region (\d+)", line):
+      if kind == "Start":
+        # A branch takes effect some bundles behind the place where it stands.
+        if branch >= 0 and bundle - branch <= _BRANCH_DELAY:
+          starts[region] = bundle
+      elif region in starts and not any(
+        starts[region] <= loop.first <= bundle for loop in inner
+      ):
+        total += bundle - starts.pop(region) + 1
+    if "sbr.rel" in line:
+      branch = bundle
+  return total + 1
 
 
 def _latest(folder: Path, kernel: str, kind: str) -> Path:
