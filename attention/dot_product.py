@@ -226,7 +226,8 @@ def _fused(q, k, v, scale, mods, mask, normalizer, target):
       k,
       v,
       scale=scale,
-      mods=(*mods, *more),
+      # A sum of values depends on no score.
+      mods=() if weigh == "ones" else (*mods, *more),
       mask=mask,
       weigh=weigh,
       target=target,
