@@ -74,6 +74,7 @@ class Case(NamedTuple):
     function: function(implementation, *arguments).
     arguments: shapes and dtypes.
     flops: useful operations of the forward pass.
+    busy: share of the grid's steps that find a tile to work on.
   """
 
   name: str
@@ -81,6 +82,7 @@ class Case(NamedTuple):
   function: Callable
   arguments: tuple[jax.ShapeDtypeStruct, ...]
   flops: float
+  busy: float = 1.0
 
 
 def array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
@@ -166,20 +168,18 @@ def _flash(name, batch, length, heads, dim, mask) -> Case:
       q, k, v, mask=mask, implementation=implementation
     )
 
-  seen = _share_seen(mask, length)
-  flops = 4 * batch * heads * length**2 * dim * seen
+  # Rows of the grid are as long as the longest list of tiles.
+  tiles = mask.tile_states(length, length, 512, 512)[0, 0] > 0
+  longest = tiles.sum(axis=1).max()
+  flops = 4 * batch * heads * length**2 * dim * float(tiles.mean())
   return Case(
     f"flash {name}",
     f"{batch}x{length}x{heads}x{dim}",
     function,
     (x,) * 3,
     flops,
+    busy=float(tiles.sum() / (len(tiles) * longest)),
   )
-
-
-def _share_seen(mask, length: int, block: int = 512) -> float:
-  """Returns the share of the scores that lie in tiles with something seen."""
-  return float((mask.tile_states(length, length, block, block) > 0).mean())
 
 
 def _biased(name, batch, length, heads, dim) -> Case:
@@ -272,7 +272,7 @@ def measure(
   for path in _DUMP.iterdir():
     path.unlink()
   compiled = compile_only.compile_for(chip, ours, *case.arguments)
-  bundles, traffic = _kernels(ours, case.arguments)
+  bundles, traffic = _kernels(ours, case)
   around = _estimated_cycles(compiled) or 0
   floor = _floor_seconds(compiled, case, chip, which)
   cycles, seconds = reference.result()
@@ -336,12 +336,12 @@ def _passed(function: Callable, which: str) -> Callable:
   return gradients
 
 
-def _kernels(function: Callable, arguments) -> tuple[float, float]:
+def _kernels(function: Callable, case: Case) -> tuple[float, float]:
   """Returns the cycles and the bytes of all kernels of a function."""
-  jaxpr = jax.make_jaxpr(function)(*arguments)
+  jaxpr = jax.make_jaxpr(function)(*case.arguments)
   cycles = traffic = 0.0
   for call in _calls(jaxpr.jaxpr):
-    cycles += _kernel_cycles(call)
+    cycles += _kernel_cycles(call, case.busy)
     traffic += call.params["cost_estimate"].bytes_accessed
   return cycles, traffic
 
@@ -356,7 +356,7 @@ def _calls(jaxpr):
       yield from _calls(inner)
 
 
-def _kernel_cycles(call) -> float:
+def _kernel_cycles(call, busy: float) -> float:
   """Returns grid steps times bundles of a step, inner loops by their turns."""
   name = call.params["name"]
   dumped = next(k for k in llo.kernels(_DUMP) if name in k).rsplit(".", 1)[0]
@@ -367,10 +367,12 @@ def _kernel_cycles(call) -> float:
   turns = _turns(call.params["jaxpr"])
   step = _cycles(name, step, inner, 2, turns)
   grid = call.params["grid_mapping"].grid
-  cycles = math.prod(grid) * step
+  cycles = math.prod(grid) * step * busy
   if "flash" in name:
     # What begins and ends a row of tiles is skipped at its other steps.
-    cycles -= math.prod(grid[:-1]) * (grid[-1] - 1) * llo.skipped(_DUMP, dumped)
+    cycles -= (
+      math.prod(grid[:-1]) * (grid[-1] * busy - 1) * llo.skipped(_DUMP, dumped)
+    )
   return cycles
 
 
