@@ -107,6 +107,8 @@ def linear_attention(
       "tpu": lambda: linear_tpu.unsupported(q, k, v, **options),
       "gpu": lambda: linear_gpu.unsupported_gpu(q, k, v, **options),
     },
+    # By the estimates in benchmarks/results/kernels_static.md.
+    slower=("tpu",),
   )
   heads, v_dim = q.shape[2], v.shape[-1]
   gated = not (key_gate is None and value_gate is None)

@@ -13,7 +13,7 @@ A public function of `attention` takes `implementation`:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 from jax.sharding import PartitionSpec
@@ -46,7 +46,10 @@ class Target:
 
 
 def choose(
-  implementation: str, reasons: Mapping[str, Callable[[], str | None]]
+  implementation: str,
+  reasons: Mapping[str, Callable[[], str | None]],
+  *,
+  slower: Collection[str] = (),
 ) -> Target | None:
   """Returns the kernel target to use, or None for the reference.
 
@@ -54,6 +57,8 @@ def choose(
     implementation: one of IMPLEMENTATIONS.
     reasons: for each platform that has a kernel, a function that says why the
       kernel cannot take the arguments, or None if it can.
+    slower: platforms on which the reference is faster as far as is known, so
+      that "auto" takes it.
 
   Raises:
     ValueError: if there is no such implementation, or if a kernel was asked
@@ -68,6 +73,8 @@ def choose(
     return None
   named = implementation not in ("auto", "pallas")
   platform = implementation.split("_")[0] if named else jax.default_backend()
+  if implementation == "auto" and platform in slower:
+    return None
   if platform not in reasons:
     reason = f"there is no kernel for the platform {platform!r}"
   else:
