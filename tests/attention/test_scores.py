@@ -386,3 +386,10 @@ def test_modifications_that_do_not_fit(mod, error, monkeypatch):
   x = normal(1, 4, 2, 3)
   with pytest.raises(ValueError, match=error):
     attention.dot_product_attention(x, x, x, score_mods=[mod])
+
+
+def test_factors_are_multiplied_at_the_highest_precision():
+  """Matrix units would round the factors to bfloat16; processors do not."""
+  mod = scores.alibi_factors(jnp.ones(H), Q, K)
+  program = str(jax.make_jaxpr(lambda mod: _over_all(mod, SCORE))(mod))
+  assert "Precision.HIGHEST" in program
