@@ -51,8 +51,8 @@ def taylor(x: Array) -> Array:
   """Returns the second-order Taylor features of exp, the map of Based.
 
   With f = dim: [1, x / f^(1/4), vec(x x^T) / (sqrt(2) f^(1/2))], so that
-  phi(q) . phi(k) = 1 + s + s^2 / 2 with s = q . k / sqrt(f) (arXiv 2402.18668,
-  section 4). Each feature is a product of two affine functions of x, which
+  phi(q) . phi(k) = 1 + s + s^2 / 2 with s = q . k / sqrt(f) (arXiv 2402.18668).
+  Each feature is a product of two affine functions of x, which
   selects columns by matrix products: no lane is moved, as a kernel needs.
 
   Args:
