@@ -30,9 +30,10 @@ def flow_attention(
       a_i = Q_i . sum_j K_j O_j,    b_j = K_j . sum_i Q_i I_i, clipped
       out_i = sigmoid(a_i L / S) I_i Q_i . sum_j K_j^T v_j S softmax_j(b)
 
-  (Flowformer, arXiv 2202.06258, as its released core has it); `epsilon` is added
-  to each element of both vectors of each product. Causal: every sum becomes one over positions up
-  to its own, divided by their number, and so does the softmax.
+  (Flowformer, arXiv 2202.06258, as its released core has it); `epsilon` is
+  added to each element of both vectors of each product. Causal: every sum
+  becomes one over positions up to its own, divided by their number, and so does
+  the softmax.
 
   Args:
     q: queries [batch, q_len, heads, dim].
