@@ -1,0 +1,29 @@
+"""How other codebases name and lay out the weights of our models.
+
+A map is a function from the path of one of our variables to the name and layout
+of its counterpart: going through our own tree, rather than through a file, is
+what makes missing and surplus tensors plain to see.
+"""
+
+import flax.linen as nn
+
+from models.maxvit import MaxViT
+from models.weight_maps import maxvit
+from models.weight_maps.layouts import WeightMap
+
+# For each family a function from the model to its map.
+_FAMILIES = {MaxViT: maxvit.weight_map}
+
+
+def of(model: nn.Module) -> WeightMap:
+  """Returns the map for a model.
+
+  Raises:
+    ValueError: if there is none for its family.
+  """
+  if type(model) not in _FAMILIES:
+    families = sorted(family.__name__ for family in _FAMILIES)
+    raise ValueError(
+      f"model is a {type(model).__name__}; weights can be loaded for {families}"
+    )
+  return _FAMILIES[type(model)](model)
