@@ -61,6 +61,79 @@ def average_pool(x: jax.Array) -> jax.Array:
   return x.mean((2, 4))
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+  """Takes the maximum of 3 x 3 pixels, stride 2, a border of one pixel."""
+  return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+class ConvNorm(nn.Module):
+  """Convolution, batch norm, activation: what residual networks are made of.
+
+  Its parameters are under "conv" and "norm". A 1 x 1 convolution is a dense
+  layer, kernel `[in, out]`, and faster as one.
+
+  Attributes:
+    width: channels of the output.
+    batch_norm: makes the normalisation, given `use_running_average`.
+    kernel_size: side of the filters.
+    stride: step in both directions.
+    groups: groups of channels that do not see each other.
+    padding: "symmetric", PyTorch's, (kernel_size - 1) // 2 pixels on each side;
+      or "same", TensorFlow's, where the odd pixel goes after. They differ where
+      the stride is not 1.
+    activation: function after the normalisation.
+    use_bias: whether the convolution has a bias.
+    kernel_init: initializer of the filters.
+    scale_init: initializer of the normalisation's scale.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameters.
+  """
+
+  width: int
+  batch_norm: functools.partial
+  kernel_size: int = 1
+  stride: int = 1
+  groups: int = 1
+  padding: str = "symmetric"
+  activation: Callable[[jax.Array], jax.Array] = lambda x: x
+  use_bias: bool = False
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+  scale_init: Initializer = nn.initializers.ones
+  dtype: Dtype = jnp.float32
+  param_dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    if self.padding not in ("symmetric", "same"):
+      raise ValueError(
+        f"padding is {self.padding!r}; it must be 'symmetric' or 'same'"
+      )
+    options = {
+      "use_bias": self.use_bias,
+      "kernel_init": self.kernel_init,
+      "dtype": self.dtype,
+      "param_dtype": self.param_dtype,
+      "name": "conv",
+    }
+    if self.kernel_size == 1 and self.groups == 1:
+      x = x[:, :: self.stride, :: self.stride]
+      x = Dense(self.width, **options)(x)
+    else:
+      border = (self.kernel_size - 1) // 2
+      x = nn.Conv(
+        self.width,
+        (self.kernel_size, self.kernel_size),
+        strides=self.stride,
+        padding="SAME" if self.padding == "same" else border,
+        feature_group_count=self.groups,
+        **options,
+      )(x)
+    norm = self.batch_norm(
+      use_running_average=not train, scale_init=self.scale_init, name="norm"
+    )
+    return self.activation(norm(x))
+
+
 class DepthwiseConv(nn.Module):
   """A square filter for each channel, TensorFlow's SAME padding, no bias.
 

@@ -1,11 +1,15 @@
 """Stochastic depth by its statistics, pooling and gates by their formulas."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from models import layers
+from tests import parity_helper
 from tests.models import small
 
 
@@ -111,3 +115,73 @@ def test_replacing_a_tapped_value(path):
   assert jnp.abs(other - logits[0, 0]) > 1e-4
   with pytest.raises(ValueError, match=f"{path[-1]} has shape"):
     _replace(variables, images, path, value[:1])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+  ("kernel_size", "stride", "groups"), [(1, 2, 1), (3, 2, 2), (7, 2, 1)]
+)
+def test_conv_norm_is_pytorch_s(kernel_size, stride, groups):
+  torch = parity_helper.import_torch()
+  module = layers.ConvNorm(
+    6,
+    functools.partial(nn.BatchNorm, epsilon=1e-5),
+    kernel_size,
+    stride,
+    groups,
+    activation=nn.relu,
+    use_bias=True,
+  )
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2, 9, 8, 4), np.float32)
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, False))
+  variables = jax.tree.map(
+    lambda s: rng.uniform(0.5, 1.5, s.shape).astype(np.float32), shapes
+  )
+  out = module.apply(variables, x, False)
+  conv, norm = variables["params"]["conv"], variables["params"]["norm"]
+  stats = variables["batch_stats"]["norm"]
+  kernel = conv["kernel"].reshape(kernel_size, kernel_size, -1, 6)
+  tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a))
+  y = torch.nn.functional.conv2d(
+    tensor(x.transpose(0, 3, 1, 2)),
+    tensor(kernel.transpose(3, 2, 0, 1)),
+    tensor(conv["bias"]),
+    stride,
+    (kernel_size - 1) // 2,
+    groups=groups,
+  )
+  y = torch.nn.functional.batch_norm(
+    y,
+    *(tensor(a) for a in (stats["mean"], stats["var"])),
+    *(tensor(a) for a in (norm["scale"], norm["bias"])),
+  ).relu()
+  np.testing.assert_allclose(
+    out, y.permute(0, 2, 3, 1).numpy(), rtol=1e-5, atol=1e-5
+  )
+
+
+def test_conv_norm_pads_as_asked():
+  """How many windows see the second pixel tells where they start."""
+  x = np.zeros((1, 4, 4, 1), np.float32)
+  x[0, 1, 1] = 1
+  outs = {}
+  for padding in ("symmetric", "same"):
+    module = layers.ConvNorm(
+      1,
+      functools.partial(nn.BatchNorm, epsilon=0.0),
+      3,
+      2,
+      padding=padding,
+      kernel_init=nn.initializers.ones,
+    )
+    out, _ = module.init_with_output(jax.random.key(0), x, False)
+    outs[padding] = out[0, ..., 0].tolist()
+  assert outs == {
+    "symmetric": [[1, 1], [1, 1]],
+    "same": [[1, 0], [0, 0]],
+  }
+  with pytest.raises(ValueError, match="padding is 'valid'; it must be"):
+    layers.ConvNorm(1, nn.BatchNorm, padding="valid").init(
+      jax.random.key(0), x, False
+    )
