@@ -39,6 +39,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11,<3.14",
   packages=find_packages(exclude=["tests*", "benchmarks*"]),
+  package_data={"tools.published": ["*.csv"]},
   py_modules=["train", "eval", "experiment"],
   install_requires=[
     "absl-py>=2.1",

@@ -441,3 +441,7 @@ def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
 
 
 VARIANTS = _variants()
+# The last stage, a 32nd of the image, is one window.
+IMAGE_SIZES = {
+  name: 32 * fields["window_size"] for name, (_, fields) in VARIANTS.items()
+}

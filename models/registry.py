@@ -9,7 +9,8 @@ from typing import Any
 
 import flax.linen as nn
 
-# Modules with VARIANTS: {name: (class, {field: value})}.
+# Modules with VARIANTS: {name: (class, {field: value})} and IMAGE_SIZES: {name:
+# side in pixels of the images that the variant was published for}.
 FAMILIES = ("models.maxvit",)
 
 
@@ -34,6 +35,18 @@ def create(name: str, **overrides: Any) -> nn.Module:
   return cls(**{**hyperparameters, **overrides})
 
 
+def image_size(name: str) -> int:
+  """Returns the side in pixels of the images that a variant is for.
+
+  Raises:
+    ValueError: if there is no such model.
+  """
+  sizes = _collect("IMAGE_SIZES")
+  if name not in sizes:
+    raise unknown("model", name, sizes)
+  return sizes[name]
+
+
 def list_models(pattern: str = "*") -> list[str]:
   """Returns the names of the models that match a shell pattern, sorted."""
   return sorted(fnmatch.filter(_variants(), pattern))
@@ -48,7 +61,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
-  variants = {}
+  return _collect("VARIANTS")
+
+
+def _collect(attribute: str) -> dict[str, Any]:
+  """Joins the dictionaries of this name of all families."""
+  joined = {}
   for family in FAMILIES:
-    variants |= importlib.import_module(family).VARIANTS
-  return variants
+    joined |= getattr(importlib.import_module(family), attribute)
+  return joined
