@@ -17,6 +17,7 @@ from flax import traverse_util
 
 import attention
 from models import registry, weight_maps
+from models.weight_maps import layouts
 
 Variables = dict[str, Any]
 Tensors = dict[str, np.ndarray]
@@ -69,6 +70,34 @@ def load(
   return _initialise_missing(variables, _init(model, input_channels, seed))
 
 
+def adapt(
+  variables: Variables,
+  model: nn.Module,
+  *,
+  resize_tables: bool = False,
+  replace_head: bool = False,
+  input_channels: int = 3,
+  seed: int = 0,
+) -> Variables:
+  """Like `load`, from the variables of a similar model, as before a transfer.
+
+  Raises:
+    ValueError: if some are missing, surplus or of the wrong shape; lists all.
+  """
+  flat = traverse_util.flatten_dict(variables)
+  return _initialise_missing(
+    from_tensors(
+      {"/".join(path[1:]): np.asarray(flat[path]) for path in flat},
+      model,
+      resize_tables=resize_tables,
+      replace_head=replace_head,
+      input_channels=input_channels,
+      weight_map=lambda path: ("/".join(path), layouts.SAME),
+    ),
+    _init(model, input_channels, seed),
+  )
+
+
 def from_tensors(
   tensors: Tensors,
   model: nn.Module,
@@ -76,9 +105,13 @@ def from_tensors(
   resize_tables: bool = False,
   replace_head: bool = False,
   input_channels: int = 3,
+  weight_map: layouts.WeightMap | None = None,
 ) -> Variables:
-  """Like `load`, from {name: tensor}; a replaced head is left out."""
-  weight_map = weight_maps.of(model)
+  """Like `load`, from {name: tensor}; a replaced head is left out.
+
+  With a `weight_map` tensors have other names than those of the model's family.
+  """
+  weight_map = weight_map or weight_maps.of(model)
   left, problems, loaded = dict(tensors), [], {}
   for path, wanted in _flat_shapes(_init(model, input_channels)).items():
     name, layout = weight_map(path[1:])

@@ -74,6 +74,27 @@ def test_head_is_replaced_only_when_asked(tensors):
   assert set(loaded["params"]["head"]) == {"norm", "hidden"}
 
 
+def test_adapting_to_other_classes_and_windows():
+  variables = small.variables(small.model(window_size=2))
+  wide = small.model(window_size=4, num_classes=3)
+  with pytest.raises(ValueError, match="8 tensors do not fit the model"):
+    pretrained.adapt(variables, wide)
+  adapted = pretrained.adapt(
+    variables, wide, resize_tables=True, replace_head=True
+  )
+  head = adapted["params"]["head"]
+  assert head["logits"]["kernel"].shape == (32, 3)
+  assert not head["logits"]["bias"].any()
+  _assert_equal(head["hidden"], variables["params"]["head"]["hidden"])
+  _assert_equal(adapted["batch_stats"], variables["batch_stats"])
+  tables = [
+    tree["params"]["stage_1"]["block_1"]["block_attention"]["attention"]
+    for tree in (adapted, variables)
+  ]
+  assert tables[0]["relative_bias_table"].shape == (4, 7, 7)
+  _assert_equal(tables[0]["qkv"], tables[1]["qkv"])
+
+
 @pytest.mark.parametrize("suffix", ["bin", "pt", "pth", "ckpt"])
 def test_pickles_are_refused(suffix):
   with pytest.raises(ValueError, match="a pickle: reading one runs"):

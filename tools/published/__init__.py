@@ -2,8 +2,8 @@
 
 A CSV file for each family. The column `model` is the name of our model of the
 same network, `config` the variant of `configs/<family>.py` that trains it,
-empty where its data are not public, and `weights` what `eval.py` can load. Where a
-source counts two FLOPs for a multiply-add they are halved.
+empty where its data are not public, and `weights` what `eval.py` can load.
+Where a source counts two FLOPs for a multiply-add they are halved.
 """
 
 import csv
