@@ -10,7 +10,6 @@ output is one JSON object with model, examples, top1 and top5.
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import ml_collections
@@ -18,7 +17,7 @@ from absl import flags
 from etils import epath
 
 import experiment as experiment_lib
-from models import pretrained
+import weights as weights_lib
 from train import create_eval_batches
 from training import checkpoints, cli, evaluation, records, summary
 
@@ -47,54 +46,15 @@ def evaluate(
   """
   experiment = experiment_lib.create(config)
   with jax.set_mesh(experiment.mesh):
-    variables = load_variables(experiment, weights, step, use_ema)
+    variables = weights_lib.load(
+      experiment, weights, step=step, use_ema=use_ema
+    )
     return evaluation.evaluate(
       jax.jit(experiment.task.evaluate),
       variables,
       create_eval_batches(config),
       experiment.mesh,
     )
-
-
-def load_variables(
-  experiment: experiment_lib.Experiment,
-  weights: str,
-  step: str = "last",
-  use_ema: bool = True,
-) -> dict[str, Any]:
-  """Reads `weights` as in `evaluate` onto the experiment's mesh."""
-  if weights == "random":
-    return experiment.init().variables(averaged=use_ema)
-  if weights.startswith("timm:") or weights.endswith(".safetensors"):
-    overrides = experiment.config.model.to_dict()
-    loaded = pretrained.load(
-      weights,
-      model=overrides.pop("name"),
-      num_classes=experiment.info.num_classes,
-      input_channels=experiment.config.data.channels,
-      **overrides,
-    )
-    like = experiment.state.variables(averaged=False)
-    return jax.device_put(loaded, jax.tree.map(lambda x: x.sharding, like))
-  records.load_config(weights)  # A clear error if this is no run.
-  store = checkpoints.Checkpoints(
-    weights, experiment.config.checkpoint, read_only=True
-  )
-  number = {"last": max(store.steps(), default=None), "best": store.best_step()}
-  chosen = number[step] if step in number else _step_number(step)
-  if chosen is None or chosen not in store.steps():
-    raise ValueError(
-      f"step={step!r}: {store.directory} has the steps {store.steps()}."
-    )
-  state, _ = store.restore(experiment.state, chosen)
-  experiment_lib.say(f"checkpoint of step {chosen} in {store.directory}")
-  return state.variables(averaged=use_ema)
-
-
-def _step_number(step: str) -> int:
-  if not step.isdecimal():
-    raise ValueError(f"step={step!r} is none of last, best or a number.")
-  return int(step)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -51,6 +51,8 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
   schedule = schedules.create_schedule(config.optimizer, clock)
   tx = optimizers.create_optimizer(config.optimizer, schedule)
   task = _create_task(config, info.num_classes)
+  if config.frozen_trunk:
+    tx = optimizers.freeze(tx, task.trainable())
 
   def init() -> state_lib.TrainState:
     init_key, step_key = jax.random.split(jax.random.key(config.seed))

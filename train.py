@@ -16,6 +16,7 @@ from absl import flags
 
 import experiment as experiment_lib
 import input_pipeline
+import weights
 from experiment import say
 from training import (
   checkpoints,
@@ -67,15 +68,15 @@ def train_and_evaluate(
   store = checkpoints.Checkpoints(workdir, config.checkpoint)
 
   with jax.set_mesh(mesh), preemption.PreemptionGuard() as guard:
-    train_step, evaluate_step = experiment_lib.compile_steps(experiment)
     restored = store.restore(experiment.state)
     if restored is None:
-      state = experiment.init()
+      state = weights.initial_state(experiment)
       record = {"seconds": 0.0, "evaluated": True}
     else:
       state, record = restored
       batches.set_state(record["data"])
       say(f"going on from step {int(state.step)} of {total_steps}")
+    train_step, evaluate_step = experiment_lib.compile_steps(experiment)
     step = int(state.step)
     started = time.perf_counter() - record["seconds"]
     records.write_run_record(workdir, mesh)

@@ -21,6 +21,23 @@ def get_config() -> ml_collections.ConfigDict:
   # What the layers compute in; parameters, losses and statistics are float32.
   config.dtype = "float32"
 
+  # Where a new run starts; without weights, from the model's own initialiser.
+  config.init = ml_collections.ConfigDict(
+    dict(
+      # A workdir, <path>.safetensors or timm:<name>.
+      weights="",
+      step="last",  # Of a workdir: last, best or a number.
+      ema=True,  # Of a workdir: the moving average if there is one.
+      # Whether logits for other classes are initialised anew, and tables of
+      # relative biases of another size interpolated.
+      replace_head=False,
+      resize_tables=False,
+    )
+  )
+  # Trains what stands behind the feature maps only. The trunk keeps its
+  # parameters and statistics, and runs as in evaluation.
+  config.frozen_trunk = False
+
   config.data = input_pipeline.default_config()
   # Pixel values are divided by 255, then normalised with these.
   config.data.mean = (0.5, 0.5, 0.5)

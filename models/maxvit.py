@@ -87,7 +87,14 @@ class MaxViT(nn.Module):
     Raises:
       ValueError: if windows would not tile the feature maps of such images.
     """
-    return self.head(self.features(x, train=train)[-1])
+    return self.classify(self.features(x, train=train), train=train)
+
+  def classify(
+    self, maps: list[jax.Array], *, train: bool = False
+  ) -> jax.Array:
+    """Maps what `features` gives to logits [batch, classes]."""
+    del train
+    return self.head(maps[-1])
 
   def features(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
     """Returns the feature maps of stem and stages: strides 2, 4, 8, ..."""

@@ -152,6 +152,61 @@ class Checkpoints:
       ) from next(iter(failures.values()))
     return None
 
+  def restore_variables(
+    self, step: int, sharding: jax.sharding.Sharding, *, averaged: bool
+  ) -> dict[str, Any]:
+    """Reads what a model needs of a checkpoint, whatever run it is from.
+
+    Args:
+      step: one of `steps()`.
+      sharding: of all arrays.
+      averaged: the moving average instead, if the run kept one.
+
+    Returns:
+      {"params", "batch_stats"}.
+
+    Raises:
+      CheckpointError: if it cannot be read.
+    """
+    try:
+      return self._read_variables(step, sharding, averaged)
+    # As in `restore`: damage shows as anything.
+    except Exception as error:
+      raise CheckpointError(
+        f"The checkpoint of step {step} in {self.directory} cannot be read: "
+        f"{_short(error)}"
+      ) from error
+
+  def _read_variables(
+    self, step: int, sharding: jax.sharding.Sharding, averaged: bool
+  ) -> dict[str, Any]:
+    with ocp.StandardCheckpointer() as checkpointer:
+      folder = self.directory / str(step) / "state"
+      saved = checkpointer.metadata(folder).item_metadata.tree
+    names = ("params", "batch_stats", "ema")
+    like = {
+      name: jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        saved[name],
+      )
+      for name in (names if averaged else names[:2])
+    }
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+          like,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+          partial_restore=True,
+        ),
+        record=ocp.args.JsonRestore(),
+      ),
+    )
+    state = restored.state
+    _check_fingerprint(state, restored.record["fingerprint"])
+    average = state.pop("ema", None)
+    return average or {name: state[name] for name in names[:2]}
+
   def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     restored = self._manager.restore(
       step,
@@ -161,14 +216,7 @@ class Checkpoints:
       ),
     )
     record = dict(restored.record)
-    expected = record.pop("fingerprint")
-    found = fingerprint_lib.fingerprint(restored.state)
-    changed = [name for name in found if found[name] != expected.get(name)]
-    if changed:
-      raise ValueError(
-        f"{len(changed)} of {len(found)} arrays are not as they were saved: "
-        f"{', '.join(changed[:5])}."
-      )
+    _check_fingerprint(restored.state, record.pop("fingerprint"))
     return restored.state, record
 
   def _put_aside(self, steps: list[int]) -> None:
@@ -187,6 +235,16 @@ class Checkpoints:
       f"A checkpoint could not be written to {self.directory}: "
       f"{_short(error)} The checkpoints of steps {self.steps()} are intact; "
       "free space or repair the disk, and start the same command again."
+    )
+
+
+def _check_fingerprint(state: Any, expected: dict[str, int]) -> None:
+  found = fingerprint_lib.fingerprint(state)
+  changed = [name for name in found if found[name] != expected.get(name)]
+  if changed:
+    raise ValueError(
+      f"{len(changed)} of {len(found)} arrays are not as they were saved: "
+      f"{', '.join(changed[:5])}."
     )
 
 

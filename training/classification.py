@@ -1,5 +1,6 @@
 """Image classification as a task: what is minimised and what is counted."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from input_pipeline import mixing
-from training import losses
+from training import losses, paths
 
 Batch = dict[str, jax.Array]
 
@@ -28,7 +29,7 @@ class Classification:
     *,
     num_classes: int,
   ):
-    """Takes the model, and of the config `data`, `loss` and `mixing`."""
+    """Takes the model, and of the config what its methods name."""
     losses.classification_loss(
       config.loss.name, jnp.zeros((1, 2)), jnp.zeros((1, 2))
     )
@@ -90,15 +91,38 @@ class Classification:
     A sum and not a mean: only the caller knows how many examples the whole
     batch has.
     """
+    variables = {"params": params, "batch_stats": batch_stats}
+    inputs, method = batch["image"], None
+    if self.config.frozen_trunk:
+      inputs = self.model.apply(
+        jax.lax.stop_gradient(variables), inputs, method="features"
+      )
+      method = "classify"
     logits, new = self.model.apply(
-      {"params": params, "batch_stats": batch_stats},
-      batch["image"],
+      variables,
+      inputs,
       train=True,
+      method=method,
       rngs={"dropout": key},
       mutable=["batch_stats"],
     )
     sums = self._sums(logits, batch)
     return sums["loss"], (new.get("batch_stats", {}), sums)
+
+  def trainable(self) -> Callable[[str], bool]:
+    """Tells of a parameter's path whether this task trains it."""
+    if not self.config.frozen_trunk:
+      return lambda path: True
+
+    def head(key):
+      variables = self.init(key)
+      size = self.config.data.image_size
+      images = jnp.zeros((1, size, size, self.config.data.channels))
+      maps = self.model.apply(variables, images, method="features")
+      return self.model.init(key, maps, method="classify")["params"]
+
+    used = jax.eval_shape(head, jax.random.key(0))
+    return frozenset(paths.flatten_with_names(used)).__contains__
 
   def evaluate(
     self, variables: dict[str, Any], batch: Batch

@@ -1,6 +1,7 @@
 """Optimizers by name, with weight decay by parameter-name rules."""
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +34,9 @@ def default_config() -> ml_collections.ConfigDict:
       # one; ResNet-RS decays everything but normalisation.
       decay_exclude=r"bias|scale",
       clip_norm=0.0,
+      # Pairs (pattern of a parameter's path, factor of its learning rate); the
+      # first that matches counts, and without one the factor is 1.
+      learning_rate_rules=(),
     )
   )
 
@@ -93,7 +97,26 @@ def create_optimizer(
   steps.append(optax.scale_by_learning_rate(schedule))
   if config.name == "rmsprop":
     steps.append(optax.trace(config.momentum))
+  if config.learning_rate_rules:
+    steps.append(_scale_by_rules(config.learning_rate_rules))
   return optax.chain(*steps)
+
+
+def freeze(
+  tx: optax.GradientTransformation, trainable: Callable[[str], bool]
+) -> optax.GradientTransformation:
+  """Leaves parameters as they are whose path is not trainable, without state.
+
+  Weight decay does not reach them either.
+  """
+
+  def label(params):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: "train" if trainable(paths.path_name(path)) else "freeze",
+      params,
+    )
+
+  return optax.partition({"train": tx, "freeze": optax.set_to_zero()}, label)
 
 
 def decay_mask(params: Any, exclude: str) -> Any:
@@ -105,16 +128,51 @@ def decay_mask(params: Any, exclude: str) -> Any:
   )
 
 
+def _scale_by_rules(
+  rules: Sequence[tuple[str, float]],
+) -> optax.GradientTransformation:
+  compiled = []
+  for rule in rules:
+    if len(rule) != 2 or not isinstance(rule[1], (int, float)) or rule[1] < 0:
+      raise ValueError(
+        f"optimizer.learning_rate_rules has {rule!r}; each must be a pair "
+        "(pattern of a path, factor that is not negative)."
+      )
+    pattern = _compile("learning_rate_rules", rule[0])
+    compiled.append((pattern, float(rule[1])))
+
+  def scale(path, update):
+    name = paths.path_name(path)
+    factors = (f for pattern, f in compiled if pattern.search(name))
+    return update * next(factors, 1.0)
+
+  def update(updates, params=None):
+    del params
+    names = paths.flatten_with_names(updates)
+    for pattern, _ in compiled:
+      if not any(pattern.search(name) for name in names):
+        raise ValueError(
+          f"optimizer.learning_rate_rules has {pattern.pattern!r}, which "
+          f"matches no trained parameter; there are {', '.join(names)}."
+        )
+    return jax.tree_util.tree_map_with_path(scale, updates)
+
+  return optax.stateless(update)
+
+
+def _compile(field: str, pattern: str) -> re.Pattern[str]:
+  try:
+    return re.compile(pattern)
+  except re.error as error:
+    raise ValueError(
+      f"optimizer.{field}={pattern!r} is not a regular expression: {error}."
+    ) from None
+
+
 def _weight_decay(
   config: ml_collections.ConfigDict,
 ) -> optax.GradientTransformation:
-  try:
-    re.compile(config.decay_exclude)
-  except re.error as error:
-    raise ValueError(
-      f"optimizer.decay_exclude={config.decay_exclude!r} is not a regular "
-      f"expression: {error}."
-    ) from None
+  _compile("decay_exclude", config.decay_exclude)
   if not config.weight_decay:
     return optax.identity()
   return optax.add_decayed_weights(

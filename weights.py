@@ -1,0 +1,113 @@
+"""Where a model's weights come from, for `train.py` and `eval.py`."""
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+import experiment as experiment_lib
+from models import pretrained
+from training import checkpoints, records
+from training import state as state_lib
+
+
+def initial_state(
+  experiment: experiment_lib.Experiment,
+) -> state_lib.TrainState:
+  """The state of step 0, with the weights that `config.init` names.
+
+  Raises:
+    ValueError: if they are not there or do not fit the model.
+    CheckpointError: if a checkpoint cannot be read.
+  """
+  init = experiment.config.init
+  state = experiment.init()
+  if not init.weights:
+    return state
+  variables = load(
+    experiment,
+    init.weights,
+    step=init.step,
+    use_ema=init.ema,
+    replace_head=init.replace_head,
+    resize_tables=init.resize_tables,
+  )
+  # Copies, since a donated buffer must not be shared between two leaves.
+  ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, variables)
+  return state.replace(
+    params=variables["params"],
+    batch_stats=variables.get("batch_stats", {}),
+    ema=ema,
+  )
+
+
+def load(
+  experiment: experiment_lib.Experiment,
+  source: str,
+  *,
+  step: str = "last",
+  use_ema: bool = True,
+  replace_head: bool = False,
+  resize_tables: bool = False,
+) -> dict[str, Any]:
+  """Reads weights onto the experiment's mesh.
+
+  Args:
+    experiment: with the model that they are for.
+    source: a workdir, `<path>.safetensors`, `timm:<name>` or `random`.
+    step: of a workdir, the checkpoint: "last", "best" or a number.
+    use_ema: of a workdir, the moving average if the run kept one.
+    replace_head: whether the logits are initialised anew.
+    resize_tables: whether tables of relative biases are interpolated.
+
+  Returns:
+    {"params", "batch_stats"}.
+
+  Raises:
+    ValueError: if they are not there or do not fit the model.
+    CheckpointError: if a checkpoint cannot be read.
+  """
+  if source == "random":
+    return experiment.init().variables(averaged=use_ema)
+  options = {
+    "resize_tables": resize_tables,
+    "replace_head": replace_head,
+    "input_channels": experiment.config.data.channels,
+    "seed": experiment.config.seed,
+  }
+  model = experiment.task.model
+  if source.startswith("timm:") or source.endswith(".safetensors"):
+    variables = pretrained.load(source, model, **options)
+  else:
+    variables = pretrained.adapt(
+      _restore(experiment, source, step, use_ema), model, **options
+    )
+  like = experiment.state.variables(averaged=False)
+  return jax.device_put(variables, jax.tree.map(lambda x: x.sharding, like))
+
+
+def _restore(
+  experiment: experiment_lib.Experiment,
+  workdir: str,
+  step: str,
+  use_ema: bool,
+) -> dict[str, Any]:
+  """Reads the variables of any run, by default of its last checkpoint."""
+  config = records.load_config(workdir)  # A clear error if this is no run.
+  store = checkpoints.Checkpoints(workdir, config.checkpoint, read_only=True)
+  number = {"last": max(store.steps(), default=None), "best": store.best_step()}
+  chosen = number[step] if step in number else _step_number(step)
+  if chosen is None or chosen not in store.steps():
+    raise ValueError(
+      f"step={step!r}: {store.directory} has the steps {store.steps()}."
+    )
+  everywhere = NamedSharding(experiment.mesh, PartitionSpec())
+  variables = store.restore_variables(chosen, everywhere, averaged=use_ema)
+  experiment_lib.say(f"checkpoint of step {chosen} in {store.directory}")
+  return variables
+
+
+def _step_number(step: str) -> int:
+  if not step.isdecimal():
+    raise ValueError(f"step={step!r} is none of last, best or a number.")
+  return int(step)
