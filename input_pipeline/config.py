@@ -15,6 +15,8 @@ def default_config() -> ml_collections.ConfigDict:
   # TFDS slices too: "train[:90%]" and "train[90%:]".
   config.train_split = "train"
   config.eval_split = "test"
+  # Labels of the classes to keep, relabelled in this order; () keeps all.
+  config.classes = ()
   config.image_size = 32  # Pixels; the images are square.
   config.channels = 3  # 1 for grey, 3 for RGB.
   # Operations of `augment.py`, applied from left to right.

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from input_pipeline import reader, source
+from input_pipeline import class_subset, reader
 
 Batch = dict[str, np.ndarray]
 
@@ -30,10 +30,10 @@ class DatasetInfo:
 
 def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
   """Sizes of both splits and the classes; opens the data set to see."""
-  train = source.open_source(config, config.train_split)
+  train = class_subset.open_source(config, config.train_split)
   return DatasetInfo(
     num_train_examples=len(train),
-    num_eval_examples=len(source.open_source(config, config.eval_split)),
+    num_eval_examples=len(class_subset.open_source(config, config.eval_split)),
     num_classes=len(train.class_names),
     class_names=train.class_names,
   )
@@ -114,7 +114,9 @@ def train_iterator(
   # shuffles epoch e with `seed + e`: seed 1 would start as seed 0 goes on.
   order_seed, augmentation_seed = np.random.SeedSequence(seed).generate_state(2)
   read = reader.Reader(
-    source.open_source(config, config.train_split), config, "train_transform"
+    class_subset.open_source(config, config.train_split),
+    config,
+    "train_transform",
   )
   dataset = (
     grain.MapDataset.range(read.num_examples)
@@ -154,7 +156,9 @@ def eval_batches(
   """
   local_batch_size = _share(batch_size, process_index, process_count)
   read = reader.Reader(
-    source.open_source(config, config.eval_split), config, "eval_transform"
+    class_subset.open_source(config, config.eval_split),
+    config,
+    "eval_transform",
   )
   num_batches = -(-read.num_examples // batch_size)
   dataset = (

@@ -1,0 +1,69 @@
+"""Some classes of a data set, as if it had no others."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from input_pipeline import source as source_lib
+from input_pipeline.source import Source
+
+
+def open_source(
+  config: ml_collections.ConfigDict, split: str
+) -> "Source | ClassSubset":
+  """Opens a split as `source.open_source`, with `config.classes` only."""
+  source = source_lib.open_source(config, split)
+  return ClassSubset(source, config.classes) if config.classes else source
+
+
+class ClassSubset:
+  """A `Source` of those records whose label is among `classes`.
+
+  The first of them becomes label 0, and so on.
+
+  Attributes:
+    name: as in `Source`.
+    split: as in `Source`.
+    class_names: as in `Source`, of these classes.
+    image_shape: as in `Source`.
+  """
+
+  def __init__(self, source: Source, classes: Sequence[int]):
+    """Reads all labels, and with them all records of the split once.
+
+    Raises:
+      ValueError: if a class does not exist or is there twice, or if the split
+        has no example of them.
+    """
+    known = range(len(source.class_names))
+    if len(set(classes)) < len(classes) or not set(classes) <= set(known):
+      raise ValueError(
+        f"classes is {tuple(classes)}, but they must be different labels of "
+        f"{source.name!r}, from 0 to {known[-1]}."
+      )
+    self.name, self.split = source.name, source.split
+    self.image_shape = source.image_shape
+    self.class_names = tuple(source.class_names[label] for label in classes)
+    self._source = source
+    new_label = {label: i for i, label in enumerate(classes)}
+    labels = [int(source[row]["label"]) for row in range(len(source))]
+    self._rows = np.flatnonzero([label in new_label for label in labels])
+    self._labels = [new_label[labels[row]] for row in self._rows]
+    if not self._labels:
+      raise ValueError(
+        f"classes is {tuple(classes)}, but split {source.split!r} of "
+        f"{source.name!r} has no example of them."
+      )
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    record = self._source[int(self._rows[index])]
+    return record | {"label": self._labels[index]}
+
+  def describe(self, index: int) -> str:
+    """Says where a record is, for messages."""
+    return self._source.describe(int(self._rows[index]))
