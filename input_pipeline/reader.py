@@ -66,7 +66,8 @@ class Reader:
     """
     record = self._source[index]
     try:
-      pixels = decode.decode_image(record["image"], self._channels)
+      encoded = decode.EncodedImage(record["image"], self._channels)
+      pixels = self._transform(encoded, rng)
     except decode.DamagedImageError as error:
       message = f"Damaged image: {self._source.describe(index)}: {error}"
       if not self._skip_damaged:
@@ -76,7 +77,7 @@ class Reader:
       logging.warning("%s", message)
       return self._blank(record["label"])
     return {
-      "image": self._transform(pixels, rng),
+      "image": pixels,
       "label": np.int32(record["label"]),
       "mask": np.float32(1),
     }

@@ -7,20 +7,27 @@ Strings are what a shell overrides most easily:
 import ast
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from input_pipeline import augment
+from input_pipeline import augment, decode, images
 
 
-def create_transform(spec: str, *, image_size: int) -> augment.Transform:
+def create_transform(
+  spec: str, *, image_size: int
+) -> Callable[..., np.ndarray]:
   """Makes one transform of operations joined by "|", from left to right.
 
   Args:
     spec: names of `augment.OPERATIONS` with options in Python's syntax. Only
       literals are understood, and a bare word is a string: `method=bilinear`.
     image_size: the `size` of operations that are given none, in pixels.
+
+  Returns:
+    A function of a uint8 image `[height, width, channels]`, or a
+    `decode.EncodedImage`, and a random generator. It returns a uint8 image.
 
   Raises:
     ValueError: for anything else, with the operations or options there are.
@@ -33,8 +40,17 @@ def create_transform(spec: str, *, image_size: int) -> augment.Transform:
     ) from error
   transforms = [_create_operation(node, image_size) for node in _split(tree)]
 
-  def apply(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return functools.reduce(lambda x, f: f(x, rng), transforms, image)
+  def apply(
+    image: np.ndarray | decode.EncodedImage, rng: np.random.Generator
+  ) -> np.ndarray:
+    first, *rest = transforms
+    if isinstance(image, np.ndarray):
+      pixels = first(image, rng)
+    elif hasattr(first, "decode"):
+      pixels = first.decode(image, rng)
+    else:
+      pixels = first(image.decode(), rng)
+    return functools.reduce(lambda x, f: f(x, rng), rest, pixels)
 
   return apply
 
@@ -46,7 +62,7 @@ def _split(node: ast.expr) -> list[ast.expr]:
   return [node]
 
 
-def _create_operation(node: ast.expr, image_size: int) -> augment.Transform:
+def _create_operation(node: ast.expr, image_size: int) -> images.Transform:
   """Calls the operation that a syntax tree names."""
   call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
   name = ast.unparse(call.func)

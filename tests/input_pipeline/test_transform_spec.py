@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline import augment, transform_spec
+from input_pipeline import resizing, transform_spec
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -13,7 +13,7 @@ def apply(spec, image_size=8, seed=0):
 
 def test_operations_are_applied_from_left_to_right():
   rng = np.random.default_rng(0)
-  expected = augment.center_crop(0.5)(augment.resize(16)(IMAGE, rng), rng)
+  expected = resizing.center_crop(0.5)(resizing.resize(16)(IMAGE, rng), rng)
   np.testing.assert_array_equal(apply("resize(16)|center_crop(0.5)"), expected)
 
 
@@ -39,12 +39,12 @@ def test_one_generator_goes_through_all():
 @pytest.mark.parametrize(
   ("spec", "message"),
   [
-    ("rezise(3)", "'rezise' is no operation; there are affine, center_crop"),
+    ("rezise(3)", "'rezise' is no operation; there are affine, auto_augment"),
     ("", "is not of the form"),
     ("resize(", "is not of the form"),
     ("resize(3) + flip", "is no operation"),
-    ("resize(side=3)", "size, method=bicubic"),
-    ("resize(3, 4, 5)", "size, method=bicubic"),
+    ("resize(side=3)", "size, method=bicubic, antialias=True"),
+    ("resize(3, 4, 5)", "size, method=bicubic, antialias=True"),
     ("resize(-3)", "size is -3"),
     ("resize(1 + open)", "neither a literal nor a word"),
     ("flip(__import__('os').getpid())", "neither a literal nor a word"),

@@ -1,0 +1,85 @@
+"""Moves, turns and mirrors images."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline import images
+
+_METHODS = {
+  "nearest": Image.Resampling.NEAREST,
+  "bilinear": Image.Resampling.BILINEAR,
+  "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def shift(pixels: int = 4) -> images.Transform:
+  """Moves the image by up to `pixels` each way; what enters is black."""
+  if pixels < 0:
+    raise ValueError(f"pixels is {pixels}, but it must not be negative.")
+
+  def apply(image, rng):
+    height, width, _ = image.shape
+    top, left = rng.integers(0, 2 * pixels, size=2, endpoint=True)
+    padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
+    return padded[top : top + height, left : left + width]
+
+  return apply
+
+
+def affine(
+  size: int,
+  rotate: float = 0.0,
+  shift: float = 0.0,
+  zoom: float = 0.0,
+  method: str = "bilinear",
+) -> images.Transform:
+  """Rotates, moves, zooms and resizes to `size` x `size` in a single warp.
+
+  One interpolation blurs small images less than one for each step. The warp
+  does not smooth, so shrink large images with `resize` first.
+
+  Args:
+    size: of the result, in pixels.
+    rotate: largest angle, in degrees.
+    shift: largest move, as a share of the side.
+    zoom: largest change of the scale; 0.1 is from 0.9 to 1.1.
+    method: of interpolation; what comes from outside the image is black.
+  """
+  images.check_size(size)
+  if min(rotate, shift, zoom) < 0 or zoom >= 1:
+    raise ValueError(
+      f"rotate={rotate}, shift={shift} and zoom={zoom} must not be negative,"
+      " and zoom must be less than 1."
+    )
+  if method not in _METHODS:
+    raise ValueError(f"method is {method!r}, but must be one of {[*_METHODS]}.")
+
+  def apply(image, rng):
+    height, width, _ = image.shape
+    turn, right, down, grow = rng.uniform(-1, 1, size=4).tolist()
+    angle, scale = math.radians(rotate * turn), 1 + zoom * grow
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    # Pillow wants the way back, from a pixel (x, y) of the result to one of
+    # the image. In between, both are squares with side 1 around 0.
+    x, y = 0.5 + shift * right, 0.5 + shift * down
+    to_column = (cos / size, sin / size, 0.5 - cos * x - sin * y)
+    to_row = (-sin / size, cos / size, 0.5 + sin * x - cos * y)
+    coefficients = [width * c for c in to_column] + [height * c for c in to_row]
+    warped = images.to_pil(image).transform(
+      (size, size), Image.Transform.AFFINE, coefficients, _METHODS[method]
+    )
+    return images.to_array(warped)
+
+  return apply
+
+
+def flip(probability: float = 0.5) -> images.Transform:
+  """Mirrors left and right."""
+  images.check_probability(probability)
+
+  def apply(image, rng):
+    return image[:, ::-1] if rng.random() < probability else image
+
+  return apply
