@@ -104,13 +104,9 @@ class EncodedImage:
         # It complains of stray bytes as of missing ones. Pillow is a second
         # opinion: it reads over the former and refuses the latter.
         logging.debug("simplejpeg: %s; trying Pillow.", error)
-    with (
-      _report_damage(self._data),
-      Image.open(io.BytesIO(self._data)) as image,
-    ):
-      if divisor > 1:
-        image.draft(None, (-(-width // divisor), -(-height // divisor)))
-      pixels = np.asarray(image.convert(_MODES[channels]))
+    with _report_damage(self._data):
+      image = Image.open(io.BytesIO(self._data)).convert(_MODES[channels])
+    pixels = np.asarray(image.reduce(divisor))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

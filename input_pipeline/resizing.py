@@ -141,7 +141,8 @@ class _RandomResizedCrop:
   ) -> np.ndarray:
     """The same part as of the decoded image, decoded no finer than needed.
 
-    A filter that averages many pixels may as well begin with averages of few.
+    A filter that averages many pixels may as well begin with averages of few;
+    noise with the spectrum of photographs moves by some 4 of 255 on average.
     """
     box = sample_box(encoded.shape, self.area, self.ratio, rng)
     shrinks = min(box[2] - box[0], box[3] - box[1]) / self.size

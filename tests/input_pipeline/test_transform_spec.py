@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from input_pipeline import resizing, transform_spec
+from input_pipeline import decode, resizing, transform_spec
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -34,6 +34,31 @@ def test_one_generator_goes_through_all():
   spec = "random_resized_crop(area=(0.1, 0.5))|flip"
   np.testing.assert_array_equal(apply(spec, seed=1), apply(spec, seed=1))
   assert not np.array_equal(apply(spec, seed=1), apply(spec, seed=2))
+
+
+@pytest.mark.parametrize(
+  "spec", ["random_resized_crop", "flip|random_resized_crop|flip", "resize"]
+)
+def test_encoded_images_are_decoded(spec):
+  transform = transform_spec.create_transform(spec, image_size=8)
+  encoded = decode.EncodedImage(decode.encode_image(IMAGE))
+  from_bytes = transform(encoded, np.random.default_rng(3))
+  np.testing.assert_array_equal(from_bytes, apply(spec, seed=3))
+
+
+def test_only_a_crop_that_comes_first_reduces_the_image():
+  noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+  encoded = decode.EncodedImage(decode.encode_image(noise, "jpeg"))
+  pixels = encoded.decode()
+  for spec, same in (
+    ("random_resized_crop|flip", False),
+    ("flip|random_resized_crop", True),
+    ("center_crop|resize", True),
+  ):
+    transform = transform_spec.create_transform(spec, image_size=8)
+    from_bytes = transform(encoded, np.random.default_rng(0))
+    from_pixels = transform(pixels, np.random.default_rng(0))
+    assert np.array_equal(from_bytes, from_pixels) == same
 
 
 @pytest.mark.parametrize(
