@@ -1,0 +1,169 @@
+"""Starting from weights: what is kept, what is new, what stays frozen."""
+
+import jax
+import numpy as np
+import pytest
+
+import experiment
+import train
+import weights
+from configs import digits, finetune
+from training import checkpoints, paths
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("data"))
+
+
+def tiny(data_dir, **fields):
+  config = digits.get_config("tiny")
+  config.data.data_dir = data_dir
+  # Stores tables for its own windows, unlike maxvit_tiny_224.
+  config.model.name = "maxvit_tiny_tf_224"
+  config.train_for = "2 steps"
+  config.evaluate_every = config.checkpoint.every = "2 steps"
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.fixture(scope="module")
+def pretrained_run(data_dir, tmp_path_factory):
+  """The workdir of a run on five of the digits, and its last variables."""
+  workdir = str(tmp_path_factory.mktemp("pretrained"))
+  config = tiny(data_dir)
+  config.data.classes = (0, 1, 2, 3, 4)
+  state = train.train_and_evaluate(config, workdir)
+  return workdir, jax.device_get(state.variables())
+
+
+def fine_tune(data_dir, source, workdir, **fields):
+  config = tiny(data_dir, **fields)
+  config.data.classes = (5, 6, 7)
+  config.init.weights = source
+  config.init.replace_head = True
+  state = train.train_and_evaluate(config, str(workdir))
+  return {
+    name: paths.flatten_with_names(jax.device_get(tree))
+    for name, tree in (
+      ("params", state.params),
+      ("batch_stats", state.batch_stats),
+    )
+  }
+
+
+def test_a_frozen_trunk_stays_as_it_was(data_dir, pretrained_run, tmp_path):
+  source, before = pretrained_run
+  after = fine_tune(
+    data_dir,
+    source,
+    tmp_path,
+    frozen_trunk=True,
+    **{"model.stochastic_depth_rate": 0.5},
+  )
+  for collection in ("params", "batch_stats"):
+    old = paths.flatten_with_names(before[collection])
+    assert old.keys() == after[collection].keys()
+    for name, value in after[collection].items():
+      if name.startswith("head"):
+        assert value.shape != old[name].shape or (value != old[name]).any()
+      else:
+        np.testing.assert_array_equal(value, old[name], err_msg=name)
+
+
+def test_rules_scale_the_steps(data_dir, pretrained_run, tmp_path):
+  source, before = pretrained_run
+  after = fine_tune(
+    data_dir,
+    source,
+    tmp_path,
+    **{"optimizer.learning_rate_rules": (("^stem", 0.0), ("mbconv", 1e-3))},
+  )
+  old = paths.flatten_with_names(before["params"])
+  moved = {
+    name: np.abs(value - old[name]).max()
+    for name, value in after["params"].items()
+    if value.shape == old[name].shape
+  }
+  assert {d for n, d in moved.items() if n.startswith("stem")} == {0.0}
+  slow = [d for n, d in moved.items() if "mbconv" in n and "kernel" in n]
+  fast = [d for n, d in moved.items() if "ffn" in n and "kernel" in n]
+  # AdamW's steps are as long as the learning rate, whatever the gradient.
+  assert 0 < max(slow) < 0.01 * min(fast)
+  # Statistics go on, since only parameters have learning rates.
+  statistics = paths.flatten_with_names(before["batch_stats"])
+  assert (after["batch_stats"]["stem/norm_0/mean"] != 0).any()
+  assert any(
+    (after["batch_stats"][n] != statistics[n]).any() for n in statistics
+  )
+
+
+def test_larger_images_and_windows(data_dir, pretrained_run):
+  """MaxViT's transfer: tables are interpolated, all else is kept."""
+  source, before = pretrained_run
+  config = tiny(
+    data_dir,
+    **{"data.image_size": 32, "model.window_size": 4},
+  )
+  config.data.classes = (0, 1, 2, 3, 4)
+  config.init.weights = source
+  built = experiment.create(config)
+  with jax.set_mesh(built.mesh):
+    with pytest.raises(ValueError, match=r"resize_tables=True"):
+      weights.initial_state(built)
+    config.init.resize_tables = True
+    state = weights.initial_state(built)
+  old = paths.flatten_with_names(before["params"])
+  for name, value in paths.flatten_with_names(state.params).items():
+    if name.endswith("relative_bias_table"):
+      assert value.shape == (1, 7, 7)
+      np.testing.assert_allclose(value[0, 3, 3], old[name][0, 1, 1], rtol=1e-5)
+    else:
+      np.testing.assert_array_equal(value, old[name], err_msg=name)
+  jax.tree.map(np.testing.assert_array_equal, state.ema["params"], state.params)
+
+
+def test_faults(data_dir, pretrained_run, tmp_path):
+  source, _ = pretrained_run
+  cases = (
+    ({"init.weights": source}, r"replace_head=True leaves it out"),
+    ({"init.weights": str(tmp_path)}, "holds no run|no run"),
+    ({"init.weights": source, "init.step": "7"}, r"has the steps \[2\]"),
+    ({"init.weights": source, "init.step": "x"}, "none of last, best"),
+    ({"optimizer.learning_rate_rules": (("zzz", 1.0),)}, "matches no trained"),
+    ({"optimizer.learning_rate_rules": (("(", 1.0),)}, "no[t]? a regular"),
+    ({"optimizer.learning_rate_rules": (("a", -1.0),)}, "not negative"),
+  )
+  for index, (fields, message) in enumerate(cases):
+    config = tiny(data_dir, **fields)
+    config.data.classes = (5, 6, 7)
+    with pytest.raises(ValueError, match=message):
+      train.train_and_evaluate(config, str(tmp_path / f"run_{index}"))
+
+
+def test_a_damaged_checkpoint_is_refused(pretrained_run, monkeypatch):
+  source, before = pretrained_run
+  store = checkpoints.Checkpoints(
+    source, digits.get_config("tiny").checkpoint, read_only=True
+  )
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  read = store.restore_variables(2, here, averaged=True)
+  jax.tree.map(np.testing.assert_array_equal, read, before)
+  monkeypatch.setattr(
+    checkpoints.fingerprint_lib, "fingerprint", lambda tree: {"params/x": 1}
+  )
+  with pytest.raises(checkpoints.CheckpointError, match="1 of 1 arrays"):
+    store.restore_variables(2, here, averaged=True)
+
+
+def test_layer_rules():
+  rules = finetune.layer_rules((2, 1), 0.5)
+  assert rules == (
+    ("^stem", 0.0625),
+    ("^stage_0/block_0/", 0.125),
+    ("^stage_0/block_1/", 0.25),
+    ("^stage_1/block_0/", 0.5),
+  )
+  assert finetune.get_config("maxvit_tiny_384").data.image_size == 384
+  with pytest.raises(ValueError, match="no variant 'maxvit'"):
+    finetune.get_config("maxvit")
