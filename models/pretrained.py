@@ -22,6 +22,8 @@ from models.weight_maps import layouts
 Variables = dict[str, Any]
 Tensors = dict[str, np.ndarray]
 
+# Where every model has the layer of its logits.
+_HEAD = ("head", "logits")
 _PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
@@ -31,6 +33,7 @@ def load(
   *,
   resize_tables: bool = False,
   replace_head: bool = False,
+  part: str = "",
   input_channels: int = 3,
   seed: int = 0,
   **overrides: Any,
@@ -45,6 +48,9 @@ def load(
       interpolated to the model's.
     replace_head: whether the layer of the logits is initialised anew, as for
       other classes, and that of the file, if any, ignored.
+    part: name of a submodule, as "trunk", that the weights are for: they are
+      those of a model like it, whose logits are ignored. The rest of `model` is
+      initialised anew.
     input_channels: channels of the images that the model is for.
     seed: seed of that initialisation.
     **overrides: fields of the model, if `model` is a name.
@@ -65,6 +71,7 @@ def load(
     model,
     resize_tables=resize_tables,
     replace_head=replace_head,
+    part=part,
     input_channels=input_channels,
   )
   return _initialise_missing(variables, _init(model, input_channels, seed))
@@ -76,6 +83,7 @@ def adapt(
   *,
   resize_tables: bool = False,
   replace_head: bool = False,
+  part: str = "",
   input_channels: int = 3,
   seed: int = 0,
 ) -> Variables:
@@ -91,6 +99,7 @@ def adapt(
       model,
       resize_tables=resize_tables,
       replace_head=replace_head,
+      part=part,
       input_channels=input_channels,
       weight_map=lambda path: ("/".join(path), layouts.SAME),
     ),
@@ -104,20 +113,26 @@ def from_tensors(
   *,
   resize_tables: bool = False,
   replace_head: bool = False,
+  part: str = "",
   input_channels: int = 3,
   weight_map: layouts.WeightMap | None = None,
 ) -> Variables:
-  """Like `load`, from {name: tensor}; a replaced head is left out.
+  """Like `load`, from {name: tensor}; what would be initialised is left out.
 
   With a `weight_map` tensors have other names than those of the model's family.
   """
-  weight_map = weight_map or weight_maps.of(model)
+  owner = weight_maps.part(model, part) if part else model
+  weight_map = weight_map or weight_maps.of(owner)
+  prefix = 2 if part else 1
   left, problems, loaded = dict(tensors), [], {}
+  if replace_head or part:
+    for leaf in ("kernel", "bias"):
+      left.pop(weight_map((*_HEAD, leaf))[0], None)
   for path, wanted in _flat_shapes(_init(model, input_channels)).items():
-    name, layout = weight_map(path[1:])
-    tensor = left.pop(name, None)
-    if replace_head and _is_head(path):
+    if (part and path[1] != part) or (replace_head and _is_head(path)):
       continue
+    name, layout = weight_map(path[prefix:])
+    tensor = left.pop(name, None)
     if tensor is None:
       problems.append(f"missing: {name}, for {'/'.join(path)}")
       continue
@@ -179,7 +194,7 @@ def _initialise_missing(
 
 
 def _is_head(path: tuple[str, ...]) -> bool:
-  return path[1:3] == ("head", "logits")
+  return path[1:3] == _HEAD
 
 
 def _remedy(path: tuple[str, ...]) -> str:

@@ -7,12 +7,16 @@ what makes missing and surplus tensors plain to see.
 
 import flax.linen as nn
 
+from models.duoformer import DuoFormer
 from models.maxvit import MaxViT
-from models.weight_maps import maxvit
+from models.weight_maps import duoformer, maxvit
 from models.weight_maps.layouts import WeightMap
 
 # For each family a function from the model to its map.
-_FAMILIES = {MaxViT: maxvit.weight_map}
+_FAMILIES = {
+  DuoFormer: lambda model: duoformer.weight_map(of(part(model, "trunk"))),
+  MaxViT: maxvit.weight_map,
+}
 
 
 def of(model: nn.Module) -> WeightMap:
@@ -27,3 +31,17 @@ def of(model: nn.Module) -> WeightMap:
       f"model is a {type(model).__name__}; weights can be loaded for {families}"
     )
   return _FAMILIES[type(model)](model)
+
+
+def part(model: nn.Module, name: str) -> nn.Module:
+  """Returns the submodule `name` of a model, as a model of its own.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  found = getattr(model.bind({}), name, None)
+  if not isinstance(found, nn.Module):
+    raise ValueError(
+      f"part is {name!r}; {type(model).__name__} has no such submodule"
+    )
+  return found.unbind()[0]
