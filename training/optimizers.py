@@ -10,7 +10,7 @@ import optax
 
 from training import paths
 
-OPTIMIZERS = ("adamw", "sgd", "rmsprop", "lamb")
+OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "lamb")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -47,9 +47,9 @@ def create_optimizer(
   """Builds the optimizer: clipping, the named rule, decay, learning rate.
 
   Weight decay is decoupled from the gradient statistics in AdamW and LAMB
-  (Loshchilov and Hutter 2019; You et al. 2020) and part of the gradient in SGD
-  and RMSProp, where it equals an L2 loss of `weight_decay / 2 * |w|^2` as in
-  the ResNet and EfficientNet recipes.
+  (Loshchilov and Hutter 2019; You et al. 2020) and part of the gradient in
+  Adam, SGD and RMSProp, where it equals an L2 loss of
+  `weight_decay / 2 * |w|^2` as in the ResNet and EfficientNet recipes.
 
   Args:
     config: as `default_config`.
@@ -67,6 +67,10 @@ def create_optimizer(
     "adamw": lambda: (
       optax.scale_by_adam(config.b1, config.b2, config.eps),
       decay,
+    ),
+    "adam": lambda: (
+      decay,
+      optax.scale_by_adam(config.b1, config.b2, config.eps),
     ),
     "lamb": lambda: (
       optax.scale_by_adam(config.b1, config.b2, config.eps),

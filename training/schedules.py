@@ -5,7 +5,7 @@ import optax
 
 from training import durations
 
-SCHEDULES = ("cosine", "linear", "constant", "stepwise")
+SCHEDULES = ("cosine", "linear", "constant", "stepwise", "onecycle")
 
 
 def create_schedule(
@@ -16,8 +16,9 @@ def create_schedule(
   Args:
     config: `learning_rate` (the peak), `schedule` (one of SCHEDULES), `warmup`
       (a duration; linear from 0 to the peak), `final_learning_rate` (where
-      cosine and linear end), and for "stepwise" `boundaries` (durations from
-      the start of the run) and `decay_factor` (applied at each).
+      cosine, linear and onecycle end), and for "stepwise" `boundaries`
+      (durations from the start of the run) and `decay_factor` (applied at
+      each). The warm-up of "onecycle" is half a cosine from a 25th of the peak.
     clock: what durations refer to; needs `total_steps`.
 
   Returns:
@@ -34,6 +35,8 @@ def create_schedule(
       f"run of {clock.total_steps} steps."
     )
   peak = config.learning_rate
+  if config.schedule == "onecycle":
+    return _one_cycle(config, warmup, clock.total_steps)
   after_warmup = max(clock.total_steps - warmup, 1)
   if config.schedule == "cosine":
     main = optax.cosine_decay_schedule(
@@ -60,6 +63,21 @@ def _end_ratio(config: ml_collections.ConfigDict) -> float:
   if config.learning_rate == 0:
     return 0.0
   return config.final_learning_rate / config.learning_rate
+
+
+def _one_cycle(
+  config: ml_collections.ConfigDict, warmup: int, total_steps: int
+) -> optax.Schedule:
+  """Two half cosines, "Super-Convergence" (1708.07120) as PyTorch has it.
+
+  The learning rate only: PyTorch's default cycles the momentum as well.
+  """
+  # The peak is the last step of the warm-up, and the last step has the end.
+  top = max(warmup - 1, 1)
+  end = max(total_steps - 1, top + 1)
+  return optax.piecewise_interpolate_schedule(
+    "cosine", config.learning_rate / 25, {top: 25.0, end: _end_ratio(config)}
+  )
 
 
 def _stepwise(

@@ -33,7 +33,7 @@ def problem():
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_equals_pytorch(name, problem):
   torch = parity_helper.import_torch()
   start, gradients = problem
@@ -42,6 +42,7 @@ def test_equals_pytorch(name, problem):
     "adamw": lambda p: torch.optim.AdamW(
       p, RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.3
     ),
+    "adam": lambda p: torch.optim.Adam(p, RATE, weight_decay=0.3),
     "sgd": lambda p: torch.optim.SGD(
       p, RATE, momentum=0.9, nesterov=True, weight_decay=0.3
     ),
@@ -106,7 +107,7 @@ def test_decay_follows_the_name_rule():
 
 
 def test_errors_name_the_field():
-  with pytest.raises(ValueError, match=r"optimizer.name='adam'.*adamw"):
-    create(name="adam")
+  with pytest.raises(ValueError, match=r"optimizer.name='adan'.*adamw"):
+    create(name="adan")
   with pytest.raises(ValueError, match=r"decay_exclude='\('"):
     create(decay_exclude="(")

@@ -2,6 +2,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from tests import parity_helper
 from training import durations, optimizers, schedules
 
 CLOCK = durations.Clock(100, 10, total_steps=100)
@@ -9,12 +10,12 @@ CLOCK = durations.Clock(100, 10, total_steps=100)
 
 def create(**fields):
   config = optimizers.default_config()
-  config.update(learning_rate=0.2, warmup="10 steps", **fields)
+  config.update(**{"learning_rate": 0.2, "warmup": "10 steps", **fields})
   return schedules.create_schedule(config, CLOCK)
 
 
 def test_warmup_is_linear_from_zero_to_the_peak():
-  for name in schedules.SCHEDULES:
+  for name in set(schedules.SCHEDULES) - {"onecycle"}:
     schedule = create(schedule=name, boundaries=("50 steps",))
     np.testing.assert_allclose(
       [schedule(s) for s in (0, 5, 10)], [0, 0.1, 0.2], rtol=1e-6
@@ -39,6 +40,35 @@ def test_stepwise_counts_boundaries_from_the_start_of_the_run():
   np.testing.assert_allclose(
     [schedule(s) for s in (29, 31, 59, 61)], [0.2, 0.02, 0.02, 0.002], rtol=1e-5
   )
+
+
+@pytest.mark.parity
+def test_one_cycle_is_pytorchs():
+  torch = parity_helper.import_torch()
+  optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+  peer = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=100)
+  expected = []
+  for _ in range(100):
+    expected.append(optimizer.param_groups[0]["lr"])
+    optimizer.step()
+    peer.step()
+  schedule = create(
+    schedule="onecycle", warmup="30 percent", final_learning_rate=0.2 / 25e4
+  )
+  ours = [schedule(step) for step in range(100)]
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_one_cycle_of_a_few_steps_is_finite(steps):
+  config = optimizers.default_config()
+  config.update(schedule="onecycle", warmup="30 percent", learning_rate=0.2)
+  clock = durations.Clock(100, 10, total_steps=steps)
+  schedule = schedules.create_schedule(config, clock)
+  rates = np.array([schedule(step) for step in range(steps)])
+  assert rates[0] > 0
+  assert (rates >= 0).all()
+  assert (rates <= 0.2 + 1e-6).all()
 
 
 @pytest.mark.parametrize(
