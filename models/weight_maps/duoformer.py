@@ -33,7 +33,7 @@ def weight_map(trunk_map: WeightMap) -> WeightMap:
     if path[0] == "trunk":
       name, layout = trunk_map(path[1:])
       return f"trunk.{name}", layout
-    return _name(path), _layout(path)
+    return _name(path), layout(path)
 
   return name_and_layout
 
@@ -54,7 +54,7 @@ def _name(path: Path) -> str:
   return ".".join([*modules, _LEAVES.get(leaf, leaf)])
 
 
-def _layout(path: Path) -> Layout:
+def layout(path: Path) -> Layout:
   module, leaf = path[-2:]
   if module == "qkv" and leaf == "bias":
     return layouts.FLAT
