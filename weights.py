@@ -31,6 +31,7 @@ def initial_state(
     use_ema=init.ema,
     replace_head=init.replace_head,
     resize_tables=init.resize_tables,
+    part=init.part,
   )
   # Copies, since a donated buffer must not be shared between two leaves.
   ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, variables)
@@ -49,6 +50,7 @@ def load(
   use_ema: bool = True,
   replace_head: bool = False,
   resize_tables: bool = False,
+  part: str = "",
 ) -> dict[str, Any]:
   """Reads weights onto the experiment's mesh.
 
@@ -59,6 +61,7 @@ def load(
     use_ema: of a workdir, the moving average if the run kept one.
     replace_head: whether the logits are initialised anew.
     resize_tables: whether tables of relative biases are interpolated.
+    part: name of the submodule that they are for; all of the model if empty.
 
   Returns:
     {"params", "batch_stats"}.
@@ -72,6 +75,7 @@ def load(
   options = {
     "resize_tables": resize_tables,
     "replace_head": replace_head,
+    "part": part,
     "input_channels": experiment.config.data.channels,
     "seed": experiment.config.seed,
   }

@@ -32,6 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
       # relative biases of another size interpolated.
       replace_head=False,
       resize_tables=False,
+      # The submodule that the weights are for, as "trunk"; all if empty.
+      part="",
     )
   )
   # Trains what stands behind the feature maps only. The trunk keeps its
