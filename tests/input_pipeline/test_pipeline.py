@@ -1,5 +1,8 @@
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -165,6 +168,21 @@ def test_workers_give_the_same_batches_and_state(config):
   try:
     assert_equal(take(iterator, 2), expected[:2])
     assert iterator.get_state() == {"next_batch": 2}
+  finally:
+    iterator.close()
+
+
+@pytest.mark.kill
+def test_a_worker_that_is_killed_is_an_error(fake_config):
+  fake_config.num_workers = 2
+  iterator = train(fake_config, batch_size=8)
+  try:
+    take(iterator, 3)
+    # As the kernel does when memory runs out.
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"terminated unexpectedly.* -9"):
+      # Some batches may be ready.
+      take(iterator, 1000)
   finally:
     iterator.close()
 
