@@ -1,23 +1,40 @@
-"""Evaluates a trained or published model on the evaluation split.
+r"""Evaluates a trained or published model on the evaluation split.
 
   python eval.py --weights=runs/digits
-  python eval.py --config=configs/digits.py --weights=random
+  python eval.py --config=configs/maxvit.py:tiny_224 \
+    --weights=timm:maxvit_tiny_tf_224.in1k
 
 `--weights` is the workdir of a run (whose own config is used unless --config is
 given), a `.safetensors` file, `timm:<name>`, or `random`. The last line of the
-output is one JSON object with model, examples, top1 and top5.
+output is one JSON object with model, examples, top1 and top5. `--per_class`
+names a file for the accuracy of each class. Any field of the config can be set
+for the test: `--config.data.image_size=256 --config.dtype=bfloat16`.
+
+  python eval.py --table=maxvit --weights=timm
+  python eval.py --table=maxvit --weights=runs
+
+evaluates every published model of a family that has weights, timm's or those in
+a folder (`<folder>/<variant>` is a run, `<folder>/<variant>.safetensors` a
+file), notes the results and writes `docs/results/<family>.md`. Without
+`--weights` it writes the table from what was noted before. ImageNet is looked
+for in $TFDS_DATA_DIR.
 """
 
+import csv
+import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import ml_collections
+import tqdm
 from absl import flags
 from etils import epath
 
 import experiment as experiment_lib
 import weights as weights_lib
+from tools import published, results_table
 from train import create_eval_batches
 from training import checkpoints, cli, evaluation, records, summary
 
@@ -28,7 +45,7 @@ def evaluate(
   *,
   step: str = "last",
   use_ema: bool = True,
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """Runs one exact evaluation.
 
   Args:
@@ -38,29 +55,114 @@ def evaluate(
     use_ema: evaluate the moving average if the run kept one.
 
   Returns:
-    Means over the examples, and `examples`.
+    Means over the examples, `examples`, `class_names`, and by class
+    `class_examples` and `class_correct`.
 
   Raises:
     ValueError: if the weights are not there or do not fit the model.
     CheckpointError: if the checkpoint cannot be read.
   """
   experiment = experiment_lib.create(config)
+  num_batches = -(-experiment.info.num_eval_examples // config.eval_batch_size)
   with jax.set_mesh(experiment.mesh):
     variables = weights_lib.load(
       experiment, weights, step=step, use_ema=use_ema
     )
-    return evaluation.evaluate(
-      jax.jit(experiment.task.evaluate),
+    result = evaluation.evaluate(
+      jax.jit(experiment.task.evaluate_classes),
       variables,
-      create_eval_batches(config),
+      _with_progress(create_eval_batches(config), num_batches),
       experiment.mesh,
     )
+  return result | {"class_names": experiment.info.class_names}
+
+
+def _with_progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
+  # None: no bar where nobody watches a terminal.
+  disable = None if jax.process_index() == 0 else True
+  return tqdm.tqdm(batches, "evaluating", total, unit="batch", disable=disable)
+
+
+def write_classes(result: dict[str, Any], path: str) -> None:
+  """Writes a CSV file of the classes: name, examples, correct, accuracy."""
+  with epath.Path(path).open("w") as file:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["label", "name", "examples", "correct", "accuracy"])
+    for label, (name, examples, correct) in enumerate(
+      zip(
+        result["class_names"],
+        result["class_examples"].astype(int),
+        result["class_correct"].astype(int),
+        strict=True,
+      )
+    ):
+      accuracy = f"{correct / examples:.4f}" if examples else ""
+      writer.writerow([label, name, examples, correct, accuracy])
+
+
+def summarize(
+  config: ml_collections.ConfigDict, result: dict[str, Any]
+) -> dict[str, Any]:
+  """The line of JSON that others read."""
+  return {
+    "model": config.model.name,
+    "examples": result["examples"],
+    "top1": result["accuracy"],
+    "top5": result.get("accuracy_top5"),
+  }
+
+
+def evaluate_family(family: str, source: str) -> None:
+  """Evaluates each published model of a family that `source` has weights of.
+
+  Args:
+    family: a table of `tools.published`, and a file of `configs`.
+    source: "timm", or a folder.
+
+  Raises:
+    ValueError: if there are no weights at all.
+  """
+  found = [
+    (row, weights)
+    for row in published.rows(family)
+    if row.config and (weights := _find_weights(row, source))
+  ]
+  if not found:
+    raise ValueError(
+      f"weights={source!r} has weights for no row of {family}; it must be "
+      "'timm', if timm has published any, or a folder with "
+      "<variant> (the workdir of a run) or <variant>.safetensors."
+    )
+  configs = importlib.import_module(f"configs.{family}")
+  for row, weights in found:
+    config = configs.get_config(row.config)
+    config.data.image_size = row.resolution
+    result = summarize(config, evaluate(config, weights))
+    experiment_lib.say(f"{row.published_name} at {row.resolution}: {result}")
+    results_table.record(row, {"weights": weights, **result})
+
+
+def _find_weights(row: published.Row, source: str) -> str:
+  if source == "timm":
+    return row.weights
+  folder = epath.Path(source) / row.config
+  if folder.is_dir():
+    return str(folder)
+  file = folder.with_name(f"{row.config}.safetensors")
+  return str(file) if file.exists() else ""
 
 
 def main(argv: Sequence[str]) -> None:
   """Reads the flags, evaluates and prints."""
   del argv
   args = flags.FLAGS
+  if args.table:
+    if args.weights:
+      evaluate_family(args.table, args.weights)
+    experiment_lib.say(f"wrote {results_table.write(args.table)}")
+    return
+  if not args.weights:
+    raise ValueError("Give --weights, what to evaluate, or --table.")
   config = args.config
   if config is None:
     if not epath.Path(args.weights).is_dir():
@@ -69,17 +171,10 @@ def main(argv: Sequence[str]) -> None:
       )
     config = records.load_config(args.weights)
   result = evaluate(config, args.weights, step=args.step, use_ema=args.ema)
+  if args.per_class and jax.process_index() == 0:
+    write_classes(result, args.per_class)
   print(summary.describe_evaluation(result))
-  print(
-    json.dumps(
-      {
-        "model": config.model.name,
-        "examples": result["examples"],
-        "top1": result["accuracy"],
-        "top5": result.get("accuracy_top5"),
-      }
-    )
-  )
+  print(json.dumps(summarize(config, result)))
 
 
 if __name__ == "__main__":
@@ -87,5 +182,6 @@ if __name__ == "__main__":
   flags.DEFINE_string("weights", None, "What to evaluate; see above.")
   flags.DEFINE_string("step", "last", "Of a run: last, best or a number.")
   flags.DEFINE_bool("ema", True, "Use the moving average if there is one.")
-  flags.mark_flags_as_required(["weights"])
+  flags.DEFINE_string("per_class", None, "A CSV file to write, of the classes.")
+  flags.DEFINE_string("table", None, "A family whose table is written.")
   cli.run(main, (*cli.USER_ERRORS, checkpoints.CheckpointError))

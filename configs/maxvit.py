@@ -28,8 +28,8 @@ Variants, by what they train on, and top-1 in percent as published:
 Where the sources are silent the choice is our substitute: the betas and the
 epsilon of AdamW, and of the Model Garden's runs the alpha of CutMix, stochastic
 depth, and the learning rates of small, base and xlarge. Its extra L2 of 1e-7 is
-left out. The official code's pretraining has a moving average of 0.9999, the paper's table
-none: `--config.ema.decay=0.9999` adds it.
+left out. The official code's pretraining has a moving average of 0.9999, the
+paper's table none: `--config.ema.decay=0.9999` adds it.
 """
 
 import ml_collections

@@ -34,12 +34,13 @@ COLUMNS = (
 )
 
 
-def describe(name: str) -> dict[str, Any]:
-  """Counts one model at the size that it is for, on the reference path."""
+def describe(name: str, size: int | None = None) -> dict[str, Any]:
+  """Counts one model, by default at the size that it is for."""
   model = models.create(name)
   if hasattr(model, "attention_implementation"):
+    # Of a kernel nothing could be counted.
     model = model.clone(attention_implementation="xla")
-  size = models.image_size(name)
+  size = size or models.image_size(name)
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
   done = work.count_work(model.apply, variables, image)

@@ -128,11 +128,25 @@ class Classification:
     self, variables: dict[str, Any], batch: Batch
   ) -> dict[str, jax.Array]:
     """Summed metrics of a batch, on targets that are not smoothed."""
+    sums = self.evaluate_classes(variables, batch)
+    # Unused, so that jit leaves them out.
+    del sums["class_examples"], sums["class_correct"]
+    return sums
+
+  def evaluate_classes(
+    self, variables: dict[str, Any], batch: Batch
+  ) -> dict[str, jax.Array]:
+    """Like `evaluate`, with `class_examples` and `class_correct` [classes]."""
     logits = self.model.apply(
       variables, self.normalize(batch["image"]), train=False
     )
     targets = jax.nn.one_hot(batch["label"], self.num_classes)
-    return self._sums(logits, {**batch, "target": targets})
+    sums = self._sums(logits, {**batch, "target": targets})
+    correct = batch["mask"] * (self._rank(logits, batch["label"]) < 1)
+    return sums | {
+      "class_examples": batch["mask"] @ targets,
+      "class_correct": correct @ targets,
+    }
 
   def predict(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
     """Class probabilities, float32 `[batch, classes]`, of uint8 images."""
@@ -147,10 +161,7 @@ class Classification:
     loss = losses.classification_loss(
       self.config.loss.name, logits, batch["target"]
     )
-    # The rank of the true class. What is not below it counts against the
-    # model: a constant or NaN output scores 0 and not 1.
-    true_logit = jnp.take_along_axis(logits, batch["label"][:, None], axis=-1)
-    rank = self.num_classes - 1 - (logits < true_logit).sum(-1)
+    rank = self._rank(logits, batch["label"])
     # `where`, since a padded row may be infinite and 0 * inf is NaN.
     sums = {
       "weight": mask.sum(),
@@ -160,3 +171,9 @@ class Classification:
     if self.num_classes > 5:
       sums["accuracy_top5"] = (mask * (rank < 5)).sum()
     return sums
+
+  def _rank(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """How many classes are not below the true one: int `[batch]`."""
+    # A constant or NaN output is last and not first.
+    true_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    return self.num_classes - 1 - (logits < true_logit).sum(-1)

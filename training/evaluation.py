@@ -32,7 +32,7 @@ def evaluate(
   mesh: jax.sharding.Mesh,
   *,
   should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """Sums the metrics of all batches and divides once by their weight.
 
   Args:
@@ -44,14 +44,15 @@ def evaluate(
       kept waiting by a long evaluation.
 
   Returns:
-    Means over the examples as Python floats, `examples`, their number, and
-    `damaged`, how many images of this process were skipped.
+    Means over the examples as Python floats, `examples`, their number,
+    `damaged`, how many images of this process were skipped, and of sums that
+    are arrays these sums.
 
   Raises:
     EvaluationInterrupted: if `should_stop()` became true.
     ValueError: if there was nothing to evaluate.
   """
-  totals: dict[str, float] = {}
+  totals: dict[str, np.ndarray] = {}
   damaged = 0
   pending = None
   for batch in batches:
@@ -63,17 +64,22 @@ def evaluate(
     _add(totals, pending)
     pending = sums
   _add(totals, pending)
-  weight = totals.pop("weight", 0.0)
+  weight = float(totals.pop("weight", 0.0))
   if not weight:
     raise ValueError(
       "The evaluation split has no usable example: it is empty, or all of its "
       "records are damaged."
     )
-  means = {name: total / weight for name, total in totals.items()}
+  means = {
+    name: total if total.ndim else float(total / weight)
+    for name, total in totals.items()
+  }
   return means | {"examples": int(weight), "damaged": damaged}
 
 
-def _add(totals: dict[str, float], sums: dict[str, jax.Array] | None) -> None:
+def _add(
+  totals: dict[str, np.ndarray], sums: dict[str, jax.Array] | None
+) -> None:
   # In float64, since float32 stops counting single examples at 2^24.
   for name, value in jax.device_get(sums or {}).items():
-    totals[name] = totals.get(name, 0.0) + float(value)
+    totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)

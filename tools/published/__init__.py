@@ -18,6 +18,7 @@ class Row:
   """One line of a published table; what it does not say is None or empty.
 
   Attributes:
+    family: whose table it is in.
     published_name: what the source calls the model.
     model: our name.
     config: variant of the family's config file.
@@ -30,6 +31,7 @@ class Row:
     source: where it stands.
   """
 
+  family: str
   published_name: str
   model: str
   config: str
@@ -58,13 +60,14 @@ def rows(family: str) -> list[Row]:
       f"family is {family!r}; there are published tables of {families()}"
     )
   with (_FOLDER / f"{family}.csv").open(newline="") as file:
-    return [_row(line) for line in csv.DictReader(file)]
+    return [_row(family, line) for line in csv.DictReader(file)]
 
 
-def _row(line: dict[str, str]) -> Row:
+def _row(family: str, line: dict[str, str]) -> Row:
   numbers = {"parameters_M", "multiply_adds_G", "top1"}
   values = {
     name: (float(value) if value else None) if name in numbers else value
     for name, value in line.items()
   }
-  return Row(**{**values, "resolution": int(line["resolution"])})
+  values["resolution"] = int(line["resolution"])
+  return Row(family=family, **values)

@@ -1,0 +1,110 @@
+"""eval.py: classes, progress, and the table of a family."""
+
+import csv
+import dataclasses
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from safetensors import numpy as safetensors
+
+import eval as eval_lib
+import experiment
+from configs import digits
+from models import pretrained
+from tools import model_table, published, results_table
+
+
+@pytest.fixture
+def config(tmp_path_factory, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.getbasetemp()))
+  return digits.get_config("tiny")
+
+
+def test_classes_add_up(config, tmp_path):
+  result = eval_lib.evaluate(config, "random")
+  path = str(tmp_path / "classes.csv")
+  eval_lib.write_classes(result, path)
+  with open(path) as file:
+    rows = list(csv.DictReader(file))
+  assert [row["name"] for row in rows] == list("0123456789")
+  assert sum(int(row["examples"]) for row in rows) == 360
+  correct = sum(int(row["correct"]) for row in rows)
+  assert correct / 360 == pytest.approx(result["accuracy"])
+  row = max(rows, key=lambda row: int(row["correct"]))
+  accuracy = int(row["correct"]) / int(row["examples"])
+  assert float(row["accuracy"]) == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_classes_are_those_of_the_predictions(config):
+  built = experiment.create(config)
+  variables = jax.jit(built.task.init)(jax.random.key(3))
+  rng = np.random.default_rng(0)
+  batch = {
+    "image": rng.integers(0, 256, (12, 16, 16, 1), np.uint8),
+    "label": rng.integers(0, 10, 12).astype(np.int32),
+    "mask": np.arange(12) % 3 > 0,
+  }
+  batch["mask"] = batch["mask"].astype(np.float32)
+  sums = jax.jit(built.task.evaluate_classes)(variables, batch)
+  predicted = np.argmax(built.task.predict(variables, batch["image"]), -1)
+  for label in range(10):
+    here = (batch["label"] == label) & (batch["mask"] > 0)
+    assert sums["class_examples"][label] == here.sum()
+    assert sums["class_correct"][label] == (predicted[here] == label).sum()
+
+
+def _row(**fields):
+  (row,) = (
+    row
+    for row in published.rows("maxvit")
+    if row.weights == "timm:maxvit_tiny_tf_224.in1k"
+  )
+  return dataclasses.replace(row, **fields)
+
+
+def test_a_family_is_evaluated_and_noted(config, tmp_path, monkeypatch):
+  row = _row(config="digits", resolution=16, top1=50.0)
+  missing = _row(config="tiny_224")
+  monkeypatch.setattr(published, "rows", lambda family: [row, missing])
+  monkeypatch.setattr(results_table, "FOLDER", epath.Path(tmp_path / "docs"))
+  monkeypatch.setattr(
+    model_table,
+    "describe",
+    lambda name, size: {"parameters": size * 10**6, "multiply-adds G": 1.0},
+  )
+  recipe = importlib.import_module("configs.maxvit")
+  monkeypatch.setattr(recipe, "get_config", lambda variant: config)
+  built = experiment.create(config)
+  variables = jax.jit(built.task.init)(jax.random.key(0))
+  tensors = pretrained.to_tensors(variables, built.task.model)
+  safetensors.save_file(tensors, tmp_path / "digits.safetensors")
+
+  eval_lib.evaluate_family("maxvit", str(tmp_path))
+  (line,) = (tmp_path / "docs" / "maxvit.jsonl").read_text().splitlines()
+  noted = json.loads(line)
+  expected = eval_lib.evaluate(config, str(tmp_path / "digits.safetensors"))
+  assert noted["top1"] == expected["accuracy"]
+  assert noted["examples"] == 360
+  results_table.write("maxvit")
+  table = (tmp_path / "docs" / "maxvit.md").read_text().splitlines()
+  first, second = ([c.strip() for c in t.split("|")] for t in table[-2:])
+  top1 = 100 * expected["accuracy"]
+  assert first[4:9] == [
+    "16.00",
+    "1.00",
+    "50",
+    f"{top1:.3f}",
+    f"{top1 - 50:+.3f}",
+  ]
+  assert second[4:9] == ["224.00", "1.00", "83.426", "", ""]
+
+
+def test_a_family_without_weights(tmp_path):
+  with pytest.raises(ValueError, match="has weights for no row of maxvit"):
+    eval_lib.evaluate_family("maxvit", str(tmp_path))
+  with pytest.raises(ValueError, match="family is 'vit'"):
+    eval_lib.evaluate_family("vit", "timm")
