@@ -54,9 +54,20 @@ def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
   return value
 
 
+def check_images(x: jax.Array) -> None:
+  """Raises ValueError unless `x` is what every model takes."""
+  if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating) or not x.size:
+    raise ValueError(
+      f"x is {x.dtype} of shape {x.shape}; it must be floating point "
+      "[batch, height, width, channels]"
+    )
+
+
 def average_pool(x: jax.Array) -> jax.Array:
-  """Averages 2 x 2 pixels; height and width of `x` must be even."""
+  """Averages 2 x 2 pixels, at an odd border those that are there."""
   batch, height, width, channels = x.shape
+  if height % 2 or width % 2:
+    return nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
   x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
   return x.mean((2, 4))
 

@@ -131,13 +131,9 @@ class MaxViT(nn.Module):
 
   def _check_images(self, x: jax.Array) -> None:
     step = self.size_multiple
-    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
-      raise ValueError(
-        f"x is {x.dtype} of shape {x.shape}; it must be floating point "
-        "[batch, height, width, channels]"
-      )
+    layers.check_images(x)
     height, width = x.shape[1:3]
-    if height % step or width % step or not height or not width:
+    if height % step or width % step:
       raise ValueError(
         f"x is {height} x {width}; with window_size {self.window_size} and "
         f"{len(self.widths)} stages height and width must be multiples of "

@@ -9,13 +9,15 @@ import flax.linen as nn
 
 from models.duoformer import DuoFormer
 from models.maxvit import MaxViT
-from models.weight_maps import duoformer, maxvit
+from models.resnet import ResNet
+from models.weight_maps import duoformer, maxvit, resnet
 from models.weight_maps.layouts import WeightMap
 
 # For each family a function from the model to its map.
 _FAMILIES = {
   DuoFormer: lambda model: duoformer.weight_map(of(part(model, "trunk"))),
   MaxViT: maxvit.weight_map,
+  ResNet: resnet.weight_map,
 }
 
 
