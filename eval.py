@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import tqdm
 from absl import flags
 from etils import epath
@@ -45,7 +46,8 @@ def evaluate(
   *,
   step: str = "last",
   use_ema: bool = True,
-) -> dict[str, Any]:
+  per_class: str | None = None,
+) -> dict[str, float]:
   """Runs one exact evaluation.
 
   Args:
@@ -53,10 +55,10 @@ def evaluate(
     weights: a workdir, `<path>.safetensors`, `timm:<name>` or `random`.
     step: of a workdir, the checkpoint: "last", "best" or a number.
     use_ema: evaluate the moving average if the run kept one.
+    per_class: a CSV file to write: examples and accuracy of each class.
 
   Returns:
-    Means over the examples, `examples`, `class_names`, and by class
-    `class_examples` and `class_correct`.
+    Means over the examples, and `examples`.
 
   Raises:
     ValueError: if the weights are not there or do not fit the model.
@@ -74,7 +76,10 @@ def evaluate(
       _with_progress(create_eval_batches(config), num_batches),
       experiment.mesh,
     )
-  return result | {"class_names": experiment.info.class_names}
+  counts = [result.pop(f"class_{name}") for name in ("examples", "correct")]
+  if per_class and jax.process_index() == 0:
+    _write_classes(experiment.info.class_names, *counts, per_class)
+  return result
 
 
 def _with_progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
@@ -83,25 +88,20 @@ def _with_progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
   return tqdm.tqdm(batches, "evaluating", total, unit="batch", disable=disable)
 
 
-def write_classes(result: dict[str, Any], path: str) -> None:
-  """Writes a CSV file of the classes: name, examples, correct, accuracy."""
+def _write_classes(
+  names: Sequence[str], examples: np.ndarray, correct: np.ndarray, path: str
+) -> None:
   with epath.Path(path).open("w") as file:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["label", "name", "examples", "correct", "accuracy"])
-    for label, (name, examples, correct) in enumerate(
-      zip(
-        result["class_names"],
-        result["class_examples"].astype(int),
-        result["class_correct"].astype(int),
-        strict=True,
-      )
-    ):
-      accuracy = f"{correct / examples:.4f}" if examples else ""
-      writer.writerow([label, name, examples, correct, accuracy])
+    for label, name in enumerate(names):
+      total, right = int(examples[label]), int(correct[label])
+      accuracy = f"{right / total:.4f}" if total else ""
+      writer.writerow([label, name, total, right, accuracy])
 
 
 def summarize(
-  config: ml_collections.ConfigDict, result: dict[str, Any]
+  config: ml_collections.ConfigDict, result: dict[str, float]
 ) -> dict[str, Any]:
   """The line of JSON that others read."""
   return {
@@ -170,9 +170,13 @@ def main(argv: Sequence[str]) -> None:
         f"weights={args.weights!r} is not the workdir of a run: give --config."
       )
     config = records.load_config(args.weights)
-  result = evaluate(config, args.weights, step=args.step, use_ema=args.ema)
-  if args.per_class and jax.process_index() == 0:
-    write_classes(result, args.per_class)
+  result = evaluate(
+    config,
+    args.weights,
+    step=args.step,
+    use_ema=args.ema,
+    per_class=args.per_class,
+  )
   print(summary.describe_evaluation(result))
   print(json.dumps(summarize(config, result)))
 

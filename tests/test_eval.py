@@ -25,9 +25,8 @@ def config(tmp_path_factory, monkeypatch):
 
 
 def test_classes_add_up(config, tmp_path):
-  result = eval_lib.evaluate(config, "random")
   path = str(tmp_path / "classes.csv")
-  eval_lib.write_classes(result, path)
+  result = eval_lib.evaluate(config, "random", per_class=path)
   with open(path) as file:
     rows = list(csv.DictReader(file))
   assert [row["name"] for row in rows] == list("0123456789")
