@@ -274,7 +274,7 @@ def test_another_config_goes_on_when_asked(config, tmp_path):
     ("mesh.model", 3, r"mesh=.*multiply to 4"),
     ("task", "regression", r"task='regression'.*classification"),
     ("loss.name", "hinge", r"loss.name='hinge'"),
-    ("optimizer.name", "adam", r"optimizer.name='adam'"),
+    ("optimizer.name", "adagrad", r"optimizer.name='adagrad'"),
     ("optimizer.schedule", "never", r"optimizer.schedule='never'"),
     ("optimizer.warmup", "soon", r"optimizer.warmup='soon'"),
     ("train_for", "40", r"train_for='40'"),
