@@ -178,13 +178,9 @@ class DuoFormer(nn.Module):
       )
 
   def _check_images(self, x: jax.Array) -> None:
-    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
-      raise ValueError(
-        f"x is {x.dtype} of shape {x.shape}; it must be floating point "
-        "[batch, height, width, channels]"
-      )
+    layers.check_images(x)
     height, width = x.shape[1:3]
-    if height % STRIDE or width % STRIDE or not height or not width:
+    if height % STRIDE or width % STRIDE:
       raise ValueError(
         f"x is {height} x {width}; height and width must be multiples of "
         f"{STRIDE}, as {self.image_size}"

@@ -86,6 +86,11 @@ def random_variables(model, seed, input_channels=3):
   size = model.size_multiple
   image = jax.ShapeDtypeStruct((1, size, size, input_channels), np.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+  return randomise(shapes, seed)
+
+
+def randomise(shapes, seed):
+  """Draws values for a tree of shapes of variables, by their names."""
   rng = np.random.default_rng(seed)
   flat = traverse_util.flatten_dict(shapes)
   values = {path: _draw(rng, path, flat[path].shape) for path in sorted(flat)}

@@ -31,8 +31,8 @@ def weight_map(trunk_map: WeightMap) -> WeightMap:
 
   def name_and_layout(path: Path) -> tuple[str, Layout]:
     if path[0] == "trunk":
-      name, layout = trunk_map(path[1:])
-      return f"trunk.{name}", layout
+      name, trunk_layout = trunk_map(path[1:])
+      return f"trunk.{name}", trunk_layout
     return _name(path), layout(path)
 
   return name_and_layout
