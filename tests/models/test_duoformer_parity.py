@@ -11,9 +11,27 @@ from flax import traverse_util
 from models import duoformer, pretrained
 from models.weight_maps import duoformer as duoformer_map
 from tests import parity_helper
+from tests.models import duoformer_torch
 
 DTYPES = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 BLOCK = functools.partial(duoformer.Block, 4, 0.0)
+SIZES = {"width": 24, "heads": 3, "scale_depth": 2, "patch_depth": 2}
+TRUNK = {
+  "depths": (1,) * 4,
+  "widths": (8, 16, 24, 32),
+  "stem_widths": (64,) * 3,
+}
+TIMM_TRUNK = {"layers": (1,) * 4, "channels": TRUNK["widths"]}
+CASES = {
+  "two scales": {"stages": (3, 2)},
+  "four scales": {"stages": (3, 2, 1, 0), "patch_block": "vit"},
+  "channel token": {
+    "stages": (3, 2),
+    "scale_token": "channel",
+    "apply_final_norm": True,
+  },
+  "released": {"stages": (2, 1), "scale_token": "none", "released": True},
+}
 
 
 def wave(shape, phase, amplitude=1.0):
@@ -84,3 +102,88 @@ def test_golden_first_patch_layer():
     [-0.145836105, 0.0338622626, 0.194133873, 0.263562237],
     rtol=2e-6,
   )
+
+
+def _pair(fields):
+  model = duoformer.DuoFormer(
+    backbone="resnet18",
+    backbone_options=TRUNK,
+    image_size=64,
+    num_classes=5,
+    **SIZES,
+    **fields,
+  )
+  theirs = duoformer_torch.create(model, TIMM_TRUNK)
+  variables = parity_helper.random_variables(model, seed=0)
+  parity_helper.fill(theirs, pretrained.to_tensors(variables, model))
+  return model, variables, theirs.eval()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients(case):
+  torch, _ = parity_helper.import_timm()
+  model, variables, theirs = _pair(CASES[case])
+  images = parity_helper.random_images(2, 64)
+  direction = np.random.default_rng(2).standard_normal((2, 5), np.float32)
+
+  batch = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
+  expected = theirs(batch)
+  (expected * torch.from_numpy(direction)).sum().backward()
+
+  @jax.jit
+  def gradients(params, images):
+    def loss(params, images):
+      logits = model.apply({**variables, "params": params}, images)
+      return jnp.sum(logits * direction), logits
+
+    return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, images)
+
+  (grads, image_grad), logits = gradients(variables["params"], images)
+  assert expected.std() > 0.1
+  np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-5)
+  _assert_close("images", image_grad, batch.grad.permute(0, 2, 3, 1).numpy())
+  ours = pretrained.to_tensors({"params": grads}, model)
+  named = dict(theirs.named_parameters())
+  assert ours.keys() == named.keys()
+  unused = set()
+  for name, parameter in named.items():
+    if parameter.grad is None:
+      np.testing.assert_array_equal(ours[name], 0)
+      unused.add(name.rsplit(".", 1)[0])
+    else:
+      _assert_close(name, ours[name], parameter.grad.numpy())
+  norm = set() if model.apply_final_norm else {"head.norm"}
+  assert {name for name in unused if "layer4" not in name} == norm
+  assert (unused == norm) == (3 in model.stages)
+
+
+def _assert_close(name, value, expected):
+  """Compares gradients, whose sizes differ by orders from name to name."""
+  error = np.abs(value - expected).max()
+  assert error < 2e-4 * np.abs(expected).max() + 1e-6, name
+
+
+@pytest.mark.parity
+def test_trunk_from_a_published_file(tmp_path):
+  """A ResNet-18 as torchvision and timm store it, its classifier ignored."""
+  torch, timm = parity_helper.import_timm()
+  safetensors = pytest.importorskip("safetensors.torch")
+  torch.manual_seed(0)
+  theirs = timm.create_model("resnet18").eval()
+  path = str(tmp_path / "resnet18.safetensors")
+  safetensors.save_file(theirs.state_dict(), path)
+  model = duoformer.DuoFormer(backbone="resnet18", num_classes=5, **SIZES)
+  variables = pretrained.load(path, model, part="trunk")
+  images = parity_helper.random_images(1, 64)
+  with torch.inference_mode():
+    last = theirs.forward_features(
+      torch.from_numpy(images).permute(0, 3, 1, 2)
+    ).permute(0, 2, 3, 1)
+  maps = jax.jit(functools.partial(model.apply, method="features"))(
+    variables, images
+  )
+  np.testing.assert_allclose(maps[-1], last.numpy(), atol=1e-4)
+  kernel = variables["params"]["head"]["logits"]["kernel"]
+  assert kernel.shape == (24, 5)
+  assert 0.01 < kernel.std() < 0.03
