@@ -56,7 +56,9 @@ def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
 
 def check_images(x: jax.Array) -> None:
   """Raises ValueError unless `x` is what every model takes."""
-  if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating) or not x.size:
+  if (
+    x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating) or 0 in x.shape[1:]
+  ):
     raise ValueError(
       f"x is {x.dtype} of shape {x.shape}; it must be floating point "
       "[batch, height, width, channels]"

@@ -1,0 +1,117 @@
+"""ResNet-RS and plain ResNets against timm's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models import pretrained
+from tests import parity_helper
+from tests.models import small
+
+pytestmark = pytest.mark.parity
+
+
+def _pair(name, seed, **fields):
+  """Returns our model, its random variables, and timm's with the same."""
+  torch, timm = parity_helper.import_timm()
+  model = models.create(name)
+  variables = parity_helper.random_variables(model, seed)
+  # Skips timm's own initialisation, which takes longer than all else.
+  with torch.device("meta"):
+    theirs = timm.create_model(name, **fields)
+  theirs = theirs.to_empty(device="cpu")
+  parity_helper.fill(theirs, pretrained.to_tensors(variables, model))
+  return model, variables, theirs.eval()
+
+
+@pytest.mark.parametrize(
+  ("name", "size"),
+  [
+    ("resnet18", 64),
+    ("resnet50", 64),
+    ("resnetrs101", 64),
+    ("resnetrs152", 64),
+    # Maps of 53, 27, 14, 7 and 4 pixels, and of 35, 18, 9, 5 and 3.
+    ("resnetrs50", 105),
+    ("resnet18", 69),
+  ],
+)
+def test_logits(name, size):
+  model, variables, theirs = _pair(name, seed=1)
+  images = parity_helper.random_images(1, size)
+  expected = parity_helper.timm_logits(theirs, images)
+  logits = small.apply(model, variables, images)
+  assert expected.std() > 0.3
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_logits_and_gradients():
+  torch, _ = parity_helper.import_timm()
+  model, variables, theirs = _pair("resnetrs50", seed=0)
+  images = parity_helper.random_images(2, 64)
+  direction = np.random.default_rng(2).standard_normal((2, 1000), np.float32)
+
+  batch = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
+  expected = theirs(batch)
+  (expected * torch.from_numpy(direction)).sum().backward()
+
+  @jax.jit
+  def gradients(params, images):
+    def loss(params, images):
+      logits = model.apply({**variables, "params": params}, images)
+      return jnp.sum(logits * direction), logits
+
+    return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, images)
+
+  (grads, image_grad), logits = gradients(variables["params"], images)
+  np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-5)
+  _assert_close("images", image_grad, batch.grad.permute(0, 2, 3, 1).numpy())
+  ours = pretrained.to_tensors({"params": grads}, model)
+  named = dict(theirs.named_parameters())
+  assert ours.keys() == named.keys()
+  for name, parameter in named.items():
+    _assert_close(name, ours[name], parameter.grad.numpy())
+
+
+def _assert_close(name, value, expected):
+  """Compares gradients, whose sizes differ by orders from name to name."""
+  error = np.abs(value - expected).max()
+  assert error < 2e-4 * np.abs(expected).max() + 1e-6, name
+
+
+def test_linear_stochastic_depth_is_timm_s():
+  _, timm = parity_helper.import_timm()
+  torch = parity_helper.import_torch()
+  with torch.device("meta"):
+    theirs = timm.create_model("resnetrs101", drop_path_rate=0.2)
+  expected = [
+    [block.drop_path.drop_prob if block.drop_path else 0.0 for block in stage]
+    for stage in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4)
+  ]
+  model = models.create("resnetrs101", stochastic_depth_rate=0.2)
+  for ours, stage in zip(model.stochastic_depth_rates, expected, strict=True):
+    np.testing.assert_allclose(ours, stage, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"block": "basic", "stem": "conv7", "shortcut": "conv"},
+    {"block": "bottleneck", "stem": "deep", "shortcut": "average_pool"},
+  ],
+  ids=["basic", "bottleneck"],
+)
+def test_weights_round_trip(fields, tmp_path):
+  safetensors = pytest.importorskip("safetensors.numpy")
+  options = {"depths": (1, 2), "widths": (8, 16), "stem_widths": (8, 8, 16)}
+  model = models.create("resnetrs50", num_classes=5, **options, **fields)
+  variables = parity_helper.random_variables(model, 0)
+  tensors = pretrained.to_tensors(variables, model)
+  assert len(tensors) == len(jax.tree.leaves(variables))
+  path = tmp_path / "model.safetensors"
+  safetensors.save_file(tensors, path)
+  loaded = pretrained.load(path, model)
+  assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+  jax.tree.map(np.testing.assert_array_equal, loaded, variables)
