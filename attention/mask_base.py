@@ -189,62 +189,80 @@ class Blocks(Mask):
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pair(Mask):
+  """What a & b and a | b have in common."""
+
+  a: Mask
+  b: Mask
+
+  def operands(self):
+    return (*self.a.operands(), *self.b.operands())
+
+  def check(self, *sizes):
+    self.a.check(*sizes)
+    self.b.check(*sizes)
+
+  def tile_multiples(self):
+    return tuple(
+      int(np.gcd(*sizes))
+      for sizes in zip(
+        self.a.tile_multiples(), self.b.tile_multiples(), strict=True
+      )
+    )
+
+  def in_mixed_tile(self):
+    """Drops from a & b & ... the masks that are one value on any tile.
+
+    A mixed tile of a conjunction is one that block lists among its parts show
+    as a whole, and one of a | b | ... is one that they hide as a whole, so that
+    what is left decides.
+    """
+    kind = type(self)
+    rest = [part for part in _parts(self, kind) if not isinstance(part, Blocks)]
+    if any(any(part.tile_multiples()) for part in rest):
+      raise NotImplementedError(
+        "a block list stands deeper than the outermost & or | of the mask"
+      )
+    return functools.reduce(kind, rest) if rest else None
+
+  def _visible(self, tile: Tile, values: Sequence[Array]):
+    """Evaluates both with what is theirs of the values."""
+    first = len(self.a.operands())
+    return (
+      self.a.visible(tile, *values[:first]),
+      self.b.visible(tile, *values[first:]),
+    )
+
+  def _tile_states(self, *sizes: int):
+    return self.a.tile_states(*sizes), self.b.tile_states(*sizes)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Both(Mask):
+class _Both(_Pair):
   """a & b."""
 
-  a: Mask
-  b: Mask
-
-  def operands(self):
-    return (*self.a.operands(), *self.b.operands())
-
-  def check(self, *sizes):
-    self.a.check(*sizes)
-    self.b.check(*sizes)
-
   def visible(self, tile, *values):
-    return _visible(self.a, tile, values) & _visible(self.b, tile, values, -1)
+    a, b = self._visible(tile, values)
+    return a & b
 
   def tile_states(self, *sizes):
-    a, b = self.a.tile_states(*sizes), self.b.tile_states(*sizes)
-    return _minimum(a, b)
-
-  def tile_multiples(self):
-    return _least_multiples(self.a, self.b)
-
-  def in_mixed_tile(self):
-    return _remaining(self)
+    return _minimum(*self._tile_states(*sizes))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Either(Mask):
+class _Either(_Pair):
   """a | b."""
 
-  a: Mask
-  b: Mask
-
-  def operands(self):
-    return (*self.a.operands(), *self.b.operands())
-
-  def check(self, *sizes):
-    self.a.check(*sizes)
-    self.b.check(*sizes)
-
   def visible(self, tile, *values):
-    return _visible(self.a, tile, values) | _visible(self.b, tile, values, -1)
+    a, b = self._visible(tile, values)
+    return a | b
 
   def tile_states(self, *sizes):
-    a, b = self.a.tile_states(*sizes), self.b.tile_states(*sizes)
+    a, b = self._tile_states(*sizes)
     return FULL - _minimum(FULL - a, FULL - b)
-
-  def tile_multiples(self):
-    return _least_multiples(self.a, self.b)
-
-  def in_mixed_tile(self):
-    return _remaining(self)
 
 
 @jax.tree_util.register_dataclass
@@ -274,41 +292,10 @@ class _Not(Mask):
     return None if inner is None else _Not(inner)
 
 
-def _visible(mask: Mask, tile: Tile, values: Sequence[Array], end: int = 1):
-  """Evaluates one of two masks on the first or the last of the values."""
-  count = len(mask.operands())
-  return mask.visible(
-    tile, *(values[:count] if end > 0 else values[len(values) - count :])
-  )
-
-
-def _remaining(pair: "_Both | _Either") -> Mask | None:
-  """Drops from a & b & ... the masks that are all True or False on any tile.
-
-  A mixed tile of a conjunction is one that block lists among its parts show as
-  a whole, and one of a | b | ... is one that they hide as a whole, so that what
-  is left decides.
-  """
-  kind = type(pair)
-  rest = [part for part in _parts(pair, kind) if not isinstance(part, Blocks)]
-  if any(any(part.tile_multiples()) for part in rest):
-    raise NotImplementedError(
-      "a block list stands deeper than the outermost & or | of the mask"
-    )
-  return functools.reduce(kind, rest) if rest else None
-
-
 def _parts(mask: Mask, kind: type) -> list[Mask]:
   if isinstance(mask, kind):
     return _parts(mask.a, kind) + _parts(mask.b, kind)
   return [mask]
-
-
-def _least_multiples(a: Mask, b: Mask) -> tuple[int, int]:
-  return tuple(
-    int(np.gcd(*sizes))
-    for sizes in zip(a.tile_multiples(), b.tile_multiples(), strict=True)
-  )
 
 
 def _minimum(a, b):
