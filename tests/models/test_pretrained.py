@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from models import pretrained
+from models import duoformer, pretrained
 from tests import parity_helper
 from tests.models import small
 
@@ -93,6 +93,62 @@ def test_adapting_to_other_classes_and_windows():
   ]
   assert tables[0]["relative_bias_table"].shape == (4, 7, 7)
   _assert_equal(tables[0]["qkv"], tables[1]["qkv"])
+
+
+def _duoformer(**overrides):
+  trunk = {"depths": (1,) * 4, "widths": (4, 6, 8, 10), "stem_widths": (4,) * 3}
+  fields = {"backbone": "resnet18", "backbone_options": trunk, "num_classes": 3}
+  sizes = {"width": 8, "heads": 2, "scale_depth": 1, "patch_depth": 1}
+  return duoformer.DuoFormer(**{**fields, **sizes, **overrides})
+
+
+def test_file_round_trip_of_a_model_with_a_trunk(tmp_path):
+  safetensors = pytest.importorskip("safetensors.numpy")
+  for block in ("attn_only", "vit"):
+    model = _duoformer(scale_token="channel", patch_block=block)
+    variables = parity_helper.random_variables(model, 0)
+    tensors = pretrained.to_tensors(variables, model)
+    assert len(tensors) == len(jax.tree.leaves(variables))
+    safetensors.save_file(tensors, tmp_path / "model.safetensors")
+    loaded = pretrained.load(tmp_path / "model.safetensors", model)
+    _assert_equal(loaded, variables)
+
+
+def test_part_takes_the_weights_of_a_model_like_it(tmp_path):
+  safetensors = pytest.importorskip("safetensors.numpy")
+  model = _duoformer()
+  trunk = models.create("resnet18", **model.backbone_options)
+  variables = parity_helper.random_variables(trunk, 0)
+  tensors = pretrained.to_tensors(variables, trunk)
+  assert "fc.weight" in tensors
+  path = tmp_path / "resnet18.safetensors"
+  safetensors.save_file(tensors, path)
+  loaded = pretrained.load(path, model, part="trunk")
+  assert loaded["params"].keys() > {"trunk", "scale_tokens", "head"}
+  del variables["params"]["head"]
+  for collection, expected in variables.items():
+    _assert_equal(loaded[collection]["trunk"], expected)
+  adapted = pretrained.adapt(variables, model, part="trunk")
+  _assert_equal(adapted, loaded)
+  del tensors["layer1.0.conv1.weight"]
+  tensors |= {"unheard.of": np.zeros(3), "bn1.bias": np.zeros(7)}
+  with pytest.raises(ValueError, match="3 tensors do not fit") as caught:
+    pretrained.from_tensors(tensors, model, part="trunk")
+  message = str(caught.value)
+  assert "missing: layer1.0.conv1.weight, for params/trunk/stage_0" in message
+  assert "surplus: unheard.of" in message
+  assert "bn1.bias has (7,), the model needs (4,)" in message
+  with pytest.raises(ValueError, match="part is 'torso'; DuoFormer has no"):
+    pretrained.from_tensors(tensors, model, part="torso")
+
+
+def test_headless_models_ignore_a_classifier_when_asked(tensors):
+  headless = small.model(num_classes=0, window_size=2)
+  with pytest.raises(ValueError, match=r"surplus: head.fc"):
+    pretrained.from_tensors(tensors, headless)
+  tensors = {k: v for k, v in tensors.items() if "pre_logits" not in k}
+  loaded = pretrained.from_tensors(tensors, headless, replace_head=True)
+  assert set(loaded["params"]["head"]) == {"norm"}
 
 
 @pytest.mark.parametrize("suffix", ["bin", "pt", "pth", "ckpt"])
