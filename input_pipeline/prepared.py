@@ -37,19 +37,18 @@ def load_builder(
       format without random access; the message says what to do.
   """
   path, _, version = name.partition(":")
-  folders = _list_versions(data_dir / path)
+  folders = list_versions(data_dir / path)
   if version:
     folders = [folder for folder in folders if folder.name == version]
   if not folders:
     raise ValueError(_describe_absence(name, path, data_dir, built_in))
   builder = tfds.builder_from_directory(folders[-1])
-  formats = {f.value for f in builder.info.available_file_formats()}
+  formats = _list_formats(builder)
   if _FORMAT not in formats:
     raise ValueError(
       f"name: {name!r} in {folders[-1]} is stored as {', '.join(formats)},"
-      f" which cannot be read at random. Convert it once to {_FORMAT}: python"
-      " -m tensorflow_datasets.scripts.convert_format --out_file_format"
-      f" {_FORMAT} --dataset_version_dir {folders[-1]} (needs tensorflow)."
+      f" which cannot be read at random. Convert it once to {_FORMAT}."
+      f" {_describe_conversion(path, data_dir, folders[-1])}"
     )
   # A folder may hold both, and then the other one may be the default.
   builder.info.set_file_format(
@@ -58,7 +57,16 @@ def load_builder(
   return builder
 
 
-def _list_versions(folder: epath.Path) -> list[epath.Path]:
+def is_readable(folder: epath.Path) -> bool:
+  """Whether a prepared version has files with random access."""
+  return _FORMAT in _list_formats(tfds.builder_from_directory(folder))
+
+
+def _list_formats(builder: tfds.core.DatasetBuilder) -> list[str]:
+  return sorted(f.value for f in builder.info.available_file_formats())
+
+
+def list_versions(folder: epath.Path) -> list[epath.Path]:
   """Prepared versions directly below `folder`, the oldest first."""
   versions = [
     child
@@ -73,10 +81,10 @@ def list_names(data_dir: epath.Path) -> list[str]:
   """Names, with their configs, of all prepared data sets in a folder."""
   names = []
   for folder in sorted(_list_folders(data_dir)):
-    if _list_versions(folder):
+    if list_versions(folder):
       names.append(folder.name)
     for config in sorted(_list_folders(folder)):
-      if _list_versions(config):
+      if list_versions(config):
         names.append(f"{folder.name}/{config.name}")
   return names
 
@@ -92,7 +100,7 @@ def _describe_absence(
 ) -> str:
   """Why a name was not found, and what to do."""
   message = f"name: {name!r} is not prepared in {data_dir}."
-  versions = [folder.name for folder in _list_versions(data_dir / path)]
+  versions = [folder.name for folder in list_versions(data_dir / path)]
   if versions:
     return f"{message} There are its versions {', '.join(versions)}."
   names = sorted({*built_in, *list_names(data_dir)})
@@ -103,6 +111,30 @@ def _describe_absence(
   if near:
     message += f" Did you mean {' or '.join(near)}?"
   return (
-    f"{message} There are: {', '.join(names)}. A data set of TFDS is prepared"
-    f" with: tfds build {path} --data_dir {data_dir} --file_format {_FORMAT}."
+    f"{message} There are: {', '.join(names)}."
+    f" {_describe_preparation(path, data_dir)}"
+  )
+
+
+def _describe_conversion(
+  path: str, data_dir: epath.Path, folder: epath.Path
+) -> str:
+  if path.startswith("imagenet"):
+    return _describe_preparation(path, data_dir)
+  return (
+    "Run python -m tensorflow_datasets.scripts.convert_format"
+    f" --out_file_format {_FORMAT} --dataset_version_dir {folder} (needs"
+    " tensorflow and apache-beam)."
+  )
+
+
+def _describe_preparation(path: str, data_dir: epath.Path) -> str:
+  if path.startswith("imagenet"):
+    return (
+      f"Run python -m tools.prepare_imagenet --name={path}"
+      f" --data_dir={data_dir}, see docs/imagenet.md."
+    )
+  return (
+    f"A data set of TFDS is prepared with: tfds build {path} --data_dir"
+    f" {data_dir} --file_format {_FORMAT}."
   )

@@ -8,10 +8,15 @@ from typing import Any
 
 import ml_collections
 import tensorflow_datasets as tfds
+from etils import epath
 
 from input_pipeline import digits, fake, prepared
 
 BUILT_IN = ("digits", "fake")
+
+
+class DamagedFileError(ValueError):
+  """A file of records is damaged or cut short; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +44,19 @@ class Source:
     return len(self.records)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self.records[index]
+    """A record.
+
+    Raises:
+      DamagedFileError: if its file cannot be read there.
+    """
+    try:
+      return self.records[index]
+    except RuntimeError as error:
+      raise DamagedFileError(
+        f"{self.describe(index)} cannot be read: {error}. The file is damaged"
+        " or cut short: copy it again, or delete its folder and prepare the"
+        " data set again."
+      ) from error
 
   def describe(self, index: int) -> str:
     """Says where a record is, for messages."""
@@ -92,6 +109,7 @@ def _open_prepared(
       f" label, but its features are {', '.join(features)}."
     )
   _resolve(name, split, builder.info.splits)
+  _check_files(name, split, builder)
   files = tuple(
     (instruction.take, str(instruction.filename), instruction.skip)
     for instruction in builder.info.splits[split].file_instructions
@@ -104,6 +122,24 @@ def _open_prepared(
     records=_open_records(builder, split) if files else (),
     files=files,
   )
+
+
+def _check_files(
+  name: str, split: str, builder: tfds.core.DatasetBuilder
+) -> None:
+  """Looks for the files of a split; lists their folder only once."""
+  present = {path.name for path in builder.data_path.iterdir()}
+  paths = [
+    epath.Path(part.filename)
+    for part in builder.info.splits[split].file_instructions
+  ]
+  absent = [path.name for path in paths if path.name not in present]
+  if absent:
+    raise ValueError(
+      f"split {split!r} of {name!r} lacks {len(absent)} of {len(paths)} files"
+      f" in {builder.data_path}, first of all {absent[0]}. Copy them again, or"
+      " delete the folder and prepare the data set again."
+    )
 
 
 def _open_records(builder: tfds.core.DatasetBuilder, split: str) -> Any:
