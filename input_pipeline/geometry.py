@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -80,6 +81,9 @@ def flip(probability: float = 0.5) -> images.Transform:
   images.check_probability(probability)
 
   def apply(image, rng):
-    return image[:, ::-1] if rng.random() < probability else image
+    if rng.random() >= probability:
+      return image
+    # A mirrored view would cost what comes next ten times as much.
+    return cv2.flip(image, 1).reshape(image.shape)
 
   return apply
