@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import optax
 
 import input_pipeline
 import models
@@ -27,7 +28,8 @@ class Experiment(NamedTuple):
   mesh: jax.sharding.Mesh
   info: input_pipeline.DatasetInfo
   task: Any
-  clock: durations.Clock
+  # None if the data set has no training split, which evaluation does without.
+  clock: durations.Clock | None
   train_step: Callable[[Any, Any], Any]
   init: Callable[[], state_lib.TrainState]
   # The train state as `jax.ShapeDtypeStruct`s with their shardings.
@@ -47,8 +49,10 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
     config.batch_size, config.accumulation_steps, mesh
   )
   info = input_pipeline.dataset_info(config.data)
-  clock = _create_clock(config, info.num_train_examples)
-  schedule = schedules.create_schedule(config.optimizer, clock)
+  clock, schedule = None, optax.constant_schedule(0.0)
+  if info.num_train_examples:
+    clock = _create_clock(config, info.num_train_examples)
+    schedule = schedules.create_schedule(config.optimizer, clock)
   tx = optimizers.create_optimizer(config.optimizer, schedule)
   task = _create_task(config, info.num_classes)
   if config.frozen_trunk:

@@ -58,11 +58,12 @@ def train_and_evaluate(
     NonFiniteError: if the run diverges; the checkpoints before it stand.
   """
   experiment = experiment_lib.create(config)
+  # First of all: without a training split there is no clock either.
+  batches = create_train_batches(config)
   mesh, clock = experiment.mesh, experiment.clock
   total_steps = clock.total_steps
   evaluate_every = clock.steps(config.evaluate_every, "evaluate_every")
   save_every = clock.steps(config.checkpoint.every, "checkpoint.every")
-  batches = create_train_batches(config)
   eval_batches = create_eval_batches(config)
   records.claim_workdir(workdir, config, override=override_config)
   store = checkpoints.Checkpoints(workdir, config.checkpoint)

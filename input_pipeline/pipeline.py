@@ -14,13 +14,18 @@ import numpy as np
 from absl import flags
 
 from input_pipeline import class_subset, reader
+from input_pipeline.source import AbsentSplitError
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-  """What a run must know of its data set before it starts."""
+  """What a run must know of its data set before it starts.
+
+  Without a training split, which evaluation does not need, num_train_examples
+  is 0.
+  """
 
   num_train_examples: int
   num_eval_examples: int
@@ -30,12 +35,18 @@ class DatasetInfo:
 
 def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
   """Sizes of both splits and the classes; opens the data set to see."""
-  train = class_subset.open_source(config, config.train_split)
+  evaluation = class_subset.open_source(config, config.eval_split)
+  try:
+    num_train_examples = len(
+      class_subset.open_source(config, config.train_split)
+    )
+  except AbsentSplitError:
+    num_train_examples = 0
   return DatasetInfo(
-    num_train_examples=len(train),
-    num_eval_examples=len(class_subset.open_source(config, config.eval_split)),
-    num_classes=len(train.class_names),
-    class_names=train.class_names,
+    num_train_examples=num_train_examples,
+    num_eval_examples=len(evaluation),
+    num_classes=len(evaluation.class_names),
+    class_names=evaluation.class_names,
   )
 
 

@@ -1,8 +1,12 @@
 import itertools
+import shutil
 
 import pytest
 
+import experiment
 import input_pipeline
+import train
+from configs import digits as run_config
 from input_pipeline import decode, source
 
 
@@ -119,3 +123,55 @@ def test_faults_of_fake(field, value):
   config.fake[field] = value
   with pytest.raises(ValueError, match=f"fake.{field} is"):
     source.open_source(config, "train")
+
+
+def test_evaluation_needs_no_training_split(config, tmp_path):
+  run = run_config.get_config("tiny")
+  run.data.update(
+    data_dir=config.data_dir, train_split="elsewhere", eval_split="test[:7]"
+  )
+  info = input_pipeline.dataset_info(run.data)
+  assert (info.num_train_examples, info.num_eval_examples) == (0, 7)
+  assert info.num_classes == 10
+  assert experiment.create(run).clock is None
+  with pytest.raises(ValueError, match=r"'elsewhere' of 'digits' .*train \("):
+    train.train_and_evaluate(run, str(tmp_path))
+
+
+def _copy_of_digits(config, tmp_path):
+  shutil.copytree(f"{config.data_dir}/digits", tmp_path / "digits")
+  config.data_dir = str(tmp_path)
+  (train_file,) = tmp_path.glob("digits/*/*train*")
+  return train_file
+
+
+def test_without_the_files_of_the_training_split(config, tmp_path):
+  _copy_of_digits(config, tmp_path).unlink()
+  assert input_pipeline.dataset_info(config).num_train_examples == 0
+  assert len(next(iter(input_pipeline.eval_batches(config, batch_size=4))))
+  with pytest.raises(ValueError, match=r"lacks 1 of 1 files .*digits-train"):
+    source.open_source(config, "train")
+
+
+@pytest.mark.parametrize("size", [0, 1000, -1000])
+def test_file_cut_short(config, tmp_path, size):
+  train_file = _copy_of_digits(config, tmp_path)
+  train_file.write_bytes(train_file.read_bytes()[:size])
+  batches = input_pipeline.train_iterator(config, seed=0, global_batch_size=4)
+  with pytest.raises(source.DamagedFileError, match="cut short") as error:
+    next(batches)
+  assert str(train_file) in str(error.value)
+
+
+def test_damaged_file(config, tmp_path):
+  train_file = _copy_of_digits(config, tmp_path)
+  data = bytearray(train_file.read_bytes())
+  middle = len(data) // 2
+  data[middle : middle + 100] = bytes(100)
+  train_file.write_bytes(data)
+  opened = source.open_source(config, "train")
+  assert opened[0]["image"].startswith(b"\x89PNG")
+  with pytest.raises(source.DamagedFileError, match="hash mismatch") as error:
+    [opened[row] for row in range(len(opened))]
+  assert str(train_file) in str(error.value)
+  assert "(record " in str(error.value)
