@@ -54,7 +54,7 @@ def unsupported(
     return (
       f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, not all the same"
     )
-  q, k, left = planning.with_factors(q, k, 1.0, mods)
+  factors, left = planning.leading_factors(mods)
   if any(isinstance(mod, scores.FactoredBias) for mod in left):
     return "a factored bias comes after a modification that does not add"
   if mask is not None:
@@ -62,6 +62,9 @@ def unsupported(
       mask.in_mixed_tile()
     except NotImplementedError as error:
       return str(error)
+  q, k = jax.eval_shape(
+    lambda q, k: planning.with_factors(q, k, 1.0, factors), q, k
+  )
   return _KERNELS[platform].unsupported(q, k, v, mask)
 
 
@@ -92,7 +95,8 @@ def flash_attention(
     [batch, q_len, heads, v_dim] in the dtype of `q`, and [batch, heads, q_len]
     in float32 (of softmax only, otherwise zeros).
   """
-  q, k, mods = planning.with_factors(q, k, scale, mods)
+  factors, mods = planning.leading_factors(mods)
+  q, k = planning.with_factors(q, k, scale, factors)
   batch, q_len, heads, _ = q.shape
   kv_len = k.shape[1]
   kernels = _KERNELS[target.platform]

@@ -121,38 +121,44 @@ def tile_list(states: np.ndarray | Array) -> np.ndarray | Array:
   return listed.astype(np.int32)
 
 
+def leading_factors(
+  mods: Sequence[ScoreMod],
+) -> tuple[list[scores.FactoredBias], list[ScoreMod]]:
+  """Returns the factored biases among the first that add, and the others."""
+  factors, rest = [], []
+  for index, mod in enumerate(mods):
+    if not isinstance(mod, scores.FactoredBias | scores.Bias):
+      return factors, [*rest, *mods[index:]]
+    (factors if isinstance(mod, scores.FactoredBias) else rest).append(mod)
+  return factors, rest
+
+
 def with_factors(
-  q: Array, k: Array, scale: float, mods: Sequence[ScoreMod]
-) -> tuple[Array, Array, list[ScoreMod]]:
+  q: Array, k: Array, scale: float, factors: Sequence[scores.FactoredBias]
+) -> tuple[Array, Array]:
   """Turns factored biases into more channels of queries and keys.
 
   The sum of products that the matrix unit makes anyway then holds the bias,
   which is exact for float32 as it stands. For narrower inputs each factor is
   split into three parts of their width, whose six products that matter carry
-  float32. The rule holds for a factored bias among the first modifications
-  that add; others stay.
+  float32.
 
   Args:
     q: [batch, q_len, heads, dim].
     k: [batch, kv_len, k_heads, dim].
     scale: factor of the scores, by which the factors are divided.
-    mods: score modifications.
+    factors: the biases.
   """
-  rest = list(mods)
-  for mod in mods:
-    if not isinstance(mod, scores.FactoredBias | scores.Bias):
-      break
-    if isinstance(mod, scores.FactoredBias):
-      rest.remove(mod)
-      heads = q.shape[2]
-      q_factor = _over_heads(mod.q_factor / scale, q.shape[0], heads)
-      k_factor = _over_heads(mod.k_factor, q.shape[0], heads)
-      if q.dtype != jnp.float32:
-        q_factor, k_factor = _split(q_factor, k_factor, q.dtype)
-      k = jnp.repeat(k, heads // k.shape[2], axis=2)
-      q = jnp.concatenate([q, q_factor.astype(q.dtype)], axis=-1)
-      k = jnp.concatenate([k, k_factor.astype(k.dtype)], axis=-1)
-  return q, k, rest
+  batch, _, heads, _ = q.shape
+  for bias in factors:
+    q_factor = _over_heads(bias.q_factor / scale, batch, heads)
+    k_factor = _over_heads(bias.k_factor, batch, heads)
+    if q.dtype != jnp.float32:
+      q_factor, k_factor = _split(q_factor, k_factor, q.dtype)
+    k = jnp.repeat(k, heads // k.shape[2], axis=2)
+    q = jnp.concatenate([q, q_factor.astype(q.dtype)], axis=-1)
+    k = jnp.concatenate([k, k_factor.astype(k.dtype)], axis=-1)
+  return q, k
 
 
 def _over_heads(factor: Array, batch: int, heads: int) -> Array:

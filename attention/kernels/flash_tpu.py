@@ -23,6 +23,8 @@ from attention.mask_base import Mask
 
 __all__ = ["LAYOUT", "backward", "block_sizes", "forward", "unsupported"]
 
+Shaped = Array | jax.ShapeDtypeStruct
+
 # How arrays come.
 LAYOUT = "bhnd"
 # Kernels keep the list of tiles in scalar memory, 4 bytes an entry.
@@ -31,7 +33,9 @@ MAX_LISTED_TILES = 180_000
 BLOCK = 512
 
 
-def unsupported(q: Array, k: Array, v: Array, mask: Mask | None) -> str | None:
+def unsupported(
+  q: Shaped, k: Shaped, v: Shaped, mask: Mask | None
+) -> str | None:
   """Returns why the kernels do not take the arguments, or None if they do."""
   del v
   if mask is None:
@@ -51,7 +55,7 @@ def unsupported(q: Array, k: Array, v: Array, mask: Mask | None) -> str | None:
   return None
 
 
-def block_sizes(q: Array, k: Array, mask: Mask | None) -> tuple[int, int]:
+def block_sizes(q: Shaped, k: Shaped, mask: Mask | None) -> tuple[int, int]:
   """Returns the sides of a tile: BLOCK, less for short or fine calls."""
   sizes = (
     min(BLOCK, -(-q.shape[1] // 16) * 16),
