@@ -170,6 +170,22 @@ def _accumulate(refs, numbers, plan, d_values, rows):
       ref[rows, :] += gradient
 
 
+def _call(grid, kernel, name, indices, arrays, operands, *outputs, products):
+  """Runs a kernel of the backward pass on q, k, v, d_out, lse and delta."""
+  q, k, v, *_ = arrays
+  in_specs = [
+    grid.q_spec(q),
+    grid.k_spec(k),
+    grid.k_spec(v),
+    grid.row_spec(v.shape[-1]),
+    grid.statistic_spec(),
+    grid.statistic_spec(),
+  ]
+  return grid.call(
+    kernel, name, indices, in_specs, arrays, operands, *outputs, products
+  )
+
+
 def _backward_rows(plan, q, k, v, operands, indices, lists, d_out, lse, delta):
   """The gradient of the queries and of what belongs to queries."""
   grid = Grid(plan, q, k, v, lists, by_rows=True)
@@ -218,19 +234,12 @@ def _backward_rows(plan, q, k, v, operands, indices, lists, d_out, lse, delta):
       d_q_ref[...] = (d_q_sum_ref[...] * plan.scale).astype(d_q_ref.dtype)
 
   depth, width = q.shape[-1], v.shape[-1]
-  d_q, *gradients = grid.call(
+  d_q, *gradients = _call(
+    grid,
     kernel,
     "flash_backward_rows",
     indices,
-    [
-      grid.q_spec(q),
-      grid.k_spec(k),
-      grid.k_spec(v),
-      grid.row_spec(width),
-      grid.statistic_spec(),
-      grid.statistic_spec(),
-    ],
-    [q, k, v, d_out, lse, delta],
+    (q, k, v, d_out, lse, delta),
     operands,
     [grid.row_spec(depth), *specs],
     [jax.ShapeDtypeStruct(q.shape, q.dtype), *shapes],
@@ -292,19 +301,12 @@ def _backward_columns(
   depth, width = q.shape[-1], v.shape[-1]
   # Query heads that share a key head leave parts that are summed afterwards.
   lead = (*q.shape[:2], k.shape[2])
-  d_k, d_v, *gradients = grid.call(
+  d_k, d_v, *gradients = _call(
+    grid,
     kernel,
     "flash_backward_columns",
     indices,
-    [
-      grid.q_spec(q),
-      grid.k_spec(k),
-      grid.k_spec(v),
-      grid.row_spec(width),
-      grid.statistic_spec(),
-      grid.statistic_spec(),
-    ],
-    [q, k, v, d_out, lse, delta],
+    (q, k, v, d_out, lse, delta),
     operands,
     [grid.column_spec(depth), grid.column_spec(width), *specs],
     [
@@ -384,19 +386,12 @@ def _dense_gradient(
     grid.on_tile(scalars, process)
 
   _, spec = grid.operand(number, operands[number])
-  (gradient,) = grid.call(
+  (gradient,) = _call(
+    grid,
     kernel,
     "flash_backward_tiles",
     indices,
-    [
-      grid.q_spec(q),
-      grid.k_spec(k),
-      grid.k_spec(v),
-      grid.row_spec(v.shape[-1]),
-      grid.statistic_spec(),
-      grid.statistic_spec(),
-    ],
-    [q, k, v, d_out, lse, delta],
+    (q, k, v, d_out, lse, delta),
     operands,
     [spec],
     [jax.ShapeDtypeStruct(operands[number].shape, jnp.float32)],
