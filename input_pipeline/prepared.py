@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 _FORMAT = tfds.core.FileFormat.ARRAY_RECORD.value
+_FEATURES = "features.json"
 
 
 def get_data_dir(data_dir: str | None) -> epath.Path:
@@ -71,10 +72,18 @@ def list_versions(folder: epath.Path) -> list[epath.Path]:
   versions = [
     child
     for child in (folder.iterdir() if folder.is_dir() else ())
-    if tfds.core.Version.is_valid(child.name)
-    and (child / "features.json").exists()
+    if tfds.core.Version.is_valid(child.name) and (child / _FEATURES).exists()
   ]
   return sorted(versions, key=lambda child: tfds.core.Version(child.name))
+
+
+def _list_versions_without_features(folder: epath.Path) -> list[epath.Path]:
+  return [
+    child
+    for child in sorted(_list_folders(folder))
+    if tfds.core.Version.is_valid(child.name)
+    and not (child / _FEATURES).exists()
+  ]
 
 
 def list_names(data_dir: epath.Path) -> list[str]:
@@ -103,6 +112,13 @@ def _describe_absence(
   versions = [folder.name for folder in list_versions(data_dir / path)]
   if versions:
     return f"{message} There are its versions {', '.join(versions)}."
+  if list_versions(data_dir) or (data_dir / _FEATURES).exists():
+    return f"{message} This is a data set itself: give the folder it is in."
+  if old := _list_versions_without_features(data_dir / path):
+    return (
+      f"{message} {', '.join(map(str, old))} lacks {_FEATURES}: either its copy"
+      " is not whole, or a TFDS too old to write this file prepared it."
+    )
   names = sorted({*built_in, *list_names(data_dir)})
   configs = [n for n in names if n.startswith(f"{path}/")]
   if configs:

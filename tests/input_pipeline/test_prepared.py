@@ -58,6 +58,24 @@ def test_missing_data_dir_is_no_crash(tmp_path):
     load("mnist", tmp_path / "nowhere")
 
 
+def test_data_dir_is_the_data_set_itself(digits_dir):
+  for folder in (digits_dir / "digits", *digits_dir.glob("digits/1*")):
+    with pytest.raises(ValueError, match="data set itself: give the folder"):
+      load("mnist", folder)
+
+
+def test_version_that_is_not_whole(tmp_path, write_tiny):
+  write_tiny([b"x"])
+  (tmp_path / "tiny" / "1.0.0" / "features.json").unlink()
+  with pytest.raises(ValueError, match=r"tiny/1\.0\.0 lacks features\.json"):
+    load("tiny", tmp_path)
+
+
+def test_imagenet_says_how_to_prepare_it(tmp_path):
+  with pytest.raises(ValueError, match="prepare_imagenet --name=imagenet_v2 "):
+    load("imagenet_v2", tmp_path)
+
+
 def test_tfrecord_says_how_to_convert(tmp_path, write_tiny):
   write_tiny([b"x"])
   info = tmp_path / "tiny" / "1.0.0" / "dataset_info.json"
@@ -67,6 +85,9 @@ def test_tfrecord_says_how_to_convert(tmp_path, write_tiny):
   with pytest.raises(ValueError, match="stored as tfrecord") as error:
     load("tiny", tmp_path)
   assert "convert_format" in str(error.value)
+  (tmp_path / "tiny").rename(tmp_path / "imagenet_tiny")
+  with pytest.raises(ValueError, match="prepare_imagenet --name=imagenet_tiny"):
+    load("imagenet_tiny", tmp_path)
 
 
 def test_reading_does_not_ask_the_network_or_import_tensorflow(digits_dir):

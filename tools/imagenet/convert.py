@@ -82,11 +82,14 @@ def _convert_shard(source: epath.Path, target: epath.Path, length: int) -> None:
     raise ValueError(
       f"{source} is damaged or cut short: {error.message}. Copy it again."
     ) from error
-  if count != length:
-    raise ValueError(
-      f"{source} has {count} records instead of {length}. Copy it again."
-    )
-  partial.rename(target)
+  else:
+    if count != length:
+      raise ValueError(
+        f"{source} has {count} records instead of {length}. Copy it again."
+      )
+    partial.rename(target)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 def _add_format(folder: epath.Path) -> None:

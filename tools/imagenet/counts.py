@@ -168,7 +168,10 @@ def check(
         if expected.fewest == expected.most
         else f"{expected.fewest} to {expected.most}"
       )
-      faults.append(f"{split}: not {per_class} images: {', '.join(odd)}")
+      more = f" and {len(odd) - 20} more" if len(odd) > 20 else ""
+      faults.append(
+        f"{split}: not {per_class} images: {', '.join(odd[:20])}{more}"
+      )
   return faults
 
 
