@@ -6,7 +6,10 @@ from configs import common
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-AUGMENTED = "random_resized_crop|flip|rand_augment(layers=2,magnitude={})"
+# The papers' TensorFlow code skips pixels where it shrinks an image.
+CROPPED = "random_resized_crop(antialias=False)|flip"
+RESIZED = "resize(antialias=False)"
+AUGMENTED = CROPPED + "|rand_augment(layers=2,magnitude={})"
 
 
 def get_config(model: str, image_size: int) -> ml_collections.ConfigDict:
@@ -21,8 +24,8 @@ def get_config(model: str, image_size: int) -> ml_collections.ConfigDict:
   config.data.name = "imagenet2012"
   config.data.eval_split = "validation"
   config.data.image_size = image_size
-  config.data.train_transform = "random_resized_crop|flip"
-  config.data.eval_transform = "center_crop|resize"
+  config.data.train_transform = CROPPED
+  config.data.eval_transform = f"center_crop|{RESIZED}"
   config.data.mean, config.data.std = MEAN, STD
   config.data.num_threads = 16
   config.dtype = "bfloat16"

@@ -90,10 +90,11 @@ def _fine_tuned(
   """Table 12, second column."""
   config = imagenet.get_config(_model(size, resolution, flavour), resolution)
   # The whole image as a square, in training as well.
+  squash = "resize" if flavour else imagenet.RESIZED
   config.data.train_transform = (
-    "resize|flip|rand_augment(layers=2,magnitude=15)"
+    f"{squash}|flip|rand_augment(layers=2,magnitude=15)"
   )
-  config.data.eval_transform = "resize"
+  config.data.eval_transform = squash
   config.data.mean = config.data.std = (0.5, 0.5, 0.5)
   config.init.resize_tables = True
   config.model.stochastic_depth_rate = _DROPPED[size]
@@ -145,7 +146,7 @@ def _garden(size: str) -> ml_collections.ConfigDict:
   """The runs of TensorFlow's Model Garden."""
   config = _from_scratch(size)
   config.data.train_transform = (
-    "random_resized_crop|flip"
+    f"{imagenet.CROPPED}"
     "|rand_augment(layers=2,magnitude=15,exclude=('Cutout',))"
   )
   config.mixing.cutmix_alpha = 1.0

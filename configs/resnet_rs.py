@@ -135,7 +135,7 @@ def _without_stochastic_depth(config):
 
 
 def _without_rand_augment(config):
-  config.data.train_transform = "random_resized_crop|flip"
+  config.data.train_transform = imagenet.CROPPED
 
 
 def _without_dropout(config):

@@ -41,9 +41,10 @@ def test_published(variant):
   assert config.model.batch_norm_momentum == 0
   assert config.data.image_size == int(size)
   assert config.data.train_transform == (
-    f"random_resized_crop|flip|rand_augment(layers=2,magnitude={magnitude})"
+    "random_resized_crop(antialias=False)|flip"
+    f"|rand_augment(layers=2,magnitude={magnitude})"
   )
-  assert config.data.eval_transform == "center_crop|resize"
+  assert config.data.eval_transform == "center_crop|resize(antialias=False)"
   assert config.data.mean == (0.485, 0.456, 0.406)
   assert config.data.std == (0.229, 0.224, 0.225)
   assert (config.train_for, config.batch_size) == ("350 epochs", 4096)
