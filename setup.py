@@ -68,7 +68,7 @@ setup(
     "parity": PARITY,
     "hub": ["huggingface_hub>=0.30", "safetensors>=0.5"],
     "compile": COMPILE,
-    "prepare": ["tensorflow"],
+    "prepare": ["tensorflow>=2.20"],
     "colab": ["ipykernel>=6.29"],
   },
 )
