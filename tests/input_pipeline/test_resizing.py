@@ -188,35 +188,41 @@ def test_crop_that_samples_is_of_the_full_image(encoding):
   np.testing.assert_array_equal(pixels, expected)
 
 
-# How each family is evaluated: our transform, its size, and timm's name of it.
+# How docs/training.md says that published models are evaluated.
 EVALUATIONS = {
-  "maxvit 224": ("resize_center_crop(ratio=0.95)", 224, 0.95, "center"),
-  "maxvit 384": ("resize", 384, 1.0, "squash"),
-  "resnetrs50": ("resize_center_crop(ratio=0.91)", 160, 0.91, "center"),
-  "resnetrs101": ("resize_center_crop(ratio=0.94)", 192, 0.94, "center"),
-  "resnetrs152": ("resize_center_crop(ratio=1.0)", 256, 1.0, "center"),
-  "halonet26t": ("resize_center_crop(ratio=0.95)", 256, 0.95, "center"),
-  "halonet50ts": ("resize_center_crop(ratio=0.94)", 256, 0.94, "center"),
+  "maxvit_tiny_tf_224.in1k": "resize_center_crop(ratio=0.95)",
+  "maxvit_base_tf_224.in21k": "resize_center_crop(ratio=0.95)",
+  "maxvit_tiny_tf_384.in1k": "resize",
+  "maxvit_xlarge_tf_512.in21k_ft_in1k": "resize",
+  "resnetrs50.tf_in1k": "resize_center_crop(ratio=0.91)",
+  "resnetrs101.tf_in1k": "resize_center_crop(ratio=0.94)",
+  "resnetrs152.tf_in1k": "resize_center_crop(ratio=1.0)",
+  "halonet26t.a1h_in1k": "resize_center_crop(ratio=0.95)",
+  "halonet50ts.a1h_in1k": "resize_center_crop(ratio=0.94)",
+  "sehalonet33ts.ra2_in1k": "resize_center_crop(ratio=0.94)",
 }
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("family", EVALUATIONS)
+@pytest.mark.parametrize("model", EVALUATIONS)
 @pytest.mark.parametrize("shape", [(375, 500), (467, 311), (97, 241)])
-def test_evaluation_is_timms(family, shape):
-  parity_helper.import_timm()
+def test_evaluation_is_timms(model, shape):
+  _, timm = parity_helper.import_timm()
   from timm.data import transforms_factory
 
-  spec, size, crop_pct, crop_mode = EVALUATIONS[family]
+  published = timm.get_pretrained_cfg(model)
+  size = published.input_size[-1]
   theirs = transforms_factory.transforms_imagenet_eval(
     size,
-    crop_pct=crop_pct,
-    crop_mode=crop_mode,
-    interpolation="bicubic",
+    crop_pct=published.crop_pct,
+    crop_mode=published.crop_mode,
+    interpolation=published.interpolation,
     use_prefetcher=True,
   )
   image = photograph(*shape)
-  transform = transform_spec.create_transform(spec, image_size=size)
+  transform = transform_spec.create_transform(
+    EVALUATIONS[model], image_size=size
+  )
   expected = np.asarray(theirs(Image.fromarray(image))).transpose(1, 2, 0)
   np.testing.assert_array_equal(apply(transform, image), expected)
 
