@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -181,22 +182,24 @@ from tools import prepare_imagenet
 folder = pathlib.Path({str(tmp_path)!r})
 (path,) = folder.glob("*/*/*validation.tfrecord*")
 whole = path.read_bytes()
-path.write_bytes(whole[:-100])
-try:
-  prepare_imagenet.main(sys.argv[1:])
-except SystemExit as error:
-  print("First:", error)
+# A record is its length, 4 bytes, itself and 4 bytes.
+first = 16 + int.from_bytes(whole[:8], "little")
+for part in (whole[:-100], whole[:first]):
+  path.write_bytes(part)
+  try:
+    prepare_imagenet.main(sys.argv[1:])
+  except SystemExit as error:
+    print("Stopped:", error)
 (kept,) = folder.glob("*/*/*.array_record*")
 print("Kept:", kept.name, kept.stat().st_ino)
 path.write_bytes(whole)
 """
   done = run(f"--data_dir={tmp_path}", before=generate)
   assert done.returncode == 0, done.stderr
-  (first,) = [
-    line for line in done.stdout.splitlines() if line.startswith("First")
-  ]
-  assert "damaged or cut short" in first
-  assert "imagenet2012-validation.tfrecord-00000-of-00001" in first
+  damaged, short = re.findall("Stopped: (.*)", done.stdout)
+  name = "imagenet2012-validation.tfrecord-00000-of-00001"
+  assert f"{name} is damaged or cut short" in damaged
+  assert f"{name} has 1 records instead of 8" in short
   files = list_files(tmp_path)
   assert any(
     f"Kept: {name} {inode}\n" in done.stdout for name, inode in files.items()
