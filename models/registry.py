@@ -11,7 +11,12 @@ import flax.linen as nn
 
 # Modules with VARIANTS: {name: (class, {field: value})} and IMAGE_SIZES: {name:
 # side in pixels of the images that the variant was published for}.
-FAMILIES = ("models.duoformer", "models.maxvit", "models.resnet")
+FAMILIES = (
+  "models.duoformer",
+  "models.halonet",
+  "models.maxvit",
+  "models.resnet",
+)
 
 
 def create(name: str, **overrides: Any) -> nn.Module:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 import attention
 from models import layers, registry
+from models.halo_mixer import HaloAttention
 
 Dtype = layers.Dtype
 
@@ -116,6 +117,7 @@ class GridAttention(WindowAttention):
 TOKEN_MIXERS: dict[str, type[nn.Module]] = {
   "block_attention": BlockAttention,
   "grid_attention": GridAttention,
+  "halo_attention": HaloAttention,
 }
 
 

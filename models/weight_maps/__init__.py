@@ -8,14 +8,16 @@ what makes missing and surplus tensors plain to see.
 import flax.linen as nn
 
 from models.duoformer import DuoFormer
+from models.halonet import HaloNet
 from models.maxvit import MaxViT
 from models.resnet import ResNet
-from models.weight_maps import duoformer, maxvit, resnet
+from models.weight_maps import duoformer, halonet, maxvit, resnet
 from models.weight_maps.layouts import WeightMap
 
 # For each family a function from the model to its map.
 _FAMILIES = {
   DuoFormer: lambda model: duoformer.weight_map(of(part(model, "trunk"))),
+  HaloNet: halonet.weight_map,
   MaxViT: maxvit.weight_map,
   ResNet: resnet.weight_map,
 }

@@ -1,0 +1,574 @@
+"""HaloNet: residual networks whose convolutions are local attention.
+
+"Scaling Local Self-Attention for Parameter Efficient Visual Backbones" (arXiv
+2103.12731). No code was released. `halonet_h0` to `halonet_h7` are the paper's
+by their published parameter counts; the others are timm's networks, to whose
+logits and gradients the tests hold them. timm's halonet_h1 is here called
+`halonet_h1_timm`: it has 8 heads in each stage, the paper's has 4 in the first.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models import halo_mixer, layers
+
+Dtype = layers.Dtype
+
+BATCH_NORM_EPSILON = 1e-5
+ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
+# He initialisation over the outputs.
+CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+CHOICES = {
+  "stem": ("conv7", "conv3", "tiered"),
+  "shortcut": ("average_pool", "conv", "none"),
+  "activation": tuple(ACTIVATIONS),
+  "channel_attention": ("none", "se", "eca"),
+}
+BLOCKS = ("conv", "halo", "global")
+
+
+class HaloNet(nn.Module):
+  """HaloNet and its hybrids, from an image to logits or a feature pyramid.
+
+  Attributes:
+    layout: for each stage the kinds of its blocks: "conv", a 3 x 3 convolution;
+      "halo", halo attention; "global", attention of all tokens.
+    widths: channels that the blocks of each stage put out.
+    bottleneck_widths: channels within the blocks of each stage, of which
+      attention makes its queries and keys.
+    expansion: channels within a block over its input's, where
+      `bottleneck_widths` is None.
+    strides: step of the first block of each stage.
+    heads: heads of each stage.
+    block_size: side of the blocks of queries, in tokens.
+    halo_size: tokens that keys reach beyond a block, on each side.
+    key_ratio: channels of queries and keys over those within the block.
+    key_dim: channels of a head's queries and keys; takes the place of
+      `key_ratio` if given.
+    value_ratio: channels of values over those within the block, the paper's rv.
+    mask_padding: whether keys beyond the edge are left out of the softmax.
+    norm_after_attention: whether batch norm and activation follow attention.
+    stem: "conv7", a 7 x 7 convolution; "conv3", a 3 x 3 one; or "tiered",
+      three of 3 x 3.
+    stem_width: channels of the stem.
+    stem_pool: whether max pooling ends the stem; without it the last
+      convolution of "tiered" has stride 2.
+    shortcut: where shape changes: "average_pool" and a 1 x 1 convolution,
+      "conv", that convolution with a stride, or "none", no shortcut.
+    group_width: channels of a group in 3 x 3 convolutions; all if 0.
+    channel_attention: in blocks of convolutions, "se", squeeze-excite, "eca"
+      (arXiv 1910.03151), or "none".
+    squeeze_ratio: width of squeeze-excite's bottleneck over the block's.
+    linear_output: whether blocks end without activation.
+    final_width: channels of a last 1 x 1 convolution; none if 0.
+    activation: "relu" or "silu".
+    image_size: side of the images that positions of "global" blocks are for;
+      without such blocks any size will do.
+    batch_norm_momentum: share of the old value in an update of the running
+      statistics.
+    stochastic_depth_rate: probability that the residual branch of the last
+      block is dropped; it grows linearly from 0 in the first.
+    dropout_rate: probability of dropping a channel before the logits.
+    num_classes: number of logits; if 0, `model.apply` gives the mean of the
+      last feature map.
+    remat: whether the backward pass computes each block again instead of
+      keeping its activations.
+    attention_implementation: which implementation of the attention runs, see
+      `attention.kernels.dispatch`.
+    dtype: dtype of the computation; statistics, softmax and logits are float32.
+    param_dtype: dtype of the parameters.
+  """
+
+  layout: tuple[tuple[str, ...], ...] = (("halo",) * 3,) * 4
+  widths: tuple[int, ...] = (64, 128, 256, 512)
+  bottleneck_widths: tuple[int, ...] | None = (64, 128, 256, 512)
+  expansion: int = 1
+  strides: tuple[int, ...] = (1, 2, 2, 2)
+  heads: tuple[int, ...] = (8, 8, 8, 8)
+  block_size: int = 8
+  halo_size: int = 3
+  key_ratio: float = 1.0
+  key_dim: int | None = None
+  value_ratio: float = 1.0
+  mask_padding: bool = False
+  norm_after_attention: bool = True
+  stem: str = "conv7"
+  stem_width: int = 64
+  stem_pool: bool = True
+  shortcut: str = "conv"
+  group_width: int = 0
+  channel_attention: str = "none"
+  squeeze_ratio: float = 1 / 16
+  linear_output: bool = False
+  final_width: int = 0
+  activation: str = "relu"
+  image_size: int = 256
+  batch_norm_momentum: float = 0.9
+  stochastic_depth_rate: float = 0.0
+  dropout_rate: float = 0.0
+  num_classes: int = 1000
+  remat: bool = False
+  attention_implementation: str = "auto"
+  dtype: Dtype = jnp.float32
+  param_dtype: Dtype = jnp.float32
+
+  def setup(self):
+    self._check_fields()
+    conv = self._conv
+    self.stem_conv = Stem(self.stem, self.stem_width, self.stem_pool, conv)
+    self.stage = self._stages(conv)
+    if self.final_width:
+      self.final_conv = conv(self.final_width)
+    self.head = Head(
+      self.num_classes, self.dropout_rate, self.dtype, self.param_dtype
+    )
+
+  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    """Maps images [batch, height, width, channels] to logits [batch, classes].
+
+    Raises:
+      ValueError: if `x` is no such array of floating point, or if a "global"
+        block has positions for another size.
+    """
+    return self.classify(self.features(x, train=train), train=train)
+
+  def features(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
+    """Returns the feature maps of stem and stages: strides 2, 4, 8, ...
+
+    Sizes that the stride does not divide are rounded up.
+    """
+    layers.check_images(x)
+    half, x = self.stem_conv(x, train)
+    maps = [half]
+    for stage in self.stage:
+      x = stage(x, train)
+      maps.append(x)
+    return maps
+
+  def classify(
+    self, maps: list[jax.Array], *, train: bool = False
+  ) -> jax.Array:
+    """Maps what `features` gives to logits [batch, classes]."""
+    x = maps[-1]
+    if self.final_width:
+      x = self.final_conv(x, train)
+    return self.head(x, train)
+
+  @property
+  def size_multiple(self) -> int:
+    """A side of images that the model takes, as its multiples."""
+    has_global = any("global" in blocks for blocks in self.layout)
+    return self.image_size if has_global else 32
+
+  def _check_fields(self) -> None:
+    for field, choices in CHOICES.items():
+      if getattr(self, field) not in choices:
+        raise ValueError(
+          f"{field} is {getattr(self, field)!r}; it must be one of {choices}"
+        )
+    for kind in {kind for blocks in self.layout for kind in blocks}:
+      if kind not in BLOCKS:
+        raise ValueError(f"layout has {kind!r}; its blocks must be of {BLOCKS}")
+    for field in ("widths", "bottleneck_widths", "strides", "heads"):
+      values = getattr(self, field)
+      if values is not None and len(values) != len(self.layout):
+        raise ValueError(
+          f"{field} is {values}; the {len(self.layout)} stages of layout need "
+          "one each"
+        )
+
+  @property
+  def _conv(self) -> functools.partial:
+    """Makes a convolution, its normalisation and activation, given a width."""
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    batch_norm = functools.partial(
+      nn.BatchNorm,
+      momentum=self.batch_norm_momentum,
+      epsilon=BATCH_NORM_EPSILON,
+      **dtypes,
+    )
+    return functools.partial(
+      layers.ConvNorm,
+      batch_norm=batch_norm,
+      activation=ACTIVATIONS[self.activation],
+      kernel_init=CONV_INIT,
+      **dtypes,
+    )
+
+  def _stages(self, conv: functools.partial) -> list["Stage"]:
+    last = max(sum(map(len, self.layout)) - 1, 1)
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    stages, first, stride = [], 0, 2 if self.stem == "conv3" else 4
+    for i, kinds in enumerate(self.layout):
+      stride *= self.strides[i]
+      mixer = functools.partial(
+        create_mixer,
+        heads=self.heads[i],
+        halo={
+          "block_size": self.block_size,
+          "halo_size": self.halo_size,
+          "mask_padding": self.mask_padding,
+        },
+        side=-(-self.image_size // stride),
+        key_ratio=self.key_ratio,
+        key_dim=self.key_dim,
+        value_ratio=self.value_ratio,
+        implementation=self.attention_implementation,
+        **dtypes,
+      )
+      block = functools.partial(
+        nn.remat(Block, static_argnums=(2,)) if self.remat else Block,
+        width=self.widths[i],
+        bottleneck_width=self.bottleneck_widths and self.bottleneck_widths[i],
+        expansion=self.expansion,
+        mixer=mixer,
+        norm_after_attention=self.norm_after_attention,
+        shortcut=self.shortcut,
+        group_width=self.group_width,
+        channel_attention=self.channel_attention,
+        squeeze_ratio=self.squeeze_ratio,
+        linear_output=self.linear_output,
+        activation=ACTIVATIONS[self.activation],
+        conv=conv,
+        **dtypes,
+      )
+      rates = tuple(
+        self.stochastic_depth_rate * (first + j) / last
+        for j in range(len(kinds))
+      )
+      stages.append(Stage(block, kinds, self.strides[i], rates))
+      first += len(kinds)
+    return stages
+
+
+class Stem(nn.Module):
+  """One or three convolutions and max pooling."""
+
+  kind: str
+  width: int
+  pool: bool
+  conv: functools.partial
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+    """Returns the last map of stride 2, and what the stages start from."""
+    kernel_size, widths = (7 if self.kind == "conv7" else 3), (self.width,)
+    if self.kind == "tiered":
+      widths = (3 * self.width // 8, self.width // 2, self.width)
+    for i, width in enumerate(widths):
+      half = x
+      strided = i == 0 or (i == len(widths) - 1 and not self.pool)
+      x = self.conv(
+        width,
+        kernel_size=kernel_size,
+        stride=2 if strided else 1,
+        name=f"conv_{i}",
+      )(x, train)
+    if self.pool or self.kind != "tiered":
+      half = x
+    x = layers.max_pool(x) if self.pool else x
+    return half, layers.tap(self, "hidden_state", x)
+
+
+class Stage(nn.Module):
+  """Blocks of one width, the first of which may stride."""
+
+  block: functools.partial
+  kinds: tuple[str, ...]
+  stride: int
+  stochastic_depth_rates: tuple[float, ...]
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    for i, kind in enumerate(self.kinds):
+      block = self.block(
+        kind=kind,
+        stride=1 if i else self.stride,
+        stochastic_depth_rate=self.stochastic_depth_rates[i],
+        name=f"block_{i}",
+      )
+      x = block(x, train)
+    return x
+
+
+class Block(nn.Module):
+  """1 x 1 convolution, 3 x 3 convolution or attention, 1 x 1 convolution."""
+
+  kind: str
+  width: int
+  bottleneck_width: int | None
+  expansion: int
+  stride: int
+  mixer: functools.partial
+  norm_after_attention: bool
+  shortcut: str
+  group_width: int
+  channel_attention: str
+  squeeze_ratio: float
+  linear_output: bool
+  activation: Callable[[jax.Array], jax.Array]
+  stochastic_depth_rate: float
+  conv: functools.partial
+  dtype: Dtype
+  param_dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    shortcut = self._shortcut(x, train)
+    hidden = self.bottleneck_width or self.expansion * x.shape[-1]
+    y = self.conv(hidden, name="conv_in")(x, train)
+    if self.kind == "conv":
+      y = self._convolution(y, train)
+    else:
+      y = self.mixer(self.kind, hidden, self.stride, name="attention")(y)
+      if self.norm_after_attention:
+        norm = self.conv.keywords["batch_norm"]
+        norm = norm(use_running_average=not train, name="attention_norm")
+        y = self.activation(norm(y))
+    y = self.conv(
+      self.width,
+      activation=lambda x: x,
+      # A block without shortcut must pass something on.
+      scale_init=nn.initializers.ones
+      if shortcut is None
+      else nn.initializers.zeros,
+      name="conv_out",
+    )(y, train)
+    y = layers.StochasticDepth(self.stochastic_depth_rate)(y, train)
+    if shortcut is not None:
+      y += shortcut
+    y = y if self.linear_output else self.activation(y)
+    return layers.tap(self, "hidden_state", y)
+
+  def _convolution(self, x: jax.Array, train: bool) -> jax.Array:
+    channels = x.shape[-1]
+    x = self.conv(
+      channels,
+      kernel_size=3,
+      stride=self.stride,
+      groups=channels // self.group_width if self.group_width else 1,
+      name="conv_mid",
+    )(x, train)
+    if self.channel_attention == "se":
+      return layers.SqueezeExcite(
+        _divisible(self.squeeze_ratio * channels),
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name="se",
+      )(x)
+    if self.channel_attention == "eca":
+      return EfficientChannelAttention(self.param_dtype, name="eca")(x)
+    return x
+
+  def _shortcut(self, x: jax.Array, train: bool) -> jax.Array | None:
+    if self.stride == 1 and x.shape[-1] == self.width:
+      return x
+    if self.shortcut == "none":
+      return None
+    stride = self.stride
+    if self.shortcut == "average_pool" and stride == 2:
+      x, stride = layers.average_pool(x), 1
+    return self.conv(
+      self.width, stride=stride, activation=lambda x: x, name="shortcut"
+    )(x, train)
+
+
+class EfficientChannelAttention(nn.Module):
+  """Scales each channel by what its neighbours' means say (1910.03151)."""
+
+  param_dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = x.shape[-1]
+    # An odd number of neighbours that grows with the logarithm of the width.
+    size = int((math.log2(channels) + 1) / 2)
+    size = max(size + 1 - size % 2, 3)
+    kernel = self.param(
+      "kernel", nn.initializers.lecun_normal(), (size, 1), self.param_dtype
+    )
+    mean = jnp.pad(x.mean((1, 2)), ((0, 0), (size // 2, size // 2)))
+    gate = sum(
+      mean[:, i : i + channels] * kernel[i, 0].astype(x.dtype)
+      for i in range(size)
+    )
+    return x * nn.sigmoid(gate)[:, None, None]
+
+
+class Head(nn.Module):
+  """Mean over the image, dropout, logits."""
+
+  num_classes: int
+  dropout_rate: float
+  dtype: Dtype
+  param_dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = x.mean((1, 2))
+    if self.num_classes:
+      x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+      x = layers.Dense(
+        self.num_classes,
+        kernel_init=nn.initializers.normal(0.01),
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name="logits",
+      )(x)
+    return x.astype(jnp.float32)
+
+
+def create_mixer(
+  kind: str,
+  width: int,
+  stride: int,
+  *,
+  heads: int,
+  halo: dict[str, Any],
+  side: int,
+  key_ratio: float,
+  key_dim: int | None,
+  value_ratio: float,
+  name: str,
+  **options: Any,
+) -> nn.Module:
+  """Makes the attention of a block of this width."""
+  if kind == "global":
+    return halo_mixer.GlobalAttention(side, name=name, **options)
+  return halo_mixer.HaloAttention(
+    heads,
+    key_dim=key_dim or _divisible(key_ratio * width) // heads,
+    value_dim=round(value_ratio * width) // heads,
+    stride=stride,
+    name=name,
+    **halo,
+    **options,
+  )
+
+
+def _divisible(width: float) -> int:
+  """The nearest multiple of 8, as timm rounds widths."""
+  return max(8, int(width + 4) // 8 * 8)
+
+
+# b, h, rv, rb, blocks of the third stage, df, side of the images.
+_PAPER = {
+  "h0": (8, 3, 1, 0.5, 7, 0, 256),
+  "h1": (8, 3, 1, 1, 10, 0, 256),
+  "h2": (8, 3, 1, 1.25, 11, 0, 256),
+  "h3": (10, 3, 1, 1.5, 12, 1024, 320),
+  "h4": (12, 2, 1, 3, 12, 1280, 384),
+  "h5": (14, 2, 2.5, 2, 23, 1536, 448),
+  "h6": (8, 4, 3, 2.75, 24, 1536, 512),
+  "h7": (10, 3, 4, 3.5, 26, 2048, 600),
+}
+
+
+def _paper(name: str, convolutions: int = 0) -> dict[str, Any]:
+  """Fields of one of the paper's, its first stages of convolutions."""
+  block, halo, value, output, third, final, size = _PAPER[name]
+  widths = (64, 128, 256, 512)
+  return {
+    "layout": tuple(
+      ("conv" if i < convolutions else "halo",) * depth
+      for i, depth in enumerate((3, 3, third, 3))
+    ),
+    "bottleneck_widths": widths,
+    "widths": tuple(int(output * width) for width in widths),
+    "heads": (4, 8, 8, 8),
+    "block_size": block,
+    "halo_size": halo,
+    "value_ratio": value,
+    "final_width": final,
+    "image_size": size,
+  }
+
+
+_C, _H, _G = "conv", "halo", "global"
+# What several of timm's have in common: a ResNet's widths, its stem in three.
+_TIMM = {
+  "widths": (256, 512, 1024, 2048),
+  "stem": "tiered",
+  "activation": "silu",
+}
+_TIMM_26 = ((_C, _C), (_C, _C), (_C, _H), (_H, _H))
+_TIMM_VARIANTS = {
+  "halonet_h1_timm": {"layout": ((_H,) * 3, (_H,) * 3, (_H,) * 10, (_H,) * 3)},
+  "halonet26t": {
+    **_TIMM,
+    "layout": _TIMM_26,
+    "halo_size": 2,
+    "activation": "relu",
+  },
+  "sehalonet33ts": {
+    **_TIMM,
+    "layout": ((_C, _C), (_C, _C, _H), (_C, _C, _H), (_H, _H)),
+    "widths": (256, 512, 1024, 1536),
+    "stem_pool": False,
+    "channel_attention": "se",
+    "final_width": 1280,
+  },
+  "halonet50ts": {
+    **_TIMM,
+    "layout": ((_C,) * 3, (_C, _C, _C, _H), (_C, _H) * 3, (_C, _H, _C)),
+    "heads": (8, 4, 8, 8),
+  },
+  "eca_halonext26ts": {
+    **_TIMM,
+    "layout": _TIMM_26,
+    "halo_size": 2,
+    "key_dim": 16,
+    "group_width": 16,
+    "channel_attention": "eca",
+  },
+  "haloregnetz_b": {
+    "layout": ((_C,) * 2, (_C,) * 6, (_C, _C, _C, _H) * 3, (_H,) * 2),
+    "widths": (48, 96, 192, 288),
+    "bottleneck_widths": None,
+    "expansion": 3,
+    "strides": (2, 2, 2, 2),
+    "block_size": 7,
+    "halo_size": 2,
+    "key_ratio": 0.33,
+    "stem": "conv3",
+    "stem_width": 32,
+    "stem_pool": False,
+    "shortcut": "none",
+    "group_width": 16,
+    "channel_attention": "se",
+    "squeeze_ratio": 0.25,
+    "linear_output": True,
+    "final_width": 1536,
+    "activation": "silu",
+    "image_size": 224,
+  },
+  "halo2botnet50ts_256": {
+    **_TIMM,
+    "layout": ((_C,) * 3, (_C, _H) * 2, (_C, _H) * 3, (_C, _G, _C)),
+    "stem_pool": False,
+  },
+}
+
+
+def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
+  """Names the paper's models, its hybrids of the largest, and timm's.
+
+  `halonet_h7_conv2` has convolutions in its first two stages.
+  """
+  fields = {f"halonet_{name}": _paper(name) for name in _PAPER}
+  for stages in (1, 2, 3):
+    fields[f"halonet_h7_conv{stages}"] = _paper("h7", stages)
+  fields |= _TIMM_VARIANTS
+  return {name: (HaloNet, values) for name, values in fields.items()}
+
+
+VARIANTS = _variants()
+IMAGE_SIZES = {
+  name: fields.get("image_size", 256) for name, (_, fields) in VARIANTS.items()
+}
