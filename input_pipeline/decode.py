@@ -69,7 +69,11 @@ class EncodedImage:
     if data.startswith(_JPEG_START):
       with _report_damage(data):
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-      self._is_jpeg = colors in _JPEG_COLORS[channels]
+      # Of a size that only a damaged header has, Pillow knows what to think.
+      self._is_jpeg = (
+        colors in _JPEG_COLORS[channels]
+        and height * width <= Image.MAX_IMAGE_PIXELS
+      )
     if not self._is_jpeg:
       with _report_damage(data), Image.open(io.BytesIO(data)) as image:
         width, height = image.size

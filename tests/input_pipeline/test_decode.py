@@ -49,6 +49,11 @@ JPEGS = {
   "RGB inside": dict(mode="RGB", keep_rgb=True),
   "grey": dict(mode="L"),
   "CMYK": dict(mode="CMYK"),
+  # Orientation 6, to be turned by 90 degrees, which nobody does in training.
+  "EXIF": dict(
+    mode="RGB",
+    exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
+  ),
 }
 
 
@@ -131,6 +136,14 @@ def test_every_flipped_byte_of_a_jpeg_raises_or_decodes():
     except decode.DamagedImageError:
       num_damaged += 1
   assert num_damaged > 50
+
+
+def test_a_header_with_an_enormous_size_raises():
+  data = save_jpeg("RGB")
+  sizes = (27).to_bytes(2, "big") + (40).to_bytes(2, "big")
+  assert data.count(sizes) == 1
+  with pytest.raises(decode.DamagedImageError, match="decompression bomb"):
+    decode.EncodedImage(data.replace(sizes, b"\xf0\x00\xf0\x00"))
 
 
 @pytest.mark.parametrize("encoding", ["png", "jpeg"])
