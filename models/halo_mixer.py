@@ -138,6 +138,7 @@ class GlobalAttention(nn.Module):
   Attributes:
     side: height and width of the image in tokens.
     heads: number of heads.
+    stride: if 2, what the tokens found is averaged over 2 x 2 of them.
     implementation: which implementation of the attention runs; see
       `attention.kernels.dispatch`.
     dtype: dtype of the computation; softmax is float32.
@@ -146,6 +147,7 @@ class GlobalAttention(nn.Module):
 
   side: int
   heads: int = 4
+  stride: int = 1
   implementation: str = "auto"
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
@@ -186,4 +188,5 @@ class GlobalAttention(nn.Module):
       relative_width=tables[1],
       implementation=self.implementation,
     )
-    return out.reshape(batch, height, width, channels)
+    out = out.reshape(batch, height, width, channels)
+    return layers.average_pool(out) if self.stride == 2 else out

@@ -440,7 +440,9 @@ def create_mixer(
 ) -> nn.Module:
   """Makes the attention of a block of this width."""
   if kind == "global":
-    return halo_mixer.GlobalAttention(side, name=name, **options)
+    return halo_mixer.GlobalAttention(
+      side * stride, stride=stride, name=name, **options
+    )
   return halo_mixer.HaloAttention(
     heads,
     key_dim=key_dim or _divisible(key_ratio * width) // heads,
