@@ -1,6 +1,8 @@
 """ResNet-RS's recipes against the numbers of the paper and its code."""
 
 import jax
+import pathlib
+
 import pytest
 
 import experiment
@@ -163,3 +165,13 @@ def test_digits_make_an_experiment():
 def test_unknown_variants():
   with pytest.raises(ValueError, match="no variant '50_224'; it has digits"):
     resnet_rs.get_config("50_224")
+
+
+def test_the_sweep_is_the_study():
+  lines = pathlib.Path("configs/sweeps/resnet_rs_study.txt").read_text()
+  commands = [x for x in lines.splitlines() if not x.startswith("#")]
+  studies = [v for v in resnet_rs.VARIANTS if v.startswith("study_")]
+  assert len(commands) == len(studies) == 11
+  for command, variant in zip(commands, studies, strict=True):
+    assert command.startswith(f"--config=configs/resnet_rs.py:{variant} ")
+    assert command.endswith(f"--workdir=runs/{variant}")
