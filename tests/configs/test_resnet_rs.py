@@ -1,8 +1,8 @@
 """ResNet-RS's recipes against the numbers of the paper and its code."""
 
-import jax
 import pathlib
 
+import jax
 import pytest
 
 import experiment
@@ -10,6 +10,10 @@ import models
 from configs import resnet_rs
 from tools import published
 from training import durations, optimizers, schedules
+
+_SWEEP = (
+  pathlib.Path(__file__).parents[2] / "configs/sweeps/resnet_rs_study.txt"
+)
 
 # RandAugment's M, stochastic depth, dropout.
 PUBLISHED = {
@@ -168,7 +172,7 @@ def test_unknown_variants():
 
 
 def test_the_sweep_is_the_study():
-  lines = pathlib.Path("configs/sweeps/resnet_rs_study.txt").read_text()
+  lines = _SWEEP.read_text()
   commands = [x for x in lines.splitlines() if not x.startswith("#")]
   studies = [v for v in resnet_rs.VARIANTS if v.startswith("study_")]
   assert len(commands) == len(studies) == 11
