@@ -15,8 +15,8 @@ from jax.experimental.pallas import tpu as pltpu
 from attention.kernels.halo_backward import backward
 from attention.kernels.halo_forward import forward
 from attention.kernels.halo_plan import Plan, pack_positions, unpack_positions
+from attention.kernels.tpu import unsupported_arrays
 
-DTYPES = ("bfloat16", "float32")
 # What the smallest VMEM of the chips since TPU v5 leaves to a kernel.
 VMEM_LIMIT = 48 * 2**20
 
@@ -36,16 +36,9 @@ def unsupported(
 
   Arguments are those of `halo_attention`.
   """
-  for name, x in (("q", q), ("k", k), ("v", v)):
-    if x.dtype != q.dtype or x.dtype.name not in DTYPES:
-      return (
-        f"{name} is {x.dtype.name}; the kernel needs q, k and v of one dtype, "
-        f"{' or '.join(DTYPES)}"
-      )
-    if 0 in x.shape:
-      return (
-        f"{name} has shape {x.shape}; the kernel needs at least one element"
-      )
+  reason = unsupported_arrays(q, k, v)
+  if reason is not None:
+    return reason
   if scale == 0:
     return "scale is 0; the kernel needs another"
   plan = _plan(q, k, v, block_size, halo_size, stride, scale, mask_padding)

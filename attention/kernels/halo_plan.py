@@ -18,14 +18,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-LANES = 128
-SUBLANES = 8
-# Score of a key that is not there; finite, so that differences stay numbers.
-MASKED = -1e30
-
-
-def round_up(x: int, multiple: int) -> int:
-  return -(-x // multiple) * multiple
+from attention.kernels.tpu import LANES, SUBLANES, pack_mask, round_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,12 +229,7 @@ def head_masks(plan: Plan, dim: int, lanes: int):
   head, column = row // plan.queries, row % plan.padded_side
   mask = head == np.arange(lanes)[None] // dim
   mask &= (head < plan.group_size) & (column < plan.side)
-  if plan.dtype == "float32":
-    bits = np.where(mask, -1, 0).astype(np.int32)
-  else:
-    half = np.where(mask, 0xFFFF, 0).astype(np.uint32)
-    bits = (half[::2] | half[1::2] << 16).view(np.int32)
-  return jnp.asarray(bits), jnp.asarray(mask, jnp.float32)
+  return pack_mask(mask, plan.dtype), jnp.asarray(mask, jnp.float32)
 
 
 def own_rows(plan: Plan):

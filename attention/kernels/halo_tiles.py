@@ -7,7 +7,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from attention.kernels.halo_plan import MASKED, SUBLANES, Plan
+from attention.kernels.halo_plan import Plan
+from attention.kernels.tpu import MASKED, SUBLANES
 
 
 def image_spec(plan: Plan, shape, rows: int | None = None) -> pl.BlockSpec:

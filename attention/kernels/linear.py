@@ -14,8 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from attention import features
+from attention.kernels.tpu import unsupported_arrays
 
-DTYPES = ("bfloat16", "float32")
 # Maps that Mosaic lowers, with the vector-Jacobian product JAX derives.
 MAPS = (
   features.identity,
@@ -42,14 +42,9 @@ def unsupported(
     return "decay is given; the kernel's memory does not decay"
   if state is not None or return_state:
     return "a state is passed on; the kernel keeps its memory in scratch"
-  for name, x in (("q", q), ("k", k), ("v", v)):
-    if x.dtype != q.dtype or x.dtype.name not in DTYPES:
-      return (
-        f"{name} is {x.dtype.name}; the kernel needs q, k and v of one dtype, "
-        f"{' or '.join(DTYPES)}"
-      )
-    if 0 in x.shape:
-      return f"{name} has shape {x.shape}; the kernel needs an element"
+  reason = unsupported_arrays(q, k, v)
+  if reason is not None:
+    return reason
   if max(q.shape[-1], v.shape[-1]) > 256:
     return f"heads are wider than 256: q has {q.shape[-1]}, v {v.shape[-1]}"
   if feature_map is features.taylor and q.shape[-1] > 32:

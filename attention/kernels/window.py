@@ -12,11 +12,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from attention.kernels.tpu import LANES, unsupported_arrays
 from attention.kernels.window_backward import backward
 from attention.kernels.window_forward import forward
-from attention.kernels.window_plan import LANES, VMEM_LIMIT, Plan
-
-DTYPES = ("bfloat16", "float32")
+from attention.kernels.window_plan import VMEM_LIMIT, Plan
 
 
 def unsupported(q, k, v, bias, *, window_size: int) -> str | None:
@@ -29,14 +28,9 @@ def unsupported(q, k, v, bias, *, window_size: int) -> str | None:
       f"v has heads of dimension {v.shape[-1]}; the kernel needs the "
       f"{q.shape[-1]} of q"
     )
-  for name, x in (("q", q), ("k", k), ("v", v)):
-    if x.dtype != q.dtype or x.dtype.name not in DTYPES:
-      return (
-        f"{name} is {x.dtype.name}; the kernel needs q, k and v of one dtype, "
-        f"{' or '.join(DTYPES)}"
-      )
-  if 0 in q.shape:
-    return f"q has shape {q.shape}; the kernel needs at least one element"
+  reason = unsupported_arrays(q, k, v)
+  if reason is not None:
+    return reason
   plan = _plan(q, bias, window_size, False, 1.0, False)
   need = dataclasses.replace(plan, direction="backward").vmem_bytes()
   if need > VMEM_LIMIT:

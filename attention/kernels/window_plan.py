@@ -20,8 +20,14 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-LANES = 128
-SUBLANES = 8
+from attention.kernels.tpu import (
+  LANES,
+  MASKED,
+  SUBLANES,
+  pack_mask,
+  round_up,
+)
+
 # Windows and groups that one turn of the innermost loop works on, so that
 # there is always something to do while a product is on its way.
 UNROLL = {"forward": 8, "backward": 4}
@@ -31,12 +37,6 @@ STEP = 64
 # v4, with room for the compiler.
 VMEM_AIM = 10 * 2**20
 VMEM_LIMIT = 48 * 2**20
-# Score of a key that is not there; finite, so that differences stay numbers.
-MASKED = -1e30
-
-
-def round_up(x: int, multiple: int) -> int:
-  return -(-x // multiple) * multiple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,13 +322,9 @@ def head_masks(plan: Plan):
   real = (token < plan.queries) & (token % plan.padded_run < plan.run)
   lane_head = np.arange(plan.lanes)[None] // plan.dim
   mask = (head == lane_head) & real
-  if plan.dtype == "float32":
-    bits = np.where(mask, -1, 0).astype(np.int32)
-  else:
-    half = np.where(mask, 0xFFFF, 0).astype(np.uint32)
-    bits = (half[::2] | half[1::2] << 16).view(np.int32)
   sums = []
   for group in range(plan.groups):
     owner = np.where(lane_head < plan.group_heads(group), lane_head, 0)
     sums.append((head == owner) & real)
-  return jnp.asarray(bits), jnp.asarray(np.stack(sums), plan.dtype)
+  bits = pack_mask(mask, plan.dtype)
+  return bits, jnp.asarray(np.stack(sums), plan.dtype)

@@ -6,7 +6,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from attention.kernels.window_plan import LANES, Plan
+from attention.kernels.tpu import LANES
+from attention.kernels.window_plan import Plan
 
 # Row sums of weights between which nothing of importance has underflowed.
 SMALLEST = 2.0**-100
