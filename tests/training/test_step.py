@@ -35,6 +35,7 @@ def get_config(**fields):
   config = ml_collections.ConfigDict(
     dict(
       accumulation_steps=1,
+      frozen_trunk=False,
       data=dict(image_size=SIZE, channels=3, mean=(0.4,) * 3, std=(0.3,) * 3),
       loss=dict(name="softmax", label_smoothing=0.1),
       mixing=dict(mixup_alpha=0.0, cutmix_alpha=0.0),
