@@ -28,7 +28,7 @@ Attend = Callable[..., tuple[Array, Array]]
 class Normalizer(abc.ABC):
   """How scores become weights; a frozen dataclass registered as a pytree."""
 
-  # Not abstract: most normalizers carry no arrays.
+  # Empty but not abstract (B027): most normalizers carry no arrays.
   def check(self, batch: int, heads: int, q_len: int) -> None:  # noqa: B027
     """Raises ValueError unless the arrays fit scores of these sizes."""
 

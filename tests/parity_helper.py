@@ -68,7 +68,7 @@ def random_images(batch, size, seed=0):
 
 def _torchvision_loads():
   try:
-    import torchvision  # noqa: F401
+    import torchvision  # noqa: F401, whether it can be is the question.
   except (ImportError, RuntimeError, OSError):
     # A failed import leaves parts that the next one would trip over.
     for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:

@@ -120,23 +120,7 @@ def halo_attention_gpu(
 ):
   """Returns halo attention as `attention.halo` defines it.
 
-  Args:
-    q: queries [batch, height / stride, width / stride, heads, dim].
-    k: keys of the image [batch, height, width, heads, dim].
-    v: values [batch, height, width, heads, v_dim].
-    position_height: what a query's score with a key's row is the product with,
-      [block / stride, window, dim]: a row of a block by a row of a window.
-    position_width: the same for columns.
-    block_size: side of a block of the image.
-    halo_size: tokens a window has beyond its block, on each side.
-    stride: tokens of the image for each query, along each axis.
-    scale: factor of the scores of contents.
-    mask_padding: whether keys beyond the edge are left out.
-    interpret: whether Pallas's interpreter runs the kernel.
-
-  Returns:
-    [batch, height / stride, width / stride, heads, v_dim] in the dtype of `q`.
-    Gradients to all five arrays are the same at every run.
+  Arguments and result are those of `attention.kernels.halo.halo_attention`.
   """
   batch, height, width, heads, dim = k.shape
   plan = _Plan(

@@ -118,19 +118,8 @@ def window_attention_gpu(
 ):
   """Returns the attention within windows, as `attention.windows` defines it.
 
-  Args:
-    q: queries of the image [batch, height, width, heads, dim].
-    k: keys, like `q`.
-    v: values [batch, height, width, heads, v_dim].
-    bias: [heads, tokens, tokens] or None.
-    window_size: side of a window; it divides height and width.
-    grid: whether windows are grids of far tokens instead of blocks.
-    scale: factor of the scores; dim ** -0.5 if None.
-    interpret: whether Pallas's interpreter runs the kernel.
-
-  Returns:
-    [batch, height, width, heads, v_dim] in the dtype of `q`. Gradients to all
-    four arrays are the same at every run.
+  Arguments and result are those of `attention.kernels.window.window_attention`;
+  values may have heads of another dimension than queries.
   """
   batch, height, width, heads, dim = q.shape
   plan = _Plan(

@@ -112,12 +112,13 @@ def test_gradients():
     total = jnp.einsum("ij,bjhd->bihd", jnp.tri(Q, K), values)
     return out * jax.nn.sigmoid(logits)[..., None] + weight[..., None] * total
 
-  got, expected = (
-    jax.jit(jax.grad(lambda *x: jnp.sum(jnp.sin(f(*x))), (0, 1, 2)))(  # noqa: B023
-      v, weight, logits
-    )
-    for f in (ours, dense)
-  )
+  def gradients(f):
+    def loss(*arrays):
+      return jnp.sum(jnp.sin(f(*arrays)))
+
+    return jax.jit(jax.grad(loss, (0, 1, 2)))(v, weight, logits)
+
+  got, expected = (gradients(f) for f in (ours, dense))
   for name, a, b in zip(("v", "weight", "logits"), got, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
 

@@ -108,10 +108,10 @@ def test_radial_tokens_equal_equation_4(frames, tokens):
   for i, j in itertools.product(range(frames), range(frames)):
     d = abs(i - j)
     band = 2 ** math.floor(math.log2(max(d, 1)))
-    for k, l in itertools.product(range(tokens), range(tokens)):  # noqa: E741
-      near = band <= tokens and abs(k - l) + 1 <= tokens / band
-      diagonal = d % math.ceil(band / tokens) == 0 and k == l
-      expected[i * tokens + k, j * tokens + l] = near or diagonal or j == 0
+    for m, n in itertools.product(range(tokens), range(tokens)):
+      near = band <= tokens and abs(m - n) + 1 <= tokens / band
+      diagonal = d % math.ceil(band / tokens) == 0 and m == n
+      expected[i * tokens + m, j * tokens + n] = near or diagonal or j == 0
   np.testing.assert_array_equal(seen, expected)
   n = frames * tokens
   if n <= 48:
