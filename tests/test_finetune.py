@@ -1,13 +1,17 @@
 """Starting from weights: what is kept, what is new, what stays frozen."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
 import experiment
+import models
 import train
 import weights
 from configs import digits, finetune
+from models import registry
 from training import checkpoints, paths
 
 
@@ -156,14 +160,66 @@ def test_a_damaged_checkpoint_is_refused(pretrained_run, monkeypatch):
     store.restore_variables(2, here, averaged=True)
 
 
-def test_layer_rules():
-  rules = finetune.layer_rules((2, 1), 0.5)
-  assert rules == (
-    ("^stem", 0.0625),
-    ("^stage_0/block_0/", 0.125),
-    ("^stage_0/block_1/", 0.25),
-    ("^stage_1/block_0/", 0.5),
+def test_rules_of_the_digits():
+  config = finetune.get_config("digits_5_9_layers")
+  patterns, factors = zip(*config.optimizer.learning_rate_rules, strict=True)
+  assert patterns == (
+    "^stem",
+    "^stage_0/block_0/",
+    "^stage_1/block_0/",
+    "^stage_2/block_0/",
   )
-  assert finetune.get_config("maxvit_tiny_384").data.image_size == 384
+  assert factors == pytest.approx((0.0625, 0.125, 0.25, 0.5))
+
+
+# By family: a model, and layers of it in order of depth.
+LAYERS = {
+  "maxvit": ("maxvit_tiny_384", ["stem", "stage_2/block_4/"]),
+  "resnet": ("resnetrs_50_160", ["stem", "stage_0/block_2/"]),
+  "halonet": ("halonet_h4", ["stem", "stage_3/block_2/", "final_conv/"]),
+  "duoformer": (
+    "duoformer_r50_2s",
+    [
+      "trunk/stem",
+      "trunk/stage_3/block_2/",
+      "scale_tokens/",
+      "scale_block_9/",
+      "scale_block_10/",
+      "patch_tokens/",
+      "patch_layer_11/",
+    ],
+  ),
+}
+
+
+@pytest.mark.parametrize("family", [f[7:] for f in registry.FAMILIES])
+def test_layer_rules(family):
+  name, layers = LAYERS[family]
+  config = finetune.get_config(name)
+  side = models.image_size(name)
+  assert config.data.image_size == side
+  rules = config.optimizer.learning_rate_rules
+  patterns, factors = zip(*rules, strict=True)
+  assert [p[1:] for p in patterns if p[1:] in layers] == layers
+  ratios = np.array(factors[1:] + (1,)) / factors
+  np.testing.assert_allclose(ratios, ratios[0])
+  assert ratios[0] > 1
+  assert factors[0] == pytest.approx(0.75**12)
+  names = paths.flatten_with_names(
+    jax.eval_shape(
+      models.create(name).init,
+      jax.random.key(0),
+      jax.ShapeDtypeStruct((1, side, side, 3), np.float32),
+    )["params"]
+  )
+  of = {n: [p for p in patterns if re.search(p, n)] for n in names}
+  assert {n for n, found in of.items() if len(found) != 1} == {
+    n for n in names if n.startswith("head/")
+  }
+  # The optimizer refuses one that matches nothing.
+  assert {p for found in of.values() for p in found} == set(patterns)
+
+
+def test_unknown_variants():
   with pytest.raises(ValueError, match="no variant 'maxvit'"):
     finetune.get_config("maxvit")
