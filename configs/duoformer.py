@@ -88,18 +88,18 @@ def _digits() -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict(
     dict(
       # A learned scale token starts far more slowly.
-      name="duoformer_r18_2s_channel",
+      name="duoformer_r50_2s_channel",
+      backbone="resnetrs_50_160",
       backbone_options=dict(
+        stem_widths=(8, 8, 16),
+        widths=(8, 16, 32, 64),
         depths=(1, 1, 1, 1),
-        widths=(16, 32, 96, 160),
-        stem="deep",
-        stem_widths=(16, 16, 32),
-        shortcut="average_pool",
+        batch_norm_momentum=0.9,
       ),
       width=64,
       heads=4,
-      scale_depth=2,
-      patch_depth=2,
+      scale_depth=1,
+      patch_depth=1,
       patch_block="vit",
       apply_final_norm=True,
       image_size=64,
@@ -109,15 +109,15 @@ def _digits() -> ml_collections.ConfigDict:
   config.data.name = "digits"
   config.data.image_size = 64
   config.data.channels = 1
-  config.data.train_transform = "affine(rotate=15, shift=0.15, zoom=0.2)"
+  config.data.train_transform = "affine(rotate=15, shift=0.1, zoom=0.15)"
   config.data.mean = (0.3,)
   config.data.std = (0.35,)
   config.batch_size = 64
   config.eval_batch_size = 120
-  config.train_for = "25 epochs"
+  config.train_for = "30 epochs"
   config.evaluate_every = config.checkpoint.every = "5 epochs"
   config.loss.label_smoothing = 0.1
-  config.optimizer.learning_rate = 2e-3
+  config.optimizer.learning_rate = 3e-3
   config.optimizer.warmup = "5 percent"
   config.optimizer.final_learning_rate = 1e-5
   config.optimizer.weight_decay = 0.05
