@@ -125,7 +125,7 @@ class HaloNet(nn.Module):
     self.stage = self._stages(conv)
     if self.final_width:
       self.final_conv = conv(self.final_width)
-    self.head = Head(
+    self.head = layers.Head(
       self.num_classes, self.dropout_rate, self.dtype, self.param_dtype
     )
 
@@ -399,29 +399,6 @@ class EfficientChannelAttention(nn.Module):
       for i in range(size)
     )
     return x * nn.sigmoid(gate)[:, None, None]
-
-
-class Head(nn.Module):
-  """Mean over the image, dropout, logits."""
-
-  num_classes: int
-  dropout_rate: float
-  dtype: Dtype
-  param_dtype: Dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = x.mean((1, 2))
-    if self.num_classes:
-      x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-      x = layers.Dense(
-        self.num_classes,
-        kernel_init=nn.initializers.normal(0.01),
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name="logits",
-      )(x)
-    return x.astype(jnp.float32)
 
 
 def create_mixer(

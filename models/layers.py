@@ -226,3 +226,33 @@ class StochasticDepth(nn.Module):
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
     keep = jax.random.bernoulli(self.make_rng("dropout"), survival, shape)
     return x * (keep / survival).astype(x.dtype)
+
+
+class Head(nn.Module):
+  """Mean over the image, dropout, logits: the end of a residual network.
+
+  Attributes:
+    num_classes: number of logits; if 0, the mean is what comes out.
+    dropout_rate: probability of dropping a channel of the mean.
+    dtype: dtype of the computation; the result is float32.
+    param_dtype: dtype of the parameters.
+  """
+
+  num_classes: int
+  dropout_rate: float
+  dtype: Dtype
+  param_dtype: Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = x.mean((1, 2))
+    if self.num_classes:
+      x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+      x = Dense(
+        self.num_classes,
+        kernel_init=nn.initializers.normal(0.01),
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name="logits",
+      )(x)
+    return x.astype(jnp.float32)

@@ -100,7 +100,7 @@ class ResNet(nn.Module):
     if self.stem == "deep":
       self.stem_pool = conv(self.stem_widths[-1], kernel_size=3, stride=2)
     self.stage = self._stages()
-    self.head = Head(
+    self.head = layers.Head(
       self.num_classes, self.dropout_rate, self.dtype, self.param_dtype
     )
 
@@ -323,29 +323,6 @@ class Block(nn.Module):
     if self.shortcut == "average_pool" and stride == 2:
       x, stride = layers.average_pool(x), 1
     return self.conv(width, stride=stride, name="shortcut")(x, train)
-
-
-class Head(nn.Module):
-  """Mean over the image, dropout, logits."""
-
-  num_classes: int
-  dropout_rate: float
-  dtype: Dtype
-  param_dtype: Dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = x.mean((1, 2))
-    if self.num_classes:
-      x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-      x = layers.Dense(
-        self.num_classes,
-        kernel_init=nn.initializers.normal(0.01),
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name="logits",
-      )(x)
-    return x.astype(jnp.float32)
 
 
 # What torchvision's and timm's plain networks have in common.

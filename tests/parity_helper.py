@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from models import pretrained
+
 
 def import_torch():
   """Returns torch, or skips the test where it is not installed."""
@@ -59,6 +61,43 @@ def timm_logits(module, images):
   torch, _ = import_timm()
   with torch.inference_mode():
     return module(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+
+
+def logits_and_gradients(model, variables, theirs, images):
+  """Runs our model and a PyTorch module with the same weights, both ways.
+
+  The loss is a random sum of the logits.
+
+  Returns:
+    Ours and theirs, each a pair of the logits and {name: gradient} of the
+    images and of all parameters, under their names and in their layout.
+  """
+  torch, _ = import_timm()
+  batch = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
+  expected = theirs(batch)
+  rng = np.random.default_rng(2)
+  direction = rng.standard_normal(tuple(expected.shape), np.float32)
+  (expected * torch.from_numpy(direction)).sum().backward()
+  expected_gradients = {
+    name: None if parameter.grad is None else parameter.grad.numpy()
+    for name, parameter in theirs.named_parameters()
+  }
+  expected_gradients["images"] = batch.grad.permute(0, 2, 3, 1).numpy()
+
+  @jax.jit
+  def gradients(params, images):
+    def loss(params, images):
+      logits = model.apply({**variables, "params": params}, images)
+      return (logits * direction).sum(), logits
+
+    return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, images)
+
+  (grads, image_gradient), logits = gradients(variables["params"], images)
+  ours = pretrained.to_tensors({"params": grads}, model)
+  ours["images"] = np.asarray(image_gradient)
+  assert ours.keys() == expected_gradients.keys()
+  expected = expected.detach().numpy()
+  return (np.asarray(logits), ours), (expected, expected_gradients)
 
 
 def random_images(batch, size, seed=0):

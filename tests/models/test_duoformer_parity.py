@@ -122,37 +122,20 @@ def _pair(fields):
 @pytest.mark.parity
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_gradients(case):
-  torch, _ = parity_helper.import_timm()
   model, variables, theirs = _pair(CASES[case])
   images = parity_helper.random_images(2, 64)
-  direction = np.random.default_rng(2).standard_normal((2, 5), np.float32)
-
-  batch = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
-  expected = theirs(batch)
-  (expected * torch.from_numpy(direction)).sum().backward()
-
-  @jax.jit
-  def gradients(params, images):
-    def loss(params, images):
-      logits = model.apply({**variables, "params": params}, images)
-      return jnp.sum(logits * direction), logits
-
-    return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, images)
-
-  (grads, image_grad), logits = gradients(variables["params"], images)
+  (logits, ours), (expected, gradients) = parity_helper.logits_and_gradients(
+    model, variables, theirs, images
+  )
   assert expected.std() > 0.1
-  np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-5)
-  _assert_close("images", image_grad, batch.grad.permute(0, 2, 3, 1).numpy())
-  ours = pretrained.to_tensors({"params": grads}, model)
-  named = dict(theirs.named_parameters())
-  assert ours.keys() == named.keys()
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
   unused = set()
-  for name, parameter in named.items():
-    if parameter.grad is None:
+  for name, gradient in gradients.items():
+    if gradient is None:
       np.testing.assert_array_equal(ours[name], 0)
       unused.add(name.rsplit(".", 1)[0])
     else:
-      _assert_close(name, ours[name], parameter.grad.numpy())
+      _assert_close(name, ours[name], gradient)
   norm = set() if model.apply_final_norm else {"head.norm"}
   assert {name for name in unused if "layer4" not in name} == norm
   assert (unused == norm) == (3 in model.stages)

@@ -1,7 +1,6 @@
 """HaloNets against timm's: logits of all, gradients of three."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,31 +50,15 @@ def test_logits(name):
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_logits_and_gradients(name):
-  torch, _ = parity_helper.import_timm()
   model, variables, theirs = _pair(name)
   images = parity_helper.random_images(1, models.image_size(name))
-  direction = np.random.default_rng(2).standard_normal((1, 1000), np.float32)
-  batch = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
-  expected = theirs(batch)
-  (expected * torch.from_numpy(direction)).sum().backward()
-
-  @jax.jit
-  def gradients(params, images):
-    def loss(params, images):
-      logits = model.apply({**variables, "params": params}, images)
-      return jnp.sum(logits * direction), logits
-
-    return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, images)
-
-  (grads, image_grad), logits = gradients(variables["params"], images)
+  (logits, ours), (expected, gradients) = parity_helper.logits_and_gradients(
+    model, variables, theirs, images
+  )
   assert expected.std() > 0.3
-  np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-4)
-  _assert_close("images", image_grad, batch.grad.permute(0, 2, 3, 1).numpy())
-  ours = pretrained.to_tensors({"params": grads}, model)
-  named = dict(theirs.named_parameters())
-  assert ours.keys() == named.keys()
-  for path, parameter in named.items():
-    _assert_close(path, ours[path], parameter.grad.numpy())
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
+  for path, gradient in gradients.items():
+    _assert_close(path, ours[path], gradient)
 
 
 def _assert_close(name, value, expected):

@@ -3,7 +3,6 @@
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -38,31 +37,14 @@ def test_logits(name):
 
 @pytest.mark.parity
 def test_logits_and_gradients():
-  torch, _ = parity_helper.import_timm()
   model, variables, theirs = _pair("maxvit_tiny_tf_224", seed=0)
   images = parity_helper.random_images(1, 224)
-  direction = np.random.default_rng(2).standard_normal((1, 1000), np.float32)
-
-  batch = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
-  expected = theirs(batch)
-  (expected * torch.from_numpy(direction)).sum().backward()
-
-  @jax.jit
-  def gradients(params, images):
-    def loss(params, images):
-      logits = model.apply({**variables, "params": params}, images)
-      return jnp.sum(logits * direction), logits
-
-    return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, images)
-
-  (grads, image_grad), logits = gradients(variables["params"], images)
-  np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-5)
-  _assert_close("images", image_grad, batch.grad.permute(0, 2, 3, 1).numpy())
-  ours = pretrained.to_tensors({"params": grads}, model)
-  named = dict(theirs.named_parameters())
-  assert ours.keys() == named.keys()
-  for name, parameter in named.items():
-    _assert_close(name, ours[name], parameter.grad.numpy())
+  (logits, ours), (expected, gradients) = parity_helper.logits_and_gradients(
+    model, variables, theirs, images
+  )
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+  for name, gradient in gradients.items():
+    _assert_close(name, ours[name], gradient)
 
 
 def _assert_close(name, value, expected):
