@@ -17,7 +17,7 @@ class HaloAttention(nn.Module):
   value_dim]. Images that blocks do not tile are padded with zeros, half before
   and half after. The parameters are timm's: "q" [C, heads, key_dim], "kv" [C,
   heads, key_dim + value_dim], "height_rel" and "width_rel" [2 * window - 1,
-  key_dim], and no biases.
+  key_dim], without biases; a projection of the output has one.
 
   Attributes:
     heads: number of heads; if None, as many as `head_dim` goes into C.
@@ -92,6 +92,7 @@ class HaloAttention(nn.Module):
       out = layers.average_pool(out)
     if not self.out_projection:
       return out
+    options["use_bias"] = True
     return layers.Dense(channels, name="out", **options)(out)
 
   def _sizes(self, channels: int) -> tuple[int, int, int]:

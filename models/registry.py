@@ -16,6 +16,7 @@ FAMILIES = (
   "models.halonet",
   "models.maxvit",
   "models.resnet",
+  "models.u_halonet",
 )
 
 

@@ -177,6 +177,7 @@ LAYERS = {
   "maxvit": ("maxvit_tiny_384", ["stem", "stage_2/block_4/"]),
   "resnet": ("resnetrs_50_160", ["stem", "stage_0/block_2/"]),
   "halonet": ("halonet_h4", ["stem", "stage_3/block_2/", "final_conv/"]),
+  "u_halonet": ("u_halonet_micro", ["stem", "stage_3/block_1/"]),
   "duoformer": (
     "duoformer_r50_2s",
     [

@@ -12,6 +12,7 @@ from tests.models import (
   test_halonet,
   test_maxvit,
   test_resnet,
+  test_u_halonet,
 )
 
 # Each family's test compares these numbers with what `init` makes.
@@ -20,6 +21,7 @@ COUNTED = {
   *test_halonet.COUNTS,
   *(name for name, *_ in test_maxvit._expected_counts()),
   *test_resnet.COUNTS,
+  *test_u_halonet.COUNTS,
 }
 
 
