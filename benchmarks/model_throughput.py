@@ -1,15 +1,21 @@
 """Images per second of a model's forward pass and training step, beside timm.
 
-  python -m benchmarks.model_throughput --models=maxvit_tiny_224
+  python -m benchmarks.model_throughput --models=maxvit_tiny_224,halonet50ts
+
+Images have the size that the model was published for. The paper's halonet_h1
+is compared with timm's, which has twice the heads in the first stage, and
+ResNet-RS with timm's of its depth; a model that timm has not is an error.
 
 Ours and timm's run in turns in one process, on the same device, so that
 whatever else the machine does meets both; the ratio is the median of the
 rounds' ratios. timm gets the faster of its two memory layouts. A training step
-is forward, backward and AdamW on cross-entropy, without stochastic depth.
+is forward, backward and AdamW on cross-entropy, without stochastic depth or
+dropout.
 """
 
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +26,7 @@ from absl import app, flags
 
 import models
 from configs import common
+from models import weight_maps
 from tests import parity_helper
 from training import classification, host_memory, optimizers
 from training import state as state_lib
@@ -42,29 +49,30 @@ NUM_CLASSES = 1000
 def main(argv: Sequence[str]) -> None:
   """Prints a row for each model and pass."""
   del argv
+  peers = {name: peer_name(name) for name in _MODELS.value}
   host_memory.keep_freed_memory()
-  for name in _MODELS.value:
+  for name, peer in peers.items():
     for which in _PASSES.value:
-      row = measure(name, which)
+      row = measure(name, peer, which)
       print(json.dumps(row) if _JSON.value else describe(row), flush=True)
 
 
-def measure(name: str, which: str) -> dict[str, str | float]:
-  """Times one pass of one model, ours and timm's in turns."""
-  size = image_size(name)
+def measure(name: str, peer: str, which: str) -> dict[str, str | float]:
+  """Times one pass of one model, ours and timm's `peer` in turns."""
+  size = models.image_size(name)
   images = np.random.default_rng(0).integers(
     0, 256, (_BATCH.value, size, size, 3), np.uint8
   )
   labels = np.arange(_BATCH.value, dtype=np.int32) % NUM_CLASSES
   ours = our_pass(name, which, images, labels)
   peers = [
-    peer_pass(name, which, images, labels, layout)
+    peer_pass(peer, which, images, labels, layout)
     for layout in ("contiguous_format", "channels_last")
   ]
   # One turn each to compile and to choose the peer's layout.
   time_turn(ours)
-  peer = max(peers, key=time_turn)
-  turns = [(time_turn(ours), time_turn(peer)) for _ in range(_ROUNDS.value)]
+  theirs = max(peers, key=time_turn)
+  turns = [(time_turn(ours), time_turn(theirs)) for _ in range(_ROUNDS.value)]
   device = jax.devices()[0]
   return {
     "model": name,
@@ -75,7 +83,7 @@ def measure(name: str, which: str) -> dict[str, str | float]:
     else f"{platform.machine()} CPU",
     "batch_size": _BATCH.value,
     "ours_images_per_s": statistics.median(a for a, _ in turns),
-    "peer": f"timm {peer_name(name)}" + (" compiled" * _COMPILE.value),
+    "peer": f"timm {peer}" + (" compiled" * _COMPILE.value),
     "peer_images_per_s": statistics.median(b for _, b in turns),
     "ratio": statistics.median(a / b for a, b in turns),
   }
@@ -90,14 +98,32 @@ def describe(row: dict[str, str | float]) -> str:
   )
 
 
-def image_size(name: str) -> int:
-  """The resolution that ends a model's name."""
-  return int(name.rpartition("_")[2])
-
-
 def peer_name(name: str) -> str:
-  """timm's name of the same network."""
-  return name if "_tf_" in name else "_tf_".join(name.rsplit("_", 1))
+  """Returns timm's name of the same network.
+
+  Raises:
+    ValueError: if timm has none, or we have no such model.
+  """
+  _, timm = parity_helper.import_timm()
+  found = {n: peer for n in models.list() if timm.is_model(peer := _rename(n))}
+  if name not in found:
+    raise ValueError(
+      f"models has {name!r}, which timm lacks; it has {', '.join(found)}"
+    )
+  return found[name]
+
+
+def _rename(name: str) -> str:
+  """What timm would call it."""
+  patterns = {
+    r"(maxvit_[a-z]+)_(\d+)": r"\1_tf_\2",
+    r"resnetrs_(\d+)_\d+": r"resnetrs\1",
+    r"(.+)_timm": r"\1",
+  }
+  for pattern, replacement in patterns.items():
+    if match := re.fullmatch(pattern, name):
+      return match.expand(replacement)
+  return name
 
 
 def time_turn(run: Callable[[], None]) -> float:
@@ -123,6 +149,8 @@ def our_pass(
     dtype=_DTYPE.value,
     stochastic_depth_rate=0.0,
   )
+  if hasattr(model, "dropout_rate"):
+    model = model.clone(dropout_rate=0.0)
   task = classification.Classification(model, config, num_classes=NUM_CLASSES)
   batch = jax.device_put(
     {"image": images, "label": labels, "mask": np.ones(len(labels), "float32")}
@@ -153,13 +181,13 @@ def our_pass(
 
 
 def peer_pass(
-  name: str, which: str, images: np.ndarray, labels: np.ndarray, layout: str
+  peer: str, which: str, images: np.ndarray, labels: np.ndarray, layout: str
 ) -> Callable[[], None]:
   """A function that runs timm's pass once and waits for it."""
   torch, timm = parity_helper.import_timm()
   device = "cuda" if torch.cuda.is_available() else "cpu"
   memory_format = getattr(torch, layout)
-  model = timm.create_model(peer_name(name), num_classes=NUM_CLASSES)
+  model = timm.create_model(peer, num_classes=NUM_CLASSES)
   model = model.to(device, memory_format=memory_format)
   x = torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
   x = x.to(device, memory_format=memory_format)
