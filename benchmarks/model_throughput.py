@@ -119,6 +119,8 @@ def _rename(name: str) -> str:
     r"(maxvit_[a-z]+)_(\d+)": r"\1_tf_\2",
     r"resnetrs_(\d+)_\d+": r"resnetrs\1",
     r"(.+)_timm": r"\1",
+    # timm's has other heads.
+    "halonet_h1": "",
   }
   for pattern, replacement in patterns.items():
     if match := re.fullmatch(pattern, name):

@@ -5,6 +5,8 @@ import pytest
 import models
 from benchmarks import model_throughput
 
+pytestmark = pytest.mark.parity
+
 
 @pytest.mark.parametrize(
   ("name", "peer"),
@@ -24,9 +26,10 @@ def test_peers(name, peer):
 
 
 @pytest.mark.parametrize(
-  "name", ["halonet_h4", "duoformer_r50_2s", "resnetrs_50_swish_160"]
+  "name",
+  ["halonet_h1", "halonet_h4", "duoformer_r50_2s", "resnetrs_50_swish_160"],
 )
 def test_models_without_a_peer(name):
   assert name in models.list()
-  with pytest.raises(ValueError, match=f"has '{name}', which timm has not"):
+  with pytest.raises(ValueError, match=f"has '{name}', which timm lacks"):
     model_throughput.peer_name(name)
