@@ -26,7 +26,6 @@ from absl import app, flags
 
 import models
 from configs import common
-from models import weight_maps
 from tests import parity_helper
 from training import classification, host_memory, optimizers
 from training import state as state_lib
