@@ -6,6 +6,7 @@ The same command goes on where a stopped or killed run left off. Fields are
 overridden on the command line: --config.optimizer.learning_rate=1e-3.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -55,6 +56,7 @@ def train_and_evaluate(
   Raises:
     ValueError: for a config or workdir that does not fit, before any training.
     CheckpointError: if no checkpoint can be read, or one cannot be written.
+    MetricsError: if the metrics cannot be written.
     NonFiniteError: if the run diverges; the checkpoints before it stand.
   """
   experiment = experiment_lib.create(config)
@@ -68,7 +70,13 @@ def train_and_evaluate(
   records.claim_workdir(workdir, config, override=override_config)
   store = checkpoints.Checkpoints(workdir, config.checkpoint)
 
-  with jax.set_mesh(mesh), preemption.PreemptionGuard() as guard:
+  with (
+    jax.set_mesh(mesh),
+    preemption.PreemptionGuard() as guard,
+    contextlib.ExitStack() as stack,
+  ):
+    stack.callback(batches.close)
+    stack.callback(store.close)
     restored = store.restore(experiment.state)
     if restored is None:
       state = weights.initial_state(experiment)
@@ -81,12 +89,16 @@ def train_and_evaluate(
     step = int(state.step)
     started = time.perf_counter() - record["seconds"]
     records.write_run_record(workdir, mesh)
-    writer = metrics.MetricWriter(
-      workdir, resume_step=step, evaluated=record["evaluated"]
+    writer = stack.enter_context(
+      metrics.MetricWriter(
+        workdir, resume_step=step, evaluated=record["evaluated"]
+      )
     )
     progress = metrics.ProgressLine(total_steps, config.batch_size)
+    stack.callback(progress.pause)
     reporter = reporting.StepReporter(writer, progress)
     profiler = profiling.StepProfiler(workdir, first_step=step, enabled=profile)
+    stack.callback(profiler.close)
 
     def run_evaluation() -> dict[str, float]:
       result = evaluation.evaluate(
@@ -135,18 +147,12 @@ def train_and_evaluate(
       store.wait()
     except evaluation.EvaluationInterrupted:
       say("stopped before the evaluation that was left to do")
-    except reporting.NonFiniteError as error:
+    except (reporting.NonFiniteError, metrics.MetricsError) as error:
       store.wait()
-      raise reporting.NonFiniteError(
+      raise type(error)(
         f"{error} Training stops; the checkpoints of steps {store.steps()} in "
-        f"{store.directory} are from before it."
+        f"{store.directory} are intact, and from before it."
       ) from None
-    finally:
-      profiler.close()
-      progress.pause()
-      writer.close()
-      store.close()
-      batches.close()
 
   if guard.should_stop(step):
     say(f"stopped at step {step}, saved; the same command goes on from there")
@@ -216,5 +222,10 @@ if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
   cli.run(
     main,
-    cli.USER_ERRORS + (checkpoints.CheckpointError, reporting.NonFiniteError),
+    cli.USER_ERRORS
+    + (
+      checkpoints.CheckpointError,
+      metrics.MetricsError,
+      reporting.NonFiniteError,
+    ),
   )

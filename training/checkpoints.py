@@ -106,8 +106,15 @@ class Checkpoints:
       raise self._write_error(error) from error
 
   def close(self) -> None:
-    """Frees threads without waiting for anything but running saves."""
-    self._manager.close()
+    """Frees threads without waiting for anything but running saves.
+
+    Raises:
+      CheckpointError: if one of those failed.
+    """
+    try:
+      self._manager.close()
+    except Exception as error:
+      raise self._write_error(error) from error
 
   def restore(self, like: Any, step: int | None = None) -> Any:
     """Reads the newest whole checkpoint, or the one of `step`.

@@ -1,14 +1,23 @@
 """Where the numbers of a run go: a JSON-lines file, TensorBoard, one line."""
 
+import contextlib
 import json
 import math
+import socket
 import sys
 import time
 from typing import Any
 
 import jax
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.record_writer import RecordWriter, directory_check
+
+_FLUSH_SECONDS = 60.0
+
+
+class MetricsError(RuntimeError):
+  """The numbers of a run could not be written."""
 
 
 class MetricWriter:
@@ -16,6 +25,8 @@ class MetricWriter:
 
   Only process 0 writes. A resumed run first drops the lines that come after
   its checkpoint, so that the file reads as if the run had never stopped.
+
+  A context manager; closing does not replace an error that is on its way.
   """
 
   def __init__(self, workdir: str, *, resume_step: int, evaluated: bool):
@@ -25,38 +36,89 @@ class MetricWriter:
       workdir: where metrics.jsonl and tensorboard/ are.
       resume_step: the step of the checkpoint, 0 for a new run.
       evaluated: whether that checkpoint was saved after its evaluation.
+
+    Raises:
+      MetricsError: if they cannot be written.
     """
+    self._workdir = workdir
     self._file = None
     if jax.process_index() != 0:
       return
-    path = epath.Path(workdir) / "metrics.jsonl"
+    try:
+      self._open(resume_step, evaluated)
+    except OSError as error:
+      raise self._write_error(error) from error
+
+  def _open(self, resume_step: int, evaluated: bool) -> None:
+    path = epath.Path(self._workdir) / "metrics.jsonl"
     kept = [
       row
-      for row in read_metrics(workdir)
+      for row in read_metrics(self._workdir)
       if row["step"] < resume_step
       or (row["step"] == resume_step and (evaluated or not is_evaluation(row)))
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    # Not in place: on a full disk that would lose the rows there are.
+    rewritten = path.with_name(path.name + ".new")
+    rewritten.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    rewritten.replace(path)
     self._file = path.open("a")
-    self._events = SummaryWriter(
-      str(epath.Path(workdir) / "tensorboard"), purge_step=resume_step + 1
-    )
+    # Not SummaryWriter: it writes in a thread of its own, and when that has
+    # died of a full disk the training waits for it for ever.
+    folder = str(epath.Path(self._workdir) / "tensorboard")
+    directory_check(folder)
+    name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+    self._events = RecordWriter(f"{folder}/{name}")
+    self._flushed = time.monotonic()
+    self._write_event(file_version="brain.Event:2")
+    # TensorBoard drops what an earlier process wrote from this step on.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write_event(step=resume_step + 1, session_log=start)
+
+  def _write_event(self, **fields: Any) -> None:
+    event = event_pb2.Event(wall_time=time.time(), **fields)
+    self._events.write(event.SerializeToString())
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
-    """Appends one line; NaN and infinity become null, as JSON has neither."""
+    """Appends one line; NaN and infinity become null, as JSON has neither.
+
+    Raises:
+      MetricsError: if it cannot be written.
+    """
     if self._file is None:
       return
     row = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-    self._file.write(json.dumps({"step": step} | row) + "\n")
-    self._file.flush()
-    for name, value in metrics.items():
-      self._events.add_scalar(name, value, step)
+    values = [
+      summary_pb2.Summary.Value(tag=name, simple_value=value)
+      for name, value in metrics.items()
+    ]
+    try:
+      self._file.write(json.dumps({"step": step} | row) + "\n")
+      self._file.flush()
+      self._write_event(step=step, summary=summary_pb2.Summary(value=values))
+      if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+        self._events.flush()
+        self._flushed = time.monotonic()
+    except OSError as error:
+      raise self._write_error(error) from error
 
-  def close(self) -> None:
+  def __enter__(self) -> "MetricWriter":
+    return self
+
+  def __exit__(self, kind: type | None, *_: object) -> None:
     """Flushes and closes both."""
-    if self._file is not None:
-      self._file.close()
-      self._events.close()
+    if self._file is None:
+      return
+    try:
+      with contextlib.closing(self._events), contextlib.closing(self._file):
+        self._events.flush()
+    except OSError as error:
+      if kind is None:
+        raise self._write_error(error) from error
+
+  def _write_error(self, error: OSError) -> MetricsError:
+    return MetricsError(
+      f"The metrics could not be written to {self._workdir}: {error}."
+    )
 
 
 def is_evaluation(row: dict[str, Any]) -> bool:

@@ -1,19 +1,21 @@
 import io
 import json
 import math
+import resource
+import struct
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from training import metrics
 
 
 def write(workdir, rows, resume_step=0, evaluated=True):
-  writer = metrics.MetricWriter(
+  with metrics.MetricWriter(
     str(workdir), resume_step=resume_step, evaluated=evaluated
-  )
-  for step, row in rows:
-    writer.write(step, row)
-  writer.close()
+  ) as writer:
+    for step, row in rows:
+      writer.write(step, row)
 
 
 def test_one_json_object_a_line(tmp_path):
@@ -24,6 +26,32 @@ def test_one_json_object_a_line(tmp_path):
     {"step": 2, "train/loss": None},
   ]
   assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def read_events(workdir):
+  """The events of all files, by the record format of TensorFlow."""
+  for path in sorted((workdir / "tensorboard").iterdir()):
+    data = path.read_bytes()
+    while data:
+      (length,) = struct.unpack_from("<Q", data)
+      assert len(data) >= length + 16
+      yield event_pb2.Event.FromString(data[12 : 12 + length])
+      data = data[length + 16 :]
+
+
+def test_the_events_hold_the_same_and_where_a_run_went_on(tmp_path):
+  write(tmp_path, [(1, {"train/loss": 0.5, "train/accuracy": 0.25})])
+  write(tmp_path, [(2, {"train/loss": 0.125})], resume_step=1)
+  events = list(read_events(tmp_path))
+  assert [e.step for e in events if e.HasField("session_log")] == [1, 2]
+  assert [
+    (e.step, {v.tag: v.simple_value for v in e.summary.value})
+    for e in events
+    if e.HasField("summary")
+  ] == [
+    (1, {"train/loss": 0.5, "train/accuracy": 0.25}),
+    (2, {"train/loss": 0.125}),
+  ]
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
@@ -50,6 +78,43 @@ def test_a_torn_last_line_is_ignored(tmp_path):
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 2, "tra')
   assert [r["step"] for r in metrics.read_metrics(str(tmp_path))] == [1]
+
+
+@pytest.fixture
+def full_disk():
+  """No file grows beyond a few hundred bytes, as on a disk that fills up."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+  yield
+  resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_a_clear_error(full_disk, tmp_path):
+  rows = [(step, {"train/loss": 0.5}) for step in range(100)]
+  with pytest.raises(metrics.MetricsError, match=f"to {tmp_path}: .*too large"):
+    write(tmp_path, rows)
+
+
+def test_closing_on_a_full_disk_does_not_hide_an_error(full_disk, tmp_path):
+  def train():
+    yield from ((step, {"train/loss": 0.5}) for step in range(6))
+    raise KeyError("the cause")
+
+  # Few bytes in metrics.jsonl, more in the events, not yet on the disk.
+  with pytest.raises(KeyError, match="the cause"):
+    write(tmp_path, train())
+  with pytest.raises(OSError, match="too large"):
+    (tmp_path / "more").write_bytes(bytes(400))
+
+
+def test_resuming_on_a_full_disk_loses_no_rows(tmp_path, request):
+  rows = [(step, {"train/loss": 0.5}) for step in range(20)]
+  write(tmp_path, rows)
+  before = metrics.read_metrics(str(tmp_path))
+  request.getfixturevalue("full_disk")
+  with pytest.raises(metrics.MetricsError):
+    write(tmp_path, [], resume_step=20)
+  assert metrics.read_metrics(str(tmp_path)) == before
 
 
 class Terminal(io.StringIO):
