@@ -65,6 +65,7 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
     )
 
   shapes = jax.eval_shape(init)
+  optimizers.check_rules(config.optimizer, shapes.params)
   shardings = mesh_lib.state_shardings(shapes, mesh, config.sharding_rules)
   rows = mesh_lib.batch_sharding(mesh)
   train_step = jax.jit(

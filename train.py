@@ -67,7 +67,7 @@ def train_and_evaluate(
   evaluate_every = clock.steps(config.evaluate_every, "evaluate_every")
   save_every = clock.steps(config.checkpoint.every, "checkpoint.every")
   eval_batches = create_eval_batches(config)
-  records.claim_workdir(workdir, config, override=override_config)
+  records.check_workdir(workdir, config, override=override_config)
   store = checkpoints.Checkpoints(workdir, config.checkpoint)
 
   with (
@@ -88,6 +88,7 @@ def train_and_evaluate(
     train_step, evaluate_step = experiment_lib.compile_steps(experiment)
     step = int(state.step)
     started = time.perf_counter() - record["seconds"]
+    records.write_config(workdir, config)
     records.write_run_record(workdir, mesh)
     writer = stack.enter_context(
       metrics.MetricWriter(

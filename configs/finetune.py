@@ -15,9 +15,8 @@ Variants:
   slower, on a data set that `--config.data.name` names, from
   `--config.init.weights`, which may be `timm:<name>`.
 
-`--config.frozen_trunk=true` freezes the trunk of any of them. It wants
-`--config.optimizer.learning_rate_rules="()"` where layers have their own rates,
-since a rule for what does not learn is an error.
+`--config.frozen_trunk=true` freezes the trunk of any of them; what remains
+keeps its layers' rates.
 """
 
 import re

@@ -63,7 +63,11 @@ def test_a_frozen_trunk_stays_as_it_was(data_dir, pretrained_run, tmp_path):
     source,
     tmp_path,
     frozen_trunk=True,
-    **{"model.stochastic_depth_rate": 0.5},
+    **{
+      "model.stochastic_depth_rate": 0.5,
+      # A rule for what does not learn is harmless.
+      "optimizer.learning_rate_rules": (("^stem", 0.5), ("^head", 0.5)),
+    },
   )
   for collection in ("params", "batch_stats"):
     old = paths.flatten_with_names(before[collection])
@@ -134,15 +138,21 @@ def test_faults(data_dir, pretrained_run, tmp_path):
     ({"init.weights": str(tmp_path)}, "holds no run|no run"),
     ({"init.weights": source, "init.step": "7"}, r"has the steps \[2\]"),
     ({"init.weights": source, "init.step": "x"}, "none of last, best"),
-    ({"optimizer.learning_rate_rules": (("zzz", 1.0),)}, "matches no trained"),
+    (
+      {"optimizer.learning_rate_rules": (("zzz", 1.0),)},
+      "matches no parameter",
+    ),
     ({"optimizer.learning_rate_rules": (("(", 1.0),)}, "no[t]? a regular"),
     ({"optimizer.learning_rate_rules": (("a", -1.0),)}, "not negative"),
   )
   for index, (fields, message) in enumerate(cases):
     config = tiny(data_dir, **fields)
     config.data.classes = (5, 6, 7)
+    workdir = tmp_path / f"run_{index}"
     with pytest.raises(ValueError, match=message):
-      train.train_and_evaluate(config, str(tmp_path / f"run_{index}"))
+      train.train_and_evaluate(config, str(workdir))
+    # The corrected command may use the same workdir.
+    assert not (workdir / "config.json").exists()
 
 
 def test_a_damaged_checkpoint_is_refused(pretrained_run, monkeypatch):

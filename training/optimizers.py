@@ -132,6 +132,22 @@ def decay_mask(params: Any, exclude: str) -> Any:
   )
 
 
+def check_rules(config: ml_collections.ConfigDict, params: Any) -> None:
+  """Raises ValueError if a rule for learning rates matches no parameter.
+
+  Args:
+    config: as `default_config`.
+    params: a tree with the paths of all parameters, frozen ones too.
+  """
+  names = paths.flatten_with_names(params)
+  for pattern, _ in config.learning_rate_rules:
+    if not any(re.search(pattern, name) for name in names):
+      raise ValueError(
+        f"optimizer.learning_rate_rules has {pattern!r}, which matches no "
+        f"parameter; there are {', '.join(names)}."
+      )
+
+
 def _scale_by_rules(
   rules: Sequence[tuple[str, float]],
 ) -> optax.GradientTransformation:
@@ -150,18 +166,9 @@ def _scale_by_rules(
     factors = (f for pattern, f in compiled if pattern.search(name))
     return update * next(factors, 1.0)
 
-  def update(updates, params=None):
-    del params
-    names = paths.flatten_with_names(updates)
-    for pattern, _ in compiled:
-      if not any(pattern.search(name) for name in names):
-        raise ValueError(
-          f"optimizer.learning_rate_rules has {pattern.pattern!r}, which "
-          f"matches no trained parameter; there are {', '.join(names)}."
-        )
-    return jax.tree_util.tree_map_with_path(scale, updates)
-
-  return optax.stateless(update)
+  return optax.stateless(
+    lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)
+  )
 
 
 def _compile(field: str, pattern: str) -> re.Pattern[str]:

@@ -32,10 +32,10 @@ class ConfigMismatchError(ValueError):
   """The workdir holds a run with another config."""
 
 
-def claim_workdir(
+def check_workdir(
   workdir: str, config: ml_collections.ConfigDict, *, override: bool
 ) -> None:
-  """Writes config.json, or compares the config with the one that is there.
+  """Compares the config with the one of the run that is there, if any.
 
   Args:
     workdir: created if it does not exist.
@@ -44,30 +44,56 @@ def claim_workdir(
 
   Raises:
     ConfigMismatchError: if they differ; names every field that does.
-    ValueError: if the workdir cannot be written.
+    ValueError: if the workdir cannot be created.
   """
   path = epath.Path(workdir) / "config.json"
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     saved = json.loads(path.read_text()) if path.exists() else None
-    new = json.loads(config.to_json_best_effort())
-    changed = [] if saved is None else differences(saved, new)
-    if changed and not override:
-      raise ConfigMismatchError(
-        f"{workdir} holds a run with another config; {len(changed)} field(s) "
-        f"differ: {'; '.join(changed)}. Choose another --workdir, or pass "
-        "--override_config to go on from its checkpoints with the new config."
-      )
-    if jax.process_index() == 0:
-      # Through a second name: a killed process must not leave half a config.
-      partial = path.parent / "config.json.partial"
-      partial.write_text(json.dumps(new, indent=2) + "\n")
-      partial.replace(path)
   except OSError as error:
-    raise ValueError(
-      f"workdir={workdir!r} cannot be written: {error}. Choose a directory "
-      "that you may write to."
-    ) from error
+    raise _not_writable(workdir, error) from error
+  changed = [] if saved is None else differences(saved, _to_json(config))
+  if changed and not override:
+    raise ConfigMismatchError(
+      f"{workdir} holds a run with another config; {len(changed)} field(s) "
+      f"differ: {'; '.join(changed)}. Choose another --workdir, or pass "
+      "--override_config to go on from its checkpoints with the new config."
+    )
+
+
+def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
+  """Writes config.json, which makes the workdir that of this run.
+
+  To be called once there is a state to train: a start that failed before, for
+  want of weights for example, leaves the workdir free.
+
+  Raises:
+    ValueError: if it cannot be written.
+  """
+  if jax.process_index() == 0:
+    path = epath.Path(workdir) / "config.json"
+    try:
+      _write_whole(path, _to_json(config))
+    except OSError as error:
+      raise _not_writable(workdir, error) from error
+
+
+def _not_writable(workdir: str, error: OSError) -> ValueError:
+  return ValueError(
+    f"workdir={workdir!r} cannot be written: {error}. Choose a directory "
+    "that you may write to."
+  )
+
+
+def _to_json(config: ml_collections.ConfigDict) -> Any:
+  return json.loads(config.to_json_best_effort())
+
+
+def _write_whole(path: epath.Path, value: Any) -> None:
+  # Through a second name: a killed process must not leave half a file.
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(json.dumps(value, indent=2) + "\n")
+  partial.replace(path)
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
@@ -120,9 +146,7 @@ def write_run_record(workdir: str, mesh: jax.sharding.Mesh) -> None:
       "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
     }
   )
-  partial = path.parent / "run.json.partial"
-  partial.write_text(json.dumps(starts, indent=2) + "\n")
-  partial.replace(path)
+  _write_whole(path, starts)
 
 
 def git_commit() -> str | None:

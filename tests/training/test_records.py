@@ -18,19 +18,24 @@ def make_config(**optimizer):
   )
 
 
+def claim(workdir, config, **options):
+  records.check_workdir(workdir, config, **{"override": False} | options)
+  records.write_config(workdir, config)
+
+
 def test_the_same_config_may_go_on(tmp_path):
   workdir = str(tmp_path / "new" / "run")
   for _ in range(2):
-    records.claim_workdir(workdir, make_config(), override=False)
+    claim(workdir, make_config())
   assert records.load_config(workdir) == make_config()
 
 
 def test_another_config_is_refused_with_every_difference(tmp_path):
-  records.claim_workdir(str(tmp_path), make_config(), override=False)
+  claim(str(tmp_path), make_config())
   other = make_config(rate=0.2, momentum=0.9)
   del other.sizes
   with pytest.raises(records.ConfigMismatchError) as error:
-    records.claim_workdir(str(tmp_path), other, override=False)
+    claim(str(tmp_path), other)
   for difference in (
     "3 field(s) differ",
     "optimizer.rate: 0.1 -> 0.2",
@@ -40,23 +45,21 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
   ):
     assert difference in str(error.value)
   assert records.load_config(str(tmp_path)) == make_config()
-  records.claim_workdir(str(tmp_path), other, override=True)
+  claim(str(tmp_path), other, override=True)
   assert records.load_config(str(tmp_path)) == other
 
 
 def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match=r"workdir=.*file/run.*may write"):
-    records.claim_workdir(
-      str(tmp_path / "file" / "run"), make_config(), override=False
-    )
+    claim(str(tmp_path / "file" / "run"), make_config())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_workdir_is_an_error(tmp_path):
   tmp_path.chmod(0o500)
   with pytest.raises(ValueError, match="cannot be written"):
-    records.claim_workdir(str(tmp_path), make_config(), override=False)
+    claim(str(tmp_path), make_config())
 
 
 def test_no_run_is_an_error(tmp_path):
