@@ -7,8 +7,9 @@ r"""Evaluates a trained or published model on the evaluation split.
 `--weights` is the workdir of a run (whose own config is used unless --config is
 given), a `.safetensors` file, `timm:<name>`, or `random`. The last line of the
 output is one JSON object with model, examples, top1 and top5. `--per_class`
-names a file for the accuracy of each class. Any field of the config can be set
-for the test: `--config.data.image_size=256 --config.dtype=bfloat16`.
+names a file for the accuracy of each class; `--among_present` lets the model
+choose only among the classes that the split has. Any field of the config can be
+set for the test: `--config.data.image_size=256 --config.dtype=bfloat16`.
 
   python eval.py --table=maxvit --weights=timm
   python eval.py --table=maxvit --weights=runs
@@ -21,6 +22,7 @@ for in $TFDS_DATA_DIR.
 """
 
 import csv
+import functools
 import importlib
 import json
 from collections.abc import Iterable, Sequence
@@ -34,6 +36,7 @@ from absl import flags
 from etils import epath
 
 import experiment as experiment_lib
+import input_pipeline
 import weights as weights_lib
 from tools import published, results_table
 from train import create_eval_batches
@@ -47,6 +50,7 @@ def evaluate(
   step: str = "last",
   use_ema: bool = True,
   per_class: str | None = None,
+  among_present: bool = False,
 ) -> dict[str, float]:
   """Runs one exact evaluation.
 
@@ -56,6 +60,7 @@ def evaluate(
     step: of a workdir, the checkpoint: "last", "best" or a number.
     use_ema: evaluate the moving average if the run kept one.
     per_class: a CSV file to write: examples and accuracy of each class.
+    among_present: choose among the classes that the split has examples of.
 
   Returns:
     Means over the examples, and `examples`.
@@ -65,13 +70,14 @@ def evaluate(
     CheckpointError: if the checkpoint cannot be read.
   """
   experiment = experiment_lib.create(config)
+  among = input_pipeline.present_classes(config.data) if among_present else None
   num_batches = -(-experiment.info.num_eval_examples // config.eval_batch_size)
   with jax.set_mesh(experiment.mesh):
     variables = weights_lib.load(
       experiment, weights, step=step, use_ema=use_ema
     )
     result = evaluation.evaluate(
-      jax.jit(experiment.task.evaluate_classes),
+      jax.jit(functools.partial(experiment.task.evaluate_classes, among=among)),
       variables,
       _with_progress(create_eval_batches(config), num_batches),
       experiment.mesh,
@@ -176,6 +182,7 @@ def main(argv: Sequence[str]) -> None:
     step=args.step,
     use_ema=args.ema,
     per_class=args.per_class,
+    among_present=args.among_present,
   )
   print(summary.describe_evaluation(result))
   print(json.dumps(summarize(config, result)))
@@ -187,5 +194,10 @@ if __name__ == "__main__":
   flags.DEFINE_string("step", "last", "Of a run: last, best or a number.")
   flags.DEFINE_bool("ema", True, "Use the moving average if there is one.")
   flags.DEFINE_string("per_class", None, "A CSV file to write, of the classes.")
+  flags.DEFINE_bool(
+    "among_present",
+    False,
+    "Choose among the classes that occur, as for ImageNet-A and R.",
+  )
   flags.DEFINE_string("table", None, "A family whose table is written.")
   cli.run(main, (*cli.USER_ERRORS, checkpoints.CheckpointError))

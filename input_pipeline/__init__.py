@@ -7,6 +7,7 @@ from input_pipeline.pipeline import (
   count_damaged,
   dataset_info,
   eval_batches,
+  present_classes,
   train_iterator,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
   "dataset_info",
   "default_config",
   "eval_batches",
+  "present_classes",
   "train_iterator",
 ]

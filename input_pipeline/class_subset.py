@@ -28,14 +28,17 @@ class ClassSubset:
     split: as in `Source`.
     class_names: as in `Source`, of these classes.
     image_shape: as in `Source`.
+    many_labels: False.
   """
+
+  many_labels = False
 
   def __init__(self, source: Source, classes: Sequence[int]):
     """Reads all labels, and with them all records of the split once.
 
     Raises:
-      ValueError: if a class does not exist or is there twice, or if the split
-        has no example of them.
+      ValueError: if a class does not exist or is there twice, if the split has
+        no example of them, or if its images have several labels.
     """
     known = range(len(source.class_names))
     if len(set(classes)) < len(classes) or not set(classes) <= set(known):
@@ -48,9 +51,9 @@ class ClassSubset:
     self.class_names = tuple(source.class_names[label] for label in classes)
     self._source = source
     new_label = {label: i for i, label in enumerate(classes)}
-    labels = [int(source[row]["label"]) for row in range(len(source))]
-    self._rows = np.flatnonzero([label in new_label for label in labels])
-    self._labels = [new_label[labels[row]] for row in self._rows]
+    labels = source.read_labels()
+    self._rows = np.flatnonzero(np.isin(labels, classes))
+    self._labels = [new_label[label] for label in labels[self._rows]]
     if not self._labels:
       raise ValueError(
         f"classes is {tuple(classes)}, but split {source.split!r} of "
@@ -63,6 +66,10 @@ class ClassSubset:
   def __getitem__(self, index: int) -> dict[str, Any]:
     record = self._source[int(self._rows[index])]
     return record | {"label": self._labels[index]}
+
+  def read_labels(self) -> np.ndarray:
+    """The label of each record."""
+    return np.array(self._labels)
 
   def describe(self, index: int) -> str:
     """Says where a record is, for messages."""

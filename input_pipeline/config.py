@@ -15,6 +15,9 @@ def default_config() -> ml_collections.ConfigDict:
   # TFDS slices too: "train[:90%]" and "train[90%:]".
   config.train_split = "train"
   config.eval_split = "test"
+  # The feature with the label; "real_label" for ImageNet ReaL, whose images may
+  # have several, and are right with any of them, or none, and do not count.
+  config.label = "label"
   # Labels of the classes to keep, relabelled in this order; () keeps all.
   config.classes = ()
   config.image_size = 32  # Pixels; the images are square.

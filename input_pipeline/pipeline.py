@@ -50,6 +50,17 @@ def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
   )
 
 
+def present_classes(config: ml_collections.ConfigDict) -> np.ndarray:
+  """Which classes `eval_split` has examples of: bool `[num_classes]`.
+
+  Reads all of its records once.
+  """
+  source = class_subset.open_source(config, config.eval_split)
+  present = np.zeros(len(source.class_names), bool)
+  present[source.read_labels()] = True
+  return present
+
+
 class TrainIterator(Iterator[Batch]):
   """Endless batches, with a state of one number that any run can restore.
 
@@ -110,8 +121,8 @@ def train_iterator(
 
   Returns:
     An iterator of dicts: image uint8 `[local_batch, image_size, image_size,
-    channels]`, label int32 `[local_batch]`, and mask float32 `[local_batch]`,
-    which is 0 where a damaged image was skipped.
+    channels]`, label int32 `[local_batch]`, and mask float32 and damaged bool
+    `[local_batch]`: mask is 0 where a damaged image was skipped.
 
   Raises:
     ValueError: for a batch that cannot be shared evenly, and for a config that
@@ -124,11 +135,13 @@ def train_iterator(
   # Two seeds of 32 bits from one of any size. They are hashed because Grain
   # shuffles epoch e with `seed + e`: seed 1 would start as seed 0 goes on.
   order_seed, augmentation_seed = np.random.SeedSequence(seed).generate_state(2)
-  read = reader.Reader(
-    class_subset.open_source(config, config.train_split),
-    config,
-    "train_transform",
-  )
+  source = class_subset.open_source(config, config.train_split)
+  if source.many_labels:
+    raise ValueError(
+      f"label: {config.label!r} of {config.name!r} is a sequence of labels, "
+      "which serves evaluation only."
+    )
+  read = reader.Reader(source, config, "train_transform")
   dataset = (
     grain.MapDataset.range(read.num_examples)
     .shuffle(seed=int(order_seed))
@@ -160,7 +173,9 @@ def eval_batches(
   Returns:
     An iterable of dicts as `train_iterator` has them, and index int32
     `[local_batch]`, the example's position in the split. Padding has index -1
-    and mask 0. It can be iterated again.
+    and mask 0. Of images with many labels, label is uint8 `[local_batch,
+    classes]` with ones there, and mask is 0 where it has none. It can be
+    iterated again.
 
   Raises:
     ValueError, DamagedImageError: as `train_iterator`.
@@ -183,8 +198,7 @@ def eval_batches(
 
 def count_damaged(batch: Batch) -> int:
   """How many images of a batch were skipped because they are damaged."""
-  is_example = batch["index"] >= 0 if "index" in batch else True
-  return int(np.sum((batch["mask"] == 0) & is_example))
+  return int(np.sum(batch["damaged"]))
 
 
 def _prefetch(

@@ -38,6 +38,7 @@ class Reader:
     decode.check_channels(config.channels)
     self.num_examples = len(source)
     self._source = source
+    self._num_labels = len(source.class_names) if source.many_labels else 0
     self._channels = config.channels
     self._skip_damaged = config.skip_damaged
     self._shape = (config.image_size, config.image_size, config.channels)
@@ -75,23 +76,35 @@ class Reader:
           f"{message} With skip_damaged=True it would be left out."
         ) from error
       logging.warning("%s", message)
-      return self._blank(record["label"])
+      return self._blank() | {"damaged": np.True_}
+    label = self._encode(record["label"])
+    # Of many labels there may be none, and then nothing can be right.
+    known = not self._num_labels or label.any()
     return {
       "image": pixels,
-      "label": np.int32(record["label"]),
-      "mask": np.float32(1),
+      "label": label,
+      "mask": np.float32(known),
+      "damaged": np.False_,
     }
 
   def with_index(self, index: int, rng: np.random.Generator) -> Example:
     """The example with its index; padding after the last one."""
     if index >= self.num_examples:
-      return self._blank(0) | {"index": np.int32(-1)}
+      return self._blank() | {"index": np.int32(-1)}
     return self(index, rng) | {"index": np.int32(index)}
 
-  def _blank(self, label: int) -> Example:
+  def _blank(self) -> Example:
     """An example that the mask takes out of loss and metrics."""
     return {
       "image": np.zeros(self._shape, np.uint8),
-      "label": np.int32(label),
+      "label": self._encode([] if self._num_labels else 0),
       "mask": np.float32(0),
+      "damaged": np.False_,
     }
+
+  def _encode(self, label: Any) -> np.ndarray:
+    if not self._num_labels:
+      return np.int32(label)
+    is_label = np.zeros(self._num_labels, np.uint8)
+    is_label[label] = 1
+    return is_label

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
@@ -26,7 +27,9 @@ class AbsentSplitError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A split: `source[i]` is a dict of image (encoded bytes) and label (int).
+  """A split: `source[i]` is a dict of image (encoded bytes) and label.
+
+  The label is an integer, or an array of any number of them if `many_labels`.
 
   Attributes:
     name: of the data set, as in the config.
@@ -36,6 +39,8 @@ class Source:
     records: the records, by index.
     files: for each run of records their number, the file, and the position in
       it of the run's first record. Empty for records in memory.
+    label: the feature of the records with the label.
+    many_labels: whether that is a sequence.
   """
 
   name: str
@@ -44,6 +49,8 @@ class Source:
   image_shape: tuple[int | None, ...]
   records: Sequence[dict[str, Any]]
   files: tuple[tuple[int, str, int], ...] = ()
+  label: str = "label"
+  many_labels: bool = False
 
   def __len__(self) -> int:
     return len(self.records)
@@ -55,13 +62,27 @@ class Source:
       DamagedFileError: if its file cannot be read there.
     """
     try:
-      return self.records[index]
+      record = self.records[index]
+      return {"image": record["image"], "label": record[self.label]}
     except RuntimeError as error:
       raise DamagedFileError(
         f"{self.describe(index)} cannot be read: {error}. The file is damaged"
         " or cut short: copy it again, or delete its folder and prepare the"
         " data set again."
       ) from error
+
+  def read_labels(self) -> np.ndarray:
+    """The label of each record; reads all of them once.
+
+    Raises:
+      ValueError: if they have several.
+    """
+    if self.many_labels:
+      raise ValueError(
+        f"images of {self.name!r} may have several labels, called "
+        f"{self.label}, where one each is needed."
+      )
+    return np.array([int(self[row]["label"]) for row in range(len(self))])
 
   def describe(self, index: int) -> str:
     """Says where a record is, for messages."""
@@ -94,25 +115,28 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
     if config.name == "digits":
       digits.prepare(data_dir)
     builder = prepared.load_builder(config.name, data_dir, BUILT_IN)
-    source = _open_prepared(config.name, builder, split)
+    source = _open_prepared(config.name, builder, split, config.label)
   if len(source) == 0:
     raise ValueError(f"split {split!r} of {config.name!r} has no examples.")
   return source
 
 
 def _open_prepared(
-  name: str, builder: tfds.core.DatasetBuilder, split: str
+  name: str, builder: tfds.core.DatasetBuilder, split: str, label_name: str
 ) -> Source:
   """Opens a split of any prepared data set for classification."""
   features = dict(builder.info.features.items())
-  image, label = features.get("image"), features.get("label")
+  image, label = features.get("image"), features.get(label_name)
+  many_labels = isinstance(label, tfds.features.Sequence)
+  label = label.feature if many_labels else label
   if not (
     isinstance(image, tfds.features.Image)
     and isinstance(label, tfds.features.ClassLabel)
   ):
     raise ValueError(
-      f"name: {name!r} needs an Image called image and a ClassLabel called"
-      f" label, but its features are {', '.join(features)}."
+      f"name: {name!r} needs an Image called image, and a ClassLabel or a"
+      f" Sequence of them called {label_name} as config.data.label says, but"
+      f" its features are {', '.join(features)}."
     )
   _resolve(name, split, builder.info.splits)
   _check_files(name, split, builder)
@@ -127,6 +151,8 @@ def _open_prepared(
     image_shape=tuple(image.shape),
     records=_open_records(builder, split) if files else (),
     files=files,
+    label=label_name,
+    many_labels=many_labels,
   )
 
 

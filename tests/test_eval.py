@@ -13,6 +13,7 @@ from safetensors import numpy as safetensors
 
 import eval as eval_lib
 import experiment
+import input_pipeline
 from configs import digits
 from models import pretrained
 from tools import model_table, published, results_table
@@ -54,6 +55,23 @@ def test_classes_are_those_of_the_predictions(config):
     here = (batch["label"] == label) & (batch["mask"] > 0)
     assert sums["class_examples"][label] == here.sum()
     assert sums["class_correct"][label] == (predicted[here] == label).sum()
+
+
+def test_among_the_classes_that_occur(config, tmp_path):
+  config.data.eval_split = "test[:8]"
+  config.loss.name = "softmax"
+  built = experiment.create(config)
+  (batch,) = input_pipeline.eval_batches(config.data, batch_size=8)
+  present = sorted(set(batch["label"].tolist()))
+  assert 1 < len(present) < 10
+  variables = built.init().variables()
+  probabilities = built.task.predict(variables, batch["image"])
+  chosen = np.array(present)[probabilities[:, present].argmax(-1)]
+  share = probabilities / probabilities[:, present].sum(-1, keepdims=True)
+  loss = -np.mean(np.log(share[np.arange(8), batch["label"]]))
+  result = eval_lib.evaluate(config, "random", among_present=True)
+  assert result["accuracy"] == pytest.approx((chosen == batch["label"]).mean())
+  assert result["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def _row(**fields):

@@ -13,6 +13,9 @@ from training import losses, paths
 
 Batch = dict[str, jax.Array]
 
+# The logit of a class that may not be chosen: finite, as 0 times it is 0.
+_NEVER = -1e30
+
 
 class Classification:
   """Classifies images; labels are integers, one of `num_classes` each.
@@ -127,20 +130,46 @@ class Classification:
   def evaluate(
     self, variables: dict[str, Any], batch: Batch
   ) -> dict[str, jax.Array]:
-    """Summed metrics of a batch, on targets that are not smoothed."""
+    """Summed metrics of a batch, on targets that are not smoothed.
+
+    Args:
+      variables: of the model.
+      batch: as `prepare` takes it; or label uint8 `[batch, classes]` with ones
+        at the labels of an image, which is right with any of them
+        (arXiv 2006.07159).
+
+    Returns:
+      Sums over the examples with mask 1: weight, their number; loss, which for
+      several labels is that of equal shares; accuracy; and accuracy_top5, if
+      there are more classes.
+    """
     sums = self.evaluate_classes(variables, batch)
     # Unused, so that jit leaves them out.
     del sums["class_examples"], sums["class_correct"]
     return sums
 
   def evaluate_classes(
-    self, variables: dict[str, Any], batch: Batch
+    self,
+    variables: dict[str, Any],
+    batch: Batch,
+    *,
+    among: jax.Array | None = None,
   ) -> dict[str, jax.Array]:
-    """Like `evaluate`, with `class_examples` and `class_correct` [classes]."""
+    """Like `evaluate`, with `class_examples` and `class_correct` [classes].
+
+    Args:
+      variables: of the model.
+      batch: as for `evaluate`.
+      among: bool [classes], those that the model may choose; all if None.
+    """
     logits = self.model.apply(
       variables, self.normalize(batch["image"]), train=False
     )
-    targets = jax.nn.one_hot(batch["label"], self.num_classes)
+    if among is not None:
+      logits = jnp.where(among[None], logits, _NEVER)
+    targets = batch["label"].astype(jnp.float32)
+    if targets.ndim == 1:
+      targets = jax.nn.one_hot(batch["label"], self.num_classes)
     sums = self._sums(logits, {**batch, "target": targets})
     correct = batch["mask"] * (self._rank(logits, batch["label"]) < 1)
     return sums | {
@@ -158,9 +187,10 @@ class Classification:
 
   def _sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     mask = batch["mask"]
-    loss = losses.classification_loss(
-      self.config.loss.name, logits, batch["target"]
-    )
+    target = batch["target"]
+    if batch["label"].ndim == 2 and self.config.loss.name != "sigmoid":
+      target /= jnp.maximum(target.sum(-1, keepdims=True), 1)
+    loss = losses.classification_loss(self.config.loss.name, logits, target)
     rank = self._rank(logits, batch["label"])
     # `where`, since a padded row may be infinite and 0 * inf is NaN.
     sums = {
@@ -173,7 +203,11 @@ class Classification:
     return sums
 
   def _rank(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many classes are not below the true one: int `[batch]`."""
+    """How many others are not below the (best) true one: int `[batch]`."""
+    if labels.ndim == 1:
+      true_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    else:
+      true_logit = jnp.where(labels > 0, logits, -jnp.inf)
+      true_logit = true_logit.max(-1, keepdims=True)
     # A constant or NaN output is last and not first.
-    true_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     return self.num_classes - 1 - (logits < true_logit).sum(-1)

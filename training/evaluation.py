@@ -38,7 +38,8 @@ def evaluate(
   Args:
     evaluate_step: jitted `(variables, batch) -> sums` with the key "weight".
     variables: what the step takes.
-    batches: padded batches with a mask, equally many on each process.
+    batches: as `input_pipeline.eval_batches` gives them, padded, equally many
+      on each process.
     mesh: the device mesh.
     should_stop: polled before each batch, so that a preemption notice is not
       kept waiting by a long evaluation.

@@ -27,7 +27,10 @@ def config(digits_dir):
 
 
 class Tiny(tfds.core.GeneratorBasedBuilder):
-  """Any encoded images, with the labels 0, 1, 0, 1, ..."""
+  """Any encoded images, with the labels 0, 1, 0, 1, ...
+
+  And with several: that one, none, both, that one, none, both, ...
+  """
 
   name = "tiny"
   VERSION = tfds.core.Version("1.0.0")
@@ -40,6 +43,9 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
         {
           "image": tfds.features.Image(shape=(None, None, 3)),
           "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+          "all_labels": tfds.features.Sequence(
+            tfds.features.ClassLabel(names=["cat", "dog"])
+          ),
           "id": tfds.features.Text(),
         }
       ),
@@ -51,7 +57,15 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self):
     for i, data in enumerate(self.encoded):
-      yield i, {"image": io.BytesIO(data), "label": i % 2, "id": f"id {i}"}
+      yield (
+        i,
+        {
+          "image": io.BytesIO(data),
+          "label": i % 2,
+          "all_labels": ([i % 2], [], [0, 1])[i % 3],
+          "id": f"id {i}",
+        },
+      )
 
 
 @pytest.fixture

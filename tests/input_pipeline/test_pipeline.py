@@ -53,6 +53,7 @@ def test_batch_of_digits(config):
     "image": ("uint8", (100, 32, 32, 3)),
     "label": ("int32", (100,)),
     "mask": ("float32", (100,)),
+    "damaged": ("bool", (100,)),
   }
   assert batch["mask"].all()
   config.channels = 1

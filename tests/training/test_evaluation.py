@@ -47,7 +47,7 @@ def batches_of(images, labels, size):
       "image": np.pad(images[start : start + size], pad + [(0, 0)] * 3),
       "label": np.pad(labels[start : start + size], pad),
       "mask": np.pad(np.ones(count, np.float32), pad),
-      "index": np.pad(np.arange(start, start + count), pad, constant_values=-1),
+      "damaged": np.zeros(size, bool),
     }
 
 
@@ -109,6 +109,7 @@ def test_damaged_examples_are_counted_and_left_out(mesh):
   logits, images, labels = make_examples(10)
   batches = list(batches_of(images, labels, 8))
   batches[0]["mask"][[2, 5]] = 0
+  batches[0]["damaged"][[2, 5]] = True
   result = evaluation.evaluate(jax.jit(make_task().evaluate), {}, batches, mesh)
   keep = np.delete(np.arange(10), [2, 5])
   assert (result["examples"], result["damaged"]) == (8, 2)

@@ -1,0 +1,97 @@
+"""Images with several labels or none, as ImageNet ReaL has them."""
+
+import jax
+import numpy as np
+import pytest
+
+import eval as eval_lib
+import experiment
+import input_pipeline
+from configs import digits
+from input_pipeline import source
+
+
+@pytest.fixture
+def config(write_tiny, images):
+  config = digits.get_config("tiny")
+  config.data.update(
+    name="tiny",
+    data_dir=str(write_tiny(images)),
+    label="all_labels",
+    channels=3,
+    train_split="test",
+    eval_split="train",
+    eval_transform="resize(method=bilinear)",
+  )
+  config.eval_batch_size = 4
+  return config
+
+
+def test_batches(config):
+  batches = list(input_pipeline.eval_batches(config.data, batch_size=4))
+  joined = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+  assert joined["label"].dtype == np.uint8
+  labels = [[1, 0], [0, 0], [1, 1], [0, 1], [0, 0], [1, 1]]
+  np.testing.assert_array_equal(joined["label"][:6], labels)
+  np.testing.assert_array_equal(joined["mask"][:6], [1, 0, 1, 1, 0, 1])
+  np.testing.assert_array_equal(joined["index"], [*range(10), -1, -1])
+  # What has no label is not damaged.
+  assert not joined["damaged"].any()
+
+
+def test_right_is_any_of_them(config):
+  built = experiment.create(config)
+  result = eval_lib.evaluate(config, "random")
+  (batch,) = input_pipeline.eval_batches(config.data, batch_size=10)
+  variables = built.init().variables()
+  probabilities = built.task.predict(variables, batch["image"])
+  labels = [{0}, set(), {0, 1}, {1}, set(), {0, 1}, {0}, set(), {0, 1}, {1}]
+  right = [
+    int(guess) in labels
+    for guess, labels in zip(probabilities.argmax(-1), labels, strict=True)
+    if labels
+  ]
+  assert result["examples"] == 7
+  assert result["accuracy"] == pytest.approx(np.mean(right))
+  losses = [
+    -np.mean([np.log(p[label]) for label in labels])
+    for p, labels in zip(probabilities, labels, strict=True)
+    if labels
+  ]
+  assert result["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_the_best_of_them_is_ranked(config):
+  config.data.update(name="digits", label="label")
+  config.data.update(train_split="train", eval_split="test")
+  task = experiment.create(config).task
+  variables = jax.jit(task.init)(jax.random.key(3))
+  rng = np.random.default_rng(0)
+  batch = {
+    "image": rng.integers(0, 256, (40, 16, 16, 3), np.uint8),
+    "label": (rng.random((40, 10)) < 0.15).astype(np.uint8),
+  }
+  batch["mask"] = batch["label"].any(-1).astype(np.float32)
+  assert 0 < batch["mask"].sum() < 40
+  sums = jax.jit(task.evaluate_classes)(variables, batch)
+  best = np.argsort(-task.predict(variables, batch["image"]), -1)
+  hits = np.take_along_axis(batch["label"], best, -1)
+  assert sums["weight"] == batch["mask"].sum()
+  assert sums["accuracy"] == hits[:, 0].sum()
+  assert sums["accuracy_top5"] == hits[:, :5].any(-1).sum()
+  examples = (batch["label"] * batch["mask"][:, None]).sum(0)
+  np.testing.assert_array_equal(sums["class_examples"], examples)
+
+
+def test_what_they_cannot_do(config):
+  config.data.train_split = "train"
+  with pytest.raises(ValueError, match="evaluation only"):
+    input_pipeline.train_iterator(config.data, seed=0, global_batch_size=4)
+  with pytest.raises(ValueError, match="may have several labels"):
+    input_pipeline.present_classes(config.data)
+  config.data.classes = (1,)
+  with pytest.raises(ValueError, match="may have several labels"):
+    input_pipeline.eval_batches(config.data, batch_size=4)
+  config.data.label = "id"
+  with pytest.raises(ValueError, match=r"called id as config.data.label says"):
+    source.open_source(config.data, "train")
