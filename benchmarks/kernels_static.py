@@ -46,12 +46,10 @@ if multiprocessing.parent_process() is None:
   llo.enable(_DUMP)
 
 import jax  # noqa: E402, libtpu reads the settings above.
-import jax.numpy as jnp  # noqa: E402
 from absl import app, flags  # noqa: E402
 from jax.extend import core  # noqa: E402
 
-import attention  # noqa: E402
-from attention import masks, scores  # noqa: E402
+from benchmarks import static_cases  # noqa: E402
 from tools import compile_only  # noqa: E402
 
 _CHIPS = flags.DEFINE_list("chips", ["v5e", "v6e"], "TPUs to compile for.")
@@ -65,180 +63,6 @@ PEAK = {"v5e": 197e12, "v6e": 918e12}
 CLOCK = {"v5e": 1.5e9}
 
 
-class Case(NamedTuple):
-  """A kernel at a size.
-
-  Attributes:
-    name: family and variant.
-    shape: what is printed of the size.
-    function: function(implementation, *arguments).
-    arguments: shapes and dtypes.
-    flops: useful operations of the forward pass.
-    busy: share of the grid's steps that find a tile to work on.
-  """
-
-  name: str
-  shape: str
-  function: Callable
-  arguments: tuple[jax.ShapeDtypeStruct, ...]
-  flops: float
-  busy: float = 1.0
-
-
-def array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def cases() -> list[Case]:
-  """Returns all cases, from those of MaxViT to those of long sequences."""
-  found = []
-  for kind in ("block", "grid"):
-    for stage, (side, heads) in enumerate(
-      ((56, 3), (28, 6), (14, 12), (7, 24)), start=1
-    ):
-      found.append(_window(kind, stage, side, heads))
-  for stage, (side, channels, heads) in enumerate(
-    ((64, 64, 4), (32, 128, 8), (16, 256, 8), (8, 512, 8)), start=1
-  ):
-    found.append(_halo(stage, side, channels, heads))
-  found += [
-    _flash("sliding window", 1, 8192, 16, 128, masks.sliding_window(1024)),
-    _flash("causal", 1, 32768, 8, 128, masks.causal()),
-    _biased("2k", 8, 2048, 12, 64),
-    _biased("16k", 1, 16384, 4, 32),
-    _factored("16k", 1, 16384, 4, 32, 8),
-    _linear("bidirectional", 64, 4096, 8, 64, causal=False),
-    _linear("causal", 1, 32768, 8, 64, causal=True),
-  ]
-  return found
-
-
-def _window(kind: str, stage: int, side: int, heads: int) -> Case:
-  attend = getattr(attention, f"{kind}_attention")
-  x = array(256, side, side, heads, 32)
-  bias = array(heads, 49, 49, dtype=jnp.float32)
-
-  def function(implementation, q, k, v, bias):
-    return attend(
-      q, k, v, window_size=7, bias=bias, implementation=implementation
-    )
-
-  flops = 4 * 256 * side**2 * 49 * heads * 32
-  return Case(
-    f"window {kind} stage {stage}",
-    f"256x{side}x{side}x{heads}x32",
-    function,
-    (x, x, x, bias),
-    flops,
-  )
-
-
-def _halo(stage: int, side: int, channels: int, heads: int) -> Case:
-  dim = channels // heads
-  x = array(256, side, side, heads, dim)
-  table = array(27, dim, dtype=jnp.float32)
-
-  def function(implementation, q, k, v, height, width):
-    return attention.halo_attention(
-      q,
-      k,
-      v,
-      block_size=8,
-      halo_size=3,
-      relative_height=height,
-      relative_width=width,
-      implementation=implementation,
-    )
-
-  flops = 4 * 256 * side**2 * 14**2 * channels
-  return Case(
-    f"halo stage {stage}",
-    f"256x{side}x{side}x{heads}x{dim}",
-    function,
-    (x, x, x, table, table),
-    flops,
-  )
-
-
-def _flash(name, batch, length, heads, dim, mask) -> Case:
-  x = array(batch, length, heads, dim)
-
-  def function(implementation, q, k, v):
-    return attention.dot_product_attention(
-      q, k, v, mask=mask, implementation=implementation
-    )
-
-  # Rows of the grid are as long as the longest list of tiles.
-  tiles = mask.tile_states(length, length, 512, 512)[0, 0] > 0
-  longest = tiles.sum(axis=1).max()
-  flops = 4 * batch * heads * length**2 * dim * float(tiles.mean())
-  return Case(
-    f"flash {name}",
-    f"{batch}x{length}x{heads}x{dim}",
-    function,
-    (x,) * 3,
-    flops,
-    busy=float(tiles.sum() / (len(tiles) * longest)),
-  )
-
-
-def _biased(name, batch, length, heads, dim) -> Case:
-  x = array(batch, length, heads, dim)
-  bias = array(1, heads, length, length)
-
-  def function(implementation, q, k, v, bias):
-    return attention.dot_product_attention(
-      q, k, v, bias=bias, implementation=implementation
-    )
-
-  return Case(
-    f"flash dense bias {name}",
-    f"{batch}x{length}x{heads}x{dim}",
-    function,
-    (x, x, x, bias),
-    4 * batch * heads * length**2 * dim,
-  )
-
-
-def _factored(name, batch, length, heads, dim, rank) -> Case:
-  x = array(batch, length, heads, dim)
-  factor = array(batch, length, heads, rank, dtype=jnp.float32)
-
-  def function(implementation, q, k, v, a, b):
-    return attention.dot_product_attention(
-      q,
-      k,
-      v,
-      score_mods=scores.factored_bias(a, b),
-      implementation=implementation,
-    )
-
-  return Case(
-    f"flash factored bias {name}",
-    f"{batch}x{length}x{heads}x{dim}, rank {rank}",
-    function,
-    (x, x, x, factor, factor),
-    4 * batch * heads * length**2 * (dim + rank / 2),
-  )
-
-
-def _linear(name, batch, length, heads, dim, *, causal) -> Case:
-  x = array(batch, length, heads, dim)
-
-  def function(implementation, q, k, v):
-    return attention.linear_attention(
-      q, k, v, causal=causal, implementation=implementation
-    )
-
-  return Case(
-    f"linear {name}",
-    f"{batch}x{length}x{heads}x{dim}",
-    function,
-    (x,) * 3,
-    4 * batch * length * heads * dim**2,
-  )
-
-
 def main(argv: Sequence[str]) -> None:
   """Prints a row for each case, chip and pass."""
   del argv
@@ -248,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     references.submit(os.getpid).result()
     os.environ["LIBTPU_INIT_ARGS"] = arguments
     try:
-      for case in cases():
+      for case in static_cases.cases():
         if _ONLY.value not in case.name:
           continue
         for chip in _CHIPS.value:
@@ -261,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(
-  case: Case,
+  case: static_cases.Case,
   chip: str,
   which: str,
   references: concurrent.futures.Executor,
@@ -312,7 +136,7 @@ def reference_cost(
 
   None for what is unknown, both where the reference does not fit the chip.
   """
-  case = next(case for case in cases() if case.name == name)
+  case = next(case for case in static_cases.cases() if case.name == name)
   reference = _passed(functools.partial(case.function, "xla"), which)
   try:
     compiled = compile_only.compile_for(chip, reference, *case.arguments)
@@ -336,7 +160,9 @@ def _passed(function: Callable, which: str) -> Callable:
   return gradients
 
 
-def _kernels(function: Callable, case: Case) -> tuple[float, float]:
+def _kernels(
+  function: Callable, case: static_cases.Case
+) -> tuple[float, float]:
   """Returns the cycles and the bytes of all kernels of a function."""
   jaxpr = jax.make_jaxpr(function)(*case.arguments)
   cycles = traffic = 0.0
@@ -446,7 +272,9 @@ def _optimal_seconds(compiled) -> float | None:
   return seconds if seconds > 0 else None
 
 
-def _floor_seconds(compiled, case: Case, chip: str, which: str) -> float:
+def _floor_seconds(
+  compiled, case: static_cases.Case, chip: str, which: str
+) -> float:
   memory = compiled.memory_analysis()
   moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
   flops = case.flops * (1 if which == "forward" else 3.5)
