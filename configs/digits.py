@@ -27,7 +27,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
       f"configs/digits.py has no variant {variant!r}; it has "
       f"{', '.join(VARIANTS)}."
     )
-  config = common.get_config()
+  config = recipe()
 
   # The stem halves the 32 pixels, then each stage does: maps of 8, 4 and 2.
   config.model = ml_collections.ConfigDict(
@@ -44,6 +44,25 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
       remat=False,
     )
   )
+
+  if variant == "tiny":
+    config.data.image_size = 16
+    config.model.stem_widths = (16, 16)
+    config.model.widths = (16,)
+    config.model.depths = (1,)
+    config.model.window_size = 2
+    config.train_for = "12 steps"
+    config.evaluate_every = "6 steps"
+    config.checkpoint.every = "3 steps"
+  return config
+
+
+def recipe() -> ml_collections.ConfigDict:
+  """Data, length and optimizer for the digits, without a model.
+
+  The variant `digits` of every family begins with it.
+  """
+  config = common.get_config()
   config.data.name = "digits"
   config.data.image_size = 32
   config.data.channels = 1
@@ -64,14 +83,4 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
   config.optimizer.weight_decay = 0.05
   config.optimizer.clip_norm = 1.0
   config.ema.decay = 0.99
-
-  if variant == "tiny":
-    config.data.image_size = 16
-    config.model.stem_widths = (16, 16)
-    config.model.widths = (16,)
-    config.model.depths = (1,)
-    config.model.window_size = 2
-    config.train_for = "12 steps"
-    config.evaluate_every = "6 steps"
-    config.checkpoint.every = "3 steps"
   return config

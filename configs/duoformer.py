@@ -31,7 +31,7 @@ it stays at 0.9.
 import ml_collections
 
 import models
-from configs import common, imagenet
+from configs import common, digits, imagenet
 
 _BATCH_SIZES = {2: 128, 3: 64, 4: 16}
 _LEARNING_RATES = {2: 1e-4, 3: 5e-5, 4: 5e-5}
@@ -85,7 +85,7 @@ def _released(variant: str) -> ml_collections.ConfigDict:
 
 def _digits() -> ml_collections.ConfigDict:
   """Four patches of 32 pixels, of 5 tokens each and one for all."""
-  config = common.get_config()
+  config = digits.recipe()
   config.model = ml_collections.ConfigDict(
     dict(
       # A learned scale token starts far more slowly.
@@ -107,21 +107,5 @@ def _digits() -> ml_collections.ConfigDict:
       stochastic_depth_rate=0.1,
     )
   )
-  config.data.name = "digits"
   config.data.image_size = 64
-  config.data.channels = 1
-  config.data.train_transform = "affine(rotate=15, shift=0.1, zoom=0.15)"
-  config.data.mean = (0.3,)
-  config.data.std = (0.35,)
-  config.batch_size = 64
-  config.eval_batch_size = 120
-  config.train_for = "30 epochs"
-  config.evaluate_every = config.checkpoint.every = "5 epochs"
-  config.loss.label_smoothing = 0.1
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.warmup = "5 percent"
-  config.optimizer.final_learning_rate = 1e-5
-  config.optimizer.weight_decay = 0.05
-  config.optimizer.clip_norm = 1.0
-  config.ema.decay = 0.99
   return config

@@ -45,7 +45,7 @@ and leaves out half of them. U-HaloNet's warm-up starts at 1e-6, ours at 0.
 import ml_collections
 
 import models
-from configs import common, imagenet
+from configs import digits, imagenet
 
 _WIDE = {
   "bottleneck_widths": (128, 256, 512, 1024),
@@ -184,7 +184,7 @@ def _u_halonet(size: str) -> ml_collections.ConfigDict:
 
 def _digits() -> ml_collections.ConfigDict:
   """Convolutions, then two stages of both, at strides 2, 4 and 8."""
-  config = common.get_config()
+  config = digits.recipe()
   config.model = ml_collections.ConfigDict(
     dict(
       name="halonet_h1",
@@ -202,23 +202,6 @@ def _digits() -> ml_collections.ConfigDict:
       stochastic_depth_rate=0.1,
     )
   )
-  config.data.name = "digits"
-  config.data.image_size = 32
-  config.data.channels = 1
-  config.data.train_transform = "affine(rotate=15, shift=0.1, zoom=0.15)"
-  config.data.mean = (0.3,)
-  config.data.std = (0.35,)
-  config.batch_size = 64
-  config.eval_batch_size = 120
-  config.train_for = "30 epochs"
-  config.evaluate_every = config.checkpoint.every = "5 epochs"
-  config.loss.label_smoothing = 0.1
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.warmup = "5 percent"
-  config.optimizer.final_learning_rate = 1e-5
-  config.optimizer.weight_decay = 0.05
-  config.optimizer.clip_norm = 1.0
-  config.ema.decay = 0.99
   return config
 
 

@@ -36,7 +36,7 @@ are those of the global batch, the paper's those of a replica.
 import ml_collections
 
 import models
-from configs import common, imagenet
+from configs import digits, imagenet
 from models import resnet_rs_scaling
 
 # Timm's `crop_pct`, by depth.
@@ -156,7 +156,7 @@ def _without_resnet_d(config):
 
 
 def _digits() -> ml_collections.ConfigDict:
-  config = common.get_config()
+  config = digits.recipe()
   config.model = ml_collections.ConfigDict(
     dict(
       name="resnetrs_50_160",
@@ -168,22 +168,12 @@ def _digits() -> ml_collections.ConfigDict:
       dropout_rate=0.1,
     )
   )
-  config.data.name = "digits"
-  config.data.image_size = 32
-  config.data.channels = 1
-  config.data.train_transform = "affine(rotate=15, shift=0.1, zoom=0.15)"
-  config.data.mean, config.data.std = (0.3,), (0.35,)
-  config.batch_size = 64
-  config.eval_batch_size = 120
-  config.train_for = "30 epochs"
-  config.evaluate_every = config.checkpoint.every = "5 epochs"
-  config.loss.label_smoothing = 0.1
   config.optimizer.name = "sgd"
   config.optimizer.learning_rate = 0.1
-  config.optimizer.warmup = "5 percent"
+  config.optimizer.final_learning_rate = 0.0
   config.optimizer.weight_decay = 1e-4
   config.optimizer.decay_exclude = r"norm/(scale|bias)$"
-  config.ema.decay = 0.99
+  config.optimizer.clip_norm = 0.0
   return config
 
 
