@@ -131,38 +131,42 @@ def _reference(
   rows, columns = height // block_size, width // block_size
   side = block_size // stride
   window = block_size + 2 * halo_size
-  # [B, R y, C x, N, d] -> [B, N, R, C, y, x, d]
+  # [B, R y, C x, N, d] -> [B, R, C, N, y, x, d]
   q = q.reshape(batch, rows, side, columns, side, heads, -1)
-  q = q.transpose(0, 5, 1, 3, 2, 4, 6)
-  # [B, H, W, N, d] -> [B, N, R, C, i, j, d]
+  q = q.transpose(0, 1, 3, 5, 2, 4, 6)
+  # [B, H, W, N, d] -> [B, R, C, N, i, j, d]
   k, v = (_windows(x, block_size, halo_size) for x in (k, v))
-  tokens = (batch, heads, rows, columns, side * side)
+  tokens = (batch, rows, columns, heads, side * side)
   keys = (*tokens[:-1], window * window)
   exact = {"preferred_element_type": jnp.float32}
   scores = scale * jnp.einsum(
-    "bnrcqd,bnrckd->bnrcqk",
+    "brcnqd,brcnkd->brcnqk",
     q.reshape(*tokens, -1),
     k.reshape(*keys, -1),
     **exact,
   )
   scores = scores.reshape(*tokens[:-1], side, side, window, window)
-  by_row = jnp.einsum("bnrcyxd,yid->bnrcyxi", q, position_height, **exact)
-  by_column = jnp.einsum("bnrcyxd,xjd->bnrcyxj", q, position_width, **exact)
+  by_row = jnp.einsum("brcnyxd,yid->brcnyxi", q, position_height, **exact)
+  by_column = jnp.einsum("brcnyxd,xjd->brcnyxj", q, position_width, **exact)
   scores += by_row[..., :, None] + by_column[..., None, :]
   if mask_padding:
     inside = jnp.ones((1, height, width, 1, 1), bool)
     inside = _windows(inside, block_size, halo_size)[..., 0]
-    # [1, 1, R, C, i, j] -> [1, 1, R, C, 1, 1, i, j]
+    # [1, R, C, 1, i, j] -> [1, R, C, 1, 1, 1, i, j]
     inside = inside[:, :, :, :, None, None]
     scores = jnp.where(inside, scores, -jnp.inf)
-  weights = jax.nn.softmax(scores.reshape(*tokens, window * window))
+  scores = scores.reshape(*tokens, window * window)
+  greatest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+  weights = jnp.exp(scores - greatest)
   out = jnp.einsum(
-    "bnrcqk,bnrckd->bnrcqd",
+    "brcnqk,brcnkd->brcnqd",
     weights.astype(v.dtype),
     v.reshape(*keys, -1),
     **exact,
   )
-  out = out.reshape(*tokens[:-1], side, side, -1).transpose(0, 2, 4, 3, 5, 1, 6)
+  # Afterwards, since there are fewer outputs than weights.
+  out /= weights.sum(-1, keepdims=True)
+  out = out.reshape(*tokens[:-1], side, side, -1).transpose(0, 1, 4, 2, 5, 3, 6)
   out = out.reshape(batch, rows * side, columns * side, heads, -1)
   return out.astype(q.dtype)
 
@@ -171,12 +175,11 @@ def _windows(
   x: Shaped[Array, "batch height width heads dim"],
   block_size: int,
   halo_size: int,
-) -> Shaped[Array, "batch heads rows columns window window dim"]:
+) -> Shaped[Array, "batch rows columns heads window window dim"]:
   """Cuts out the window of each block, with zeros beyond the edge."""
-  x = jnp.moveaxis(x, 3, 1)
-  x = _windows_along(x, 2, block_size, halo_size)  # [B, N, R, i, W, d]
-  x = _windows_along(x, 4, block_size, halo_size)  # [B, N, R, i, C, j, d]
-  return x.swapaxes(3, 4)
+  x = _windows_along(x, 1, block_size, halo_size)  # [B, R, i, W, N, d]
+  x = _windows_along(x, 3, block_size, halo_size)  # [B, R, i, C, j, N, d]
+  return x.transpose(0, 1, 3, 5, 2, 4, 6)
 
 
 def _windows_along(x: Array, axis: int, block_size: int, halo_size: int):

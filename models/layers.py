@@ -7,10 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import dense
+from models import convolution, dense
 from models.depthwise import depthwise_convolution
 
-# Flax's layers, with a gradient of the kernel that suits every device.
+# Flax's layers, computed in a way that suits every device.
+Conv = functools.partial(
+  nn.Conv, conv_general_dilated=convolution.conv_general_dilated
+)
 Dense = functools.partial(nn.Dense, dot_general=dense.dot_general)
 DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=dense.dot_general)
 
@@ -133,7 +136,7 @@ class ConvNorm(nn.Module):
       x = Dense(self.width, **options)(x)
     else:
       border = (self.kernel_size - 1) // 2
-      x = nn.Conv(
+      x = Conv(
         self.width,
         (self.kernel_size, self.kernel_size),
         strides=self.stride,

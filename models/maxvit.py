@@ -190,7 +190,7 @@ class Stem(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     conv = functools.partial(
-      nn.Conv, kernel_size=(3, 3), kernel_init=KERNEL_INIT, **dtypes
+      layers.Conv, kernel_size=(3, 3), kernel_init=KERNEL_INIT, **dtypes
     )
     x = conv(self.widths[0], strides=(2, 2), name="conv_0")(x)
     x = self.batch_norm(use_running_average=not train, name="norm_0")(x)

@@ -265,7 +265,7 @@ class Head(nn.Module):
 
 def _halve(width: int, **options: Any) -> nn.Conv:
   """A 3 x 3 convolution of stride 2, a border of one pixel."""
-  return nn.Conv(
+  return layers.Conv(
     width,
     (3, 3),
     strides=2,

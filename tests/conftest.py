@@ -1,6 +1,7 @@
 """Strict JAX for every test: several devices, no silent rank promotion."""
 
 import os
+import tempfile
 
 # Before JAX starts its backend: tests of sharding need more than one device,
 # and small models are compiled more often than they are run.
@@ -12,6 +13,13 @@ os.environ["XLA_FLAGS"] = " ".join(
     "--xla_backend_optimization_level=1",
   ]
 )
+
+# What one worker of pytest has compiled, the others and the processes that
+# tests start read from here.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _compiled = tempfile.TemporaryDirectory(prefix="foveal_tests_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 from jaxtyping import install_import_hook
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.kill
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-  """A data set and compiled steps, so that a start takes seconds."""
+  """A folder for the data set."""
   return tmp_path_factory.mktemp("shared")
 
 
@@ -43,8 +43,7 @@ def start(shared, workdir, *overrides, wrapper=()):
   ]
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
-    "JAX_COMPILATION_CACHE_DIR": f"{shared}/compiled",
+    "XLA_FLAGS": "--xla_backend_optimization_level=1",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   log = Path(f"{workdir}.log")
@@ -197,7 +196,7 @@ def test_two_processes_train_as_one(shared, tmp_path):
     port = probe.getsockname()[1]
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": "--xla_backend_optimization_level=1",
     "PYTHONPATH": str(ROOT),
   }
   command = [sys.executable, "-c", TWO_PROCESSES, str(port)]

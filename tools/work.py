@@ -24,9 +24,9 @@ def count_work(function: Callable[..., Any], *shapes: Any) -> Work:
   """Counts the work of a call, whose arrays need not exist.
 
   Everything that JAX traces is counted, attention included, and loops as often
-  as they run. Of the branches of a condition the one with most products counts:
-  where they are one computation written for several platforms, the others write
-  products as something else.
+  as they run. Of the branches of a condition the one with most products counts;
+  where they are one computation written for several platforms, the one for
+  those that are not named, as that is the plain one.
 
   Args:
     function: to be traced.
@@ -49,8 +49,12 @@ def _products(jaxpr: core.Jaxpr) -> Iterator[tuple[int, int]]:
     if name in ("dot_general", "conv_general_dilated"):
       yield equation.outvars[0].aval.size, _terms(equation)
     elif name == "cond":
+      found = [list(_products(branch.jaxpr)) for branch in params["branches"]]
+      platforms = params.get("branches_platforms")
+      if platforms and None in platforms:
+        found = [found[platforms.index(None)]]
       yield from max(
-        (list(_products(branch.jaxpr)) for branch in params["branches"]),
+        found,
         key=lambda products: sum(size * depth for size, depth in products),
       )
     elif name in ("while", "pallas_call"):
