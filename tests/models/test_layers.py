@@ -185,3 +185,23 @@ def test_conv_norm_pads_as_asked():
     layers.ConvNorm(1, nn.BatchNorm, padding="valid").init(
       jax.random.key(0), x, False
     )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("size", [(8, 6), (7, 4), (5, 9), (1, 2)])
+def test_max_pool(size, dtype):
+  # All different, also in bfloat16: then the gradient has one answer.
+  count = 2 * size[0] * size[1]
+  x = np.random.default_rng(0).permutation(count).reshape(2, *size, 1) - 60.0
+  x = jnp.asarray(x, dtype)
+  assert len(np.unique(x)) == count
+  out, pull = jax.vjp(jax.jit(layers.max_pool), x)
+  windows = ((3, 3), (2, 2), ((1, 1), (1, 1)))
+  expected, expected_pull = jax.vjp(lambda x: nn.max_pool(x, *windows), x)
+  np.testing.assert_array_equal(out, expected)
+  g = jnp.arange(1, out.size + 1, dtype=dtype).reshape(out.shape)
+  np.testing.assert_allclose(
+    pull(g)[0].astype(jnp.float32),
+    expected_pull(g)[0].astype(jnp.float32),
+    rtol=1e-6 if dtype == jnp.float32 else 0.02,
+  )
