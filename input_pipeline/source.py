@@ -27,7 +27,7 @@ class AbsentSplitError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A split: `source[i]` is a dict of image (encoded bytes) and label.
+  """A split: `source[i]` is a dict of image (encoded bytes), label, and more.
 
   The label is an integer, or an array of any number of them if `many_labels`.
 
@@ -63,7 +63,7 @@ class Source:
     """
     try:
       record = self.records[index]
-      return {"image": record["image"], "label": record[self.label]}
+      return {**record, "label": record[self.label]}
     except RuntimeError as error:
       raise DamagedFileError(
         f"{self.describe(index)} cannot be read: {error}. The file is damaged"
