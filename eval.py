@@ -35,12 +35,12 @@ import tqdm
 from absl import flags
 from etils import epath
 
-import experiment as experiment_lib
+import experiment
 import input_pipeline
-import weights as weights_lib
+from experiment.weights import load_weights
 from tools import published, results_table
 from train import create_eval_batches
-from training import checkpoints, cli, evaluation, records, summary
+from training import checkpoints, cli, console, evaluation, records, summary
 
 
 def evaluate(
@@ -69,22 +69,20 @@ def evaluate(
     ValueError: if the weights are not there or do not fit the model.
     CheckpointError: if the checkpoint cannot be read.
   """
-  experiment = experiment_lib.create(config)
+  setup = experiment.create(config)
   among = input_pipeline.present_classes(config.data) if among_present else None
-  num_batches = -(-experiment.info.num_eval_examples // config.eval_batch_size)
-  with jax.set_mesh(experiment.mesh):
-    variables = weights_lib.load(
-      experiment, weights, step=step, use_ema=use_ema
-    )
+  num_batches = -(-setup.info.num_eval_examples // config.eval_batch_size)
+  with jax.set_mesh(setup.mesh):
+    variables = load_weights(setup, weights, step=step, use_ema=use_ema)
     result = evaluation.evaluate(
-      jax.jit(functools.partial(experiment.task.evaluate_classes, among=among)),
+      jax.jit(functools.partial(setup.task.evaluate_classes, among=among)),
       variables,
       _with_progress(create_eval_batches(config), num_batches),
-      experiment.mesh,
+      setup.mesh,
     )
   counts = [result.pop(f"class_{name}") for name in ("examples", "correct")]
   if per_class and jax.process_index() == 0:
-    _write_classes(experiment.info.class_names, *counts, per_class)
+    _write_classes(setup.info.class_names, *counts, per_class)
   return result
 
 
@@ -144,7 +142,7 @@ def evaluate_family(family: str, source: str) -> None:
     config = configs.get_config(row.config)
     config.data.image_size = row.resolution
     result = summarize(config, evaluate(config, weights))
-    experiment_lib.say(f"{row.published_name} at {row.resolution}: {result}")
+    console.say(f"{row.published_name} at {row.resolution}: {result}")
     results_table.record(row, {"weights": weights, **result})
 
 
@@ -165,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
   if args.table:
     if args.weights:
       evaluate_family(args.table, args.weights)
-    experiment_lib.say(f"wrote {results_table.write(args.table)}")
+    console.say(f"wrote {results_table.write(args.table)}")
     return
   if not args.weights:
     raise ValueError("Give --weights, what to evaluate, or --table.")

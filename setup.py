@@ -40,7 +40,7 @@ setup(
   python_requires=">=3.11,<3.14",
   packages=find_packages(exclude=["tests*", "benchmarks*"]),
   package_data={"tools.published": ["*.csv"]},
-  py_modules=["train", "eval", "experiment", "weights"],
+  py_modules=["train", "eval"],
   install_requires=[
     "absl-py>=2.1",
     "etils[epath]>=1.10",

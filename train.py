@@ -15,10 +15,9 @@ import jax
 import ml_collections
 from absl import flags
 
-import experiment as experiment_lib
+import experiment
 import input_pipeline
-import weights
-from experiment import say
+from experiment import weights
 from training import (
   checkpoints,
   cli,
@@ -30,8 +29,9 @@ from training import (
   records,
   reporting,
   summary,
+  train_state,
 )
-from training import state as state_lib
+from training.console import say
 
 
 def train_and_evaluate(
@@ -40,7 +40,7 @@ def train_and_evaluate(
   *,
   override_config: bool = False,
   profile: bool = False,
-) -> state_lib.TrainState:
+) -> train_state.TrainState:
   """Trains from the newest checkpoint in `workdir`, or from scratch.
 
   Args:
@@ -59,10 +59,10 @@ def train_and_evaluate(
     MetricsError: if the metrics cannot be written.
     NonFiniteError: if the run diverges; the checkpoints before it stand.
   """
-  experiment = experiment_lib.create(config)
+  setup = experiment.create(config)
   # First of all: without a training split there is no clock either.
   batches = create_train_batches(config)
-  mesh, clock = experiment.mesh, experiment.clock
+  mesh, clock = setup.mesh, setup.clock
   total_steps = clock.total_steps
   evaluate_every = clock.steps(config.evaluate_every, "evaluate_every")
   save_every = clock.steps(config.checkpoint.every, "checkpoint.every")
@@ -77,15 +77,15 @@ def train_and_evaluate(
   ):
     stack.callback(batches.close)
     stack.callback(store.close)
-    restored = store.restore(experiment.state)
+    restored = store.restore(setup.state)
     if restored is None:
-      state = weights.initial_state(experiment)
+      state = weights.initial_state(setup)
       record = {"seconds": 0.0, "evaluated": True}
     else:
       state, record = restored
       batches.set_state(record["data"])
       say(f"going on from step {int(state.step)} of {total_steps}")
-    train_step, evaluate_step = experiment_lib.compile_steps(experiment)
+    train_step, evaluate_step = experiment.compile_steps(setup)
     step = int(state.step)
     started = time.perf_counter() - record["seconds"]
     records.write_config(workdir, config)
@@ -162,10 +162,10 @@ def train_and_evaluate(
     # Other processes would have to take part in the predictions.
     if jax.process_count() == 1:
       summary.write_predictions(
-        experiment.task,
+        setup.task,
         state.variables(),
         next(iter(eval_batches)),
-        experiment.info.class_names,
+        setup.info.class_names,
         workdir,
       )
     say(summary.describe_run(workdir, store))

@@ -27,9 +27,13 @@ from absl import app, flags
 import models
 from configs import common
 from tests import parity_helper
-from training import classification, host_memory, optimizers
-from training import state as state_lib
-from training import step as step_lib
+from training import (
+  classification,
+  host_memory,
+  optimizers,
+  train_state,
+  train_step,
+)
 
 _MODELS = flags.DEFINE_list("models", ["maxvit_tiny_224"], "Names of models.")
 _PASSES = flags.DEFINE_list("passes", ["forward", "train"], "What to time.")
@@ -166,10 +170,10 @@ def our_pass(
     raise ValueError(f"passes={which!r} is neither forward nor train.")
   tx = optimizers.create_optimizer(config.optimizer, lambda step: 1e-3)
   state = jax.jit(
-    lambda key: state_lib.create_state(task.init(key), tx, key, use_ema=False)
+    lambda key: train_state.create_state(task.init(key), tx, key, use_ema=False)
   )(jax.random.key(0))
   step = jax.jit(
-    step_lib.make_train_step(task, tx, lambda step: 1e-3, config),
+    train_step.make_train_step(task, tx, lambda step: 1e-3, config),
     donate_argnums=0,
   )
 

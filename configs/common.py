@@ -4,10 +4,21 @@ A config file starts from `get_config()` and assigns what differs. All fields
 exist here, so a misspelt override is an error and not a new field.
 """
 
+from collections.abc import Collection
+
 import ml_collections
 
 import input_pipeline
 from training import optimizers
+
+
+def check_variant(family: str, variant: str, variants: Collection[str]) -> None:
+  """Raises ValueError unless `configs/<family>.py` has the variant."""
+  if variant not in variants:
+    raise ValueError(
+      f"configs/{family}.py has no variant {variant!r}; it has "
+      f"{', '.join(variants)}."
+    )
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -22,11 +22,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
   Raises:
     ValueError: if there is no such variant.
   """
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/digits.py has no variant {variant!r}; it has "
-      f"{', '.join(VARIANTS)}."
-    )
+  common.check_variant("digits", variant, VARIANTS)
   config = recipe()
 
   # The stem halves the 32 pixels, then each stage does: maps of 8, 4 and 2.

@@ -49,11 +49,7 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
   Raises:
     ValueError: if there is no such variant.
   """
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/duoformer.py has no variant {variant!r}; it has "
-      f"{', '.join(VARIANTS)}."
-    )
+  common.check_variant("duoformer", variant, VARIANTS)
   return _digits() if variant == "digits" else _released(variant)
 
 

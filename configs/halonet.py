@@ -45,7 +45,7 @@ and leaves out half of them. U-HaloNet's warm-up starts at 1e-6, ours at 0.
 import ml_collections
 
 import models
-from configs import digits, imagenet
+from configs import common, digits, imagenet
 
 _WIDE = {
   "bottleneck_widths": (128, 256, 512, 1024),
@@ -79,11 +79,7 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
   Raises:
     ValueError: if there is no such variant.
   """
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/halonet.py has no variant {variant!r}; it has "
-      f"{', '.join(VARIANTS)}."
-    )
+  common.check_variant("halonet", variant, VARIANTS)
   return VARIANTS[variant]()
 
 

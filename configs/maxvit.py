@@ -34,7 +34,7 @@ paper's table none: `--config.ema.decay=0.9999` adds it.
 
 import ml_collections
 
-from configs import digits, imagenet
+from configs import common, digits, imagenet
 
 _SCRATCH = ("tiny", "small", "base", "large")
 _LARGE = ("base", "large", "xlarge")
@@ -53,11 +53,7 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
   Raises:
     ValueError: if there is no such variant.
   """
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/maxvit.py has no variant {variant!r}; it has "
-      f"{', '.join(VARIANTS)}."
-    )
+  common.check_variant("maxvit", variant, VARIANTS)
   return VARIANTS[variant]()
 
 

@@ -36,7 +36,7 @@ are those of the global batch, the paper's those of a replica.
 import ml_collections
 
 import models
-from configs import digits, imagenet
+from configs import common, digits, imagenet
 from models import resnet_rs_scaling
 
 # Timm's `crop_pct`, by depth.
@@ -50,11 +50,7 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
   Raises:
     ValueError: if there is no such variant.
   """
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/resnet_rs.py has no variant {variant!r}; it has "
-      f"{', '.join(VARIANTS)}."
-    )
+  common.check_variant("resnet_rs", variant, VARIANTS)
   return VARIANTS[variant]()
 
 

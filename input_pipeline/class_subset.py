@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from input_pipeline import source as source_lib
+from input_pipeline import source
 from input_pipeline.source import Source
 
 
@@ -14,8 +14,8 @@ def open_source(
   config: ml_collections.ConfigDict, split: str
 ) -> "Source | ClassSubset":
   """Opens a split as `source.open_source`, with `config.classes` only."""
-  source = source_lib.open_source(config, split)
-  return ClassSubset(source, config.classes) if config.classes else source
+  whole = source.open_source(config, split)
+  return ClassSubset(whole, config.classes) if config.classes else whole
 
 
 class ClassSubset:
@@ -33,31 +33,31 @@ class ClassSubset:
 
   many_labels = False
 
-  def __init__(self, source: Source, classes: Sequence[int]):
+  def __init__(self, whole: Source, classes: Sequence[int]):
     """Reads all labels, and with them all records of the split once.
 
     Raises:
       ValueError: if a class does not exist or is there twice, if the split has
         no example of them, or if its images have several labels.
     """
-    known = range(len(source.class_names))
+    known = range(len(whole.class_names))
     if len(set(classes)) < len(classes) or not set(classes) <= set(known):
       raise ValueError(
         f"classes is {tuple(classes)}, but they must be different labels of "
-        f"{source.name!r}, from 0 to {known[-1]}."
+        f"{whole.name!r}, from 0 to {known[-1]}."
       )
-    self.name, self.split = source.name, source.split
-    self.image_shape = source.image_shape
-    self.class_names = tuple(source.class_names[label] for label in classes)
-    self._source = source
+    self.name, self.split = whole.name, whole.split
+    self.image_shape = whole.image_shape
+    self.class_names = tuple(whole.class_names[label] for label in classes)
+    self._source = whole
     new_label = {label: i for i, label in enumerate(classes)}
-    labels = source.read_labels()
+    labels = whole.read_labels()
     self._rows = np.flatnonzero(np.isin(labels, classes))
     self._labels = [new_label[label] for label in labels[self._rows]]
     if not self._labels:
       raise ValueError(
-        f"classes is {tuple(classes)}, but split {source.split!r} of "
-        f"{source.name!r} has no example of them."
+        f"classes is {tuple(classes)}, but split {whole.split!r} of "
+        f"{whole.name!r} has no example of them."
       )
 
   def __len__(self) -> int:

@@ -201,13 +201,15 @@ class HaloNet(nn.Module):
       **dtypes,
     )
 
-  def _stages(self, conv: functools.partial) -> list[nn.Module]:
-    last = max(sum(map(len, self.layout)) - 1, 1)
+  def _stages(self, conv: functools.partial) -> list[layers.Stage]:
+    rates = layers.linear_rates(
+      self.stochastic_depth_rate, [len(kinds) for kinds in self.layout]
+    )
     block_class = halonet_blocks.Block
     if self.remat:
       block_class = nn.remat(block_class, static_argnums=(2,))
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    stages, first, stride = [], 0, 2 if self.stem == "conv3" else 4
+    stages, stride = [], 2 if self.stem == "conv3" else 4
     for i, kinds in enumerate(self.layout):
       stride *= self.strides[i]
       mixer = functools.partial(
@@ -241,12 +243,8 @@ class HaloNet(nn.Module):
         conv=conv,
         **dtypes,
       )
-      rates = tuple(
-        self.stochastic_depth_rate * (first + j) / last
-        for j in range(len(kinds))
-      )
-      stages.append(halonet_blocks.Stage(block, kinds, self.strides[i], rates))
-      first += len(kinds)
+      fields = tuple({"kind": kind} for kind in kinds)
+      stages.append(layers.Stage(block, self.strides[i], rates[i], fields))
     return stages
 
 

@@ -43,27 +43,6 @@ class Stem(nn.Module):
     return half, layers.tap(self, "hidden_state", x)
 
 
-class Stage(nn.Module):
-  """Blocks of one width, the first of which may stride."""
-
-  block: functools.partial
-  kinds: tuple[str, ...]
-  stride: int
-  stochastic_depth_rates: tuple[float, ...]
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    for i, kind in enumerate(self.kinds):
-      block = self.block(
-        kind=kind,
-        stride=1 if i else self.stride,
-        stochastic_depth_rate=self.stochastic_depth_rates[i],
-        name=f"block_{i}",
-      )
-      x = block(x, train)
-    return x
-
-
 class Block(nn.Module):
   """1 x 1 convolution, 3 x 3 convolution or attention, 1 x 1 convolution."""
 

@@ -1,7 +1,9 @@
 """Layers and helpers that several model families share."""
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -250,6 +252,56 @@ class StochasticDepth(nn.Module):
     return x * (keep / survival).astype(x.dtype)
 
 
+def linear_rates(
+  greatest: float, depths: Sequence[int], last: int | None = None
+) -> list[tuple[float, ...]]:
+  """Rates of stochastic depth that grow with the block, from 0 in the first.
+
+  Args:
+    greatest: the rate of block `last`.
+    depths: number of blocks of each stage.
+    last: a block counted from 0; the last one there is if None.
+
+  Returns:
+    For each stage the rates of its blocks.
+  """
+  last = max(sum(depths) - 1, 1) if last is None else last
+  firsts = itertools.accumulate(depths, initial=0)
+  return [
+    tuple(greatest * (first + i) / last for i in range(depth))
+    for first, depth in zip(firsts, depths, strict=False)
+  ]
+
+
+class Stage(nn.Module):
+  """Blocks of one width, the first of which may stride.
+
+  Attributes:
+    block: makes a block, given `stride` and `stochastic_depth_rate`; called
+      with the images and whether it trains.
+    stride: step of the first block.
+    stochastic_depth_rates: of each block.
+    fields: what else each block is given, if anything.
+  """
+
+  block: functools.partial
+  stride: int
+  stochastic_depth_rates: tuple[float, ...]
+  fields: tuple[Mapping[str, Any], ...] | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    for i, rate in enumerate(self.stochastic_depth_rates):
+      block = self.block(
+        stride=1 if i else self.stride,
+        stochastic_depth_rate=rate,
+        name=f"block_{i}",
+        **(self.fields[i] if self.fields else {}),
+      )
+      x = block(x, train)
+    return x
+
+
 class Head(nn.Module):
   """Mean over the image, dropout, logits: the end of a residual network.
 
@@ -258,12 +310,14 @@ class Head(nn.Module):
     dropout_rate: probability of dropping a channel of the mean.
     dtype: dtype of the computation; the result is float32.
     param_dtype: dtype of the parameters.
+    kernel_init: initializer of the kernel.
   """
 
   num_classes: int
   dropout_rate: float
   dtype: Dtype
   param_dtype: Dtype
+  kernel_init: Initializer = nn.initializers.normal(0.01)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -272,7 +326,7 @@ class Head(nn.Module):
       x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
       x = Dense(
         self.num_classes,
-        kernel_init=nn.initializers.normal(0.01),
+        kernel_init=self.kernel_init,
         dtype=self.dtype,
         param_dtype=self.param_dtype,
         name="logits",

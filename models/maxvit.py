@@ -150,13 +150,14 @@ class MaxViT(nn.Module):
       param_dtype=self.param_dtype,
     )
 
-  def _stages(self) -> list["Stage"]:
-    total = sum(self.depths)
+  def _stages(self) -> list[layers.Stage]:
+    rates_of_stages = layers.linear_rates(
+      self.stochastic_depth_rate, self.depths, last=sum(self.depths)
+    )
     stages = []
-    for width, depth, layout in zip(
-      self.widths, self.depths, self.stage_layouts, strict=True
+    for width, rates, layout in zip(
+      self.widths, rates_of_stages, self.stage_layouts, strict=True
     ):
-      first = sum(stage.depth for stage in stages)
       block = functools.partial(
         nn.remat(Block, static_argnums=(2,)) if self.remat else Block,
         width=width,
@@ -171,10 +172,7 @@ class MaxViT(nn.Module):
         dtype=self.dtype,
         param_dtype=self.param_dtype,
       )
-      rates = [
-        self.stochastic_depth_rate * (first + i) / total for i in range(depth)
-      ]
-      stages.append(Stage(block, depth, tuple(rates)))
+      stages.append(layers.Stage(block, 2, rates))
     return stages
 
 
@@ -196,23 +194,6 @@ class Stem(nn.Module):
     x = self.batch_norm(use_running_average=not train, name="norm_0")(x)
     x = conv(self.widths[1], name="conv_1")(nn.gelu(x))
     return layers.tap(self, "hidden_state", x)
-
-
-class Stage(nn.Module):
-  """Blocks of one width, the first of which halves the image."""
-
-  block: functools.partial
-  depth: int
-  stochastic_depth_rates: tuple[float, ...]
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    for i, rate in enumerate(self.stochastic_depth_rates):
-      block = self.block(
-        stride=1 if i else 2, stochastic_depth_rate=rate, name=f"block_{i}"
-      )
-      x = block(x, train)
-    return x
 
 
 class Block(nn.Module):

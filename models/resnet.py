@@ -147,12 +147,7 @@ class ResNet(nn.Module):
         (self.stochastic_depth_rate * (stage + 2) / (stages + 1),) * depth
         for stage, depth in enumerate(self.depths)
       )
-    last = max(sum(self.depths) - 1, 1)
-    firsts = [sum(self.depths[:stage]) for stage in range(len(self.depths))]
-    return tuple(
-      tuple(self.stochastic_depth_rate * (first + i) / last for i in range(n))
-      for first, n in zip(firsts, self.depths, strict=True)
-    )
+    return tuple(layers.linear_rates(self.stochastic_depth_rate, self.depths))
 
   def _check_fields(self) -> None:
     for field, choices in CHOICES.items():
@@ -196,7 +191,7 @@ class ResNet(nn.Module):
       layers.ConvNorm, batch_norm=batch_norm, padding=self.padding, **dtypes
     )
 
-  def _stages(self) -> list["Stage"]:
+  def _stages(self) -> list[layers.Stage]:
     block = functools.partial(
       nn.remat(Block, static_argnums=(2,)) if self.remat else Block,
       kind=self.block,
@@ -210,7 +205,7 @@ class ResNet(nn.Module):
     )
     first_stride = 2 if self.stem == "deep_skip_max_pool" else 1
     return [
-      Stage(
+      layers.Stage(
         functools.partial(block, width=width), 2 if i else first_stride, rates
       )
       for i, (width, rates) in enumerate(
@@ -237,25 +232,6 @@ class Stem(nn.Module):
         name=f"conv_{i}",
       )(x, train)
     return layers.tap(self, "hidden_state", x)
-
-
-class Stage(nn.Module):
-  """Blocks of one width, the first of which may stride."""
-
-  block: functools.partial
-  stride: int
-  stochastic_depth_rates: tuple[float, ...]
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    for i, rate in enumerate(self.stochastic_depth_rates):
-      block = self.block(
-        stride=1 if i else self.stride,
-        stochastic_depth_rate=rate,
-        name=f"block_{i}",
-      )
-      x = block(x, train)
-    return x
 
 
 class Block(nn.Module):

@@ -96,7 +96,9 @@ class UHaloNet(nn.Module):
       kernel_init=KERNEL_INIT,
       **dtypes,
     )
-    self.head = Head(self.num_classes, **dtypes)
+    self.head = layers.Head(
+      self.num_classes, dropout_rate=0.0, kernel_init=KERNEL_INIT, **dtypes
+    )
 
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Maps images [batch, height, width, channels] to logits [batch, classes].
@@ -110,7 +112,7 @@ class UHaloNet(nn.Module):
     self, maps: list[jax.Array], *, train: bool = False
   ) -> jax.Array:
     """Maps what `features` gives to logits [batch, classes]."""
-    return self.head(self.final_conv(maps[-1], train))
+    return self.head(self.final_conv(maps[-1], train), train)
 
   def features(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
     """Returns the feature maps of stem and stages: strides 2, 4, 8, ...
@@ -130,7 +132,7 @@ class UHaloNet(nn.Module):
     """A side of images that blocks need not round up, and its multiples."""
     return 2 ** (len(self.widths) + 1)
 
-  def _stages(self, dtypes: dict[str, Dtype]) -> list["Stage"]:
+  def _stages(self, dtypes: dict[str, Dtype]) -> list[layers.Stage]:
     offered = {
       "head_dim": self.head_dim,
       "block_size": self.block_size,
@@ -141,9 +143,11 @@ class UHaloNet(nn.Module):
       "kernel_init": KERNEL_INIT,
       **dtypes,
     }
-    last, first = max(sum(self.depths) - 1, 1), 0
+    rates_of_stages = layers.linear_rates(
+      self.stochastic_depth_rate, self.depths
+    )
     stages = []
-    for width, depth in zip(self.widths, self.depths, strict=True):
+    for width, rates in zip(self.widths, rates_of_stages, strict=True):
       block = functools.partial(
         nn.remat(Block, static_argnums=(2,)) if self.remat else Block,
         width=width,
@@ -151,11 +155,12 @@ class UHaloNet(nn.Module):
         expansion=self.expansion,
         **dtypes,
       )
-      rates = [
-        self.stochastic_depth_rate * (first + i) / last for i in range(depth)
-      ]
-      stages.append(Stage(block, tuple(rates), halves=bool(stages)))
-      first += depth
+      # The layer norm at the end of a stage is in its last block, a layer to
+      # those who count.
+      fields = [{"ends": False}] * (len(rates) - 1) + [{"ends": True}]
+      stages.append(
+        layers.Stage(block, 2 if stages else 1, rates, tuple(fields))
+      )
     return stages
 
 
@@ -177,34 +182,11 @@ class Stem(nn.Module):
     return half, layers.tap(self, "hidden_state", x)
 
 
-class Stage(nn.Module):
-  """Blocks of one width, the first of which may halve the image.
-
-  The layer norm at the end is in the last block, a layer to those who count.
-  """
-
-  block: functools.partial
-  stochastic_depth_rates: tuple[float, ...]
-  halves: bool
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    for i, rate in enumerate(self.stochastic_depth_rates):
-      block = self.block(
-        halves=self.halves and i == 0,
-        ends=i == len(self.stochastic_depth_rates) - 1,
-        stochastic_depth_rate=rate,
-        name=f"block_{i}",
-      )
-      x = block(x, train)
-    return x
-
-
 class Block(nn.Module):
   """A token mixer and a feed-forward layer, normalised, scaled and residual."""
 
   width: int
-  halves: bool
+  stride: int
   ends: bool
   mixer: functools.partial
   expansion: int
@@ -216,7 +198,7 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     dense = functools.partial(layers.Dense, kernel_init=KERNEL_INIT, **dtypes)
-    if self.halves:
+    if self.stride == 2:
       x = _halve(self.width, use_bias=False, name="conv", **dtypes)(x)
       x = LayerNorm(name="norm", **dtypes)(x)
     y = BlockNorm(name="attention_norm", **dtypes)(x)
@@ -240,27 +222,6 @@ class Block(nn.Module):
     )
     y *= scale.astype(y.dtype)[None, None, None]
     return x + layers.StochasticDepth(self.stochastic_depth_rate)(y, train)
-
-
-class Head(nn.Module):
-  """Mean over the image, logits."""
-
-  num_classes: int
-  dtype: Dtype
-  param_dtype: Dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = x.mean((1, 2))
-    if self.num_classes:
-      x = layers.Dense(
-        self.num_classes,
-        kernel_init=KERNEL_INIT,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name="logits",
-      )(x)
-    return x.astype(jnp.float32)
 
 
 def _halve(width: int, **options: Any) -> nn.Conv:

@@ -9,8 +9,8 @@ import pytest
 import experiment
 import models
 import train
-import weights
 from configs import digits, finetune
+from experiment import weights
 from models import registry
 from training import checkpoints, paths
 

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-import eval as eval_lib
 import experiment
 import train
 from configs import digits
+from eval import evaluate
 from models import pretrained
 from training import checkpoints, evaluation, records, reporting
 
@@ -95,15 +95,15 @@ def test_the_loss_goes_down(config, tmp_path):
 def test_eval_reproduces_the_number(config, finished):
   _, workdir = finished
   rows = read_rows(workdir)
-  result = eval_lib.evaluate(records.load_config(workdir), workdir)
+  result = evaluate(records.load_config(workdir), workdir)
   assert result == {
     k.removeprefix("eval/"): v
     for k, v in rows[-1].items()
     if k.startswith("eval/")
   }
-  best = eval_lib.evaluate(config, workdir, step="best")
+  best = evaluate(config, workdir, step="best")
   assert best["accuracy"] == max(r.get("eval/accuracy", 0) for r in rows)
-  raw = eval_lib.evaluate(config, workdir, use_ema=False)
+  raw = evaluate(config, workdir, use_ema=False)
   assert raw["loss"] != result["loss"]
 
 
@@ -113,20 +113,20 @@ def test_eval_takes_a_file_of_weights(config, finished, tmp_path):
   model = experiment.create(config).task.model
   path = str(tmp_path / "weights.safetensors")
   safetensors.save_file(pretrained.to_tensors(state.variables(), model), path)
-  result = eval_lib.evaluate(config, path)
-  assert result == eval_lib.evaluate(config, workdir)
-  random = eval_lib.evaluate(config, "random")
+  result = evaluate(config, path)
+  assert result == evaluate(config, workdir)
+  random = evaluate(config, "random")
   assert random["loss"] != result["loss"]
 
 
 def test_eval_errors_say_what_is_there(config, finished, tmp_path):
   _, workdir = finished
   with pytest.raises(ValueError, match="holds no run"):
-    eval_lib.evaluate(config, str(tmp_path))
+    evaluate(config, str(tmp_path))
   with pytest.raises(ValueError, match=r"step='5'.*\[9, 12\]|step='5'"):
-    eval_lib.evaluate(config, workdir, step="5")
+    evaluate(config, workdir, step="5")
   with pytest.raises(ValueError, match="none of last, best or a number"):
-    eval_lib.evaluate(config, workdir, step="newest")
+    evaluate(config, workdir, step="newest")
 
 
 def test_the_same_command_after_the_end_changes_nothing(config, finished):

@@ -1,5 +1,7 @@
 """Checkpoints that are whole or refused: Orbax behind one small class."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from training import fingerprint as fingerprint_lib
+from training import fingerprints
 
 
 class CheckpointError(RuntimeError):
@@ -85,8 +87,8 @@ class Checkpoints:
     Raises:
       CheckpointError: if this or the save before it failed.
     """
-    record = record | {"fingerprint": fingerprint_lib.fingerprint(state)}
-    try:
+    record = record | {"fingerprint": fingerprints.fingerprint(state)}
+    with self._writing():
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -95,15 +97,11 @@ class Checkpoints:
         ),
         metrics=metrics,
       )
-    except Exception as error:
-      raise self._write_error(error) from error
 
   def wait(self) -> None:
     """Waits for all saves; raises CheckpointError if one failed."""
-    try:
+    with self._writing():
       self._manager.wait_until_finished()
-    except Exception as error:
-      raise self._write_error(error) from error
 
   def close(self) -> None:
     """Frees threads without waiting for anything but running saves.
@@ -111,10 +109,8 @@ class Checkpoints:
     Raises:
       CheckpointError: if one of those failed.
     """
-    try:
+    with self._writing():
       self._manager.close()
-    except Exception as error:
-      raise self._write_error(error) from error
 
   def restore(self, like: Any, step: int | None = None) -> Any:
     """Reads the newest whole checkpoint, or the one of `step`.
@@ -237,16 +233,21 @@ class Checkpoints:
       multihost_utils.sync_global_devices("damaged checkpoints put aside")
     self._manager.reload()
 
-  def _write_error(self, error: Exception) -> CheckpointError:
-    return CheckpointError(
-      f"A checkpoint could not be written to {self.directory}: "
-      f"{_short(error)} The checkpoints of steps {self.steps()} are intact; "
-      "free space or repair the disk, and start the same command again."
-    )
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Says of whatever fails what is left and what to do."""
+    try:
+      yield
+    except Exception as error:
+      raise CheckpointError(
+        f"A checkpoint could not be written to {self.directory}: "
+        f"{_short(error)} The checkpoints of steps {self.steps()} are intact; "
+        "free space or repair the disk, and start the same command again."
+      ) from error
 
 
 def _check_fingerprint(state: Any, expected: dict[str, int]) -> None:
-  found = fingerprint_lib.fingerprint(state)
+  found = fingerprints.fingerprint(state)
   changed = [name for name in found if found[name] != expected.get(name)]
   if changed:
     raise ValueError(

@@ -20,7 +20,7 @@ _NEVER = -1e30
 class Classification:
   """Classifies images; labels are integers, one of `num_classes` each.
 
-  A task is what `training.step` and `training.evaluation` know of the job:
+  A task is what `training.train_step` and `training.evaluation` know of a job:
   `init`, `prepare`, `loss` and `evaluate`. All its sums are over examples with
   mask 1, so that padding and damaged records weigh nothing.
   """
@@ -167,10 +167,13 @@ class Classification:
     )
     if among is not None:
       logits = jnp.where(among[None], logits, _NEVER)
-    targets = batch["label"].astype(jnp.float32)
-    if targets.ndim == 1:
-      targets = jax.nn.one_hot(batch["label"], self.num_classes)
-    sums = self._sums(logits, {**batch, "target": targets})
+    if batch["label"].ndim == 1:
+      targets = shares = jax.nn.one_hot(batch["label"], self.num_classes)
+    else:
+      targets = shares = batch["label"].astype(jnp.float32)
+      if self.config.loss.name != "sigmoid":
+        shares = targets / jnp.maximum(targets.sum(-1, keepdims=True), 1)
+    sums = self._sums(logits, {**batch, "target": shares})
     correct = batch["mask"] * (self._rank(logits, batch["label"]) < 1)
     return sums | {
       "class_examples": batch["mask"] @ targets,
@@ -187,10 +190,9 @@ class Classification:
 
   def _sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     mask = batch["mask"]
-    target = batch["target"]
-    if batch["label"].ndim == 2 and self.config.loss.name != "sigmoid":
-      target /= jnp.maximum(target.sum(-1, keepdims=True), 1)
-    loss = losses.classification_loss(self.config.loss.name, logits, target)
+    loss = losses.classification_loss(
+      self.config.loss.name, logits, batch["target"]
+    )
     rank = self._rank(logits, batch["label"])
     # `where`, since a padded row may be infinite and 0 * inf is NaN.
     sums = {

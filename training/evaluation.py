@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 import input_pipeline
-from training import mesh as mesh_lib
+from training import sharding
 
 
 class EvaluationInterrupted(Exception):
@@ -18,9 +18,9 @@ def put_batch(
   batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh
 ) -> dict[str, jax.Array]:
   """Makes global arrays of this process's rows of a batch."""
-  sharding = mesh_lib.batch_sharding(mesh)
+  rows = sharding.batch_sharding(mesh)
   return {
-    name: jax.make_array_from_process_local_data(sharding, batch[name])
+    name: jax.make_array_from_process_local_data(rows, batch[name])
     for name in ("image", "label", "mask")
   }
 

@@ -13,6 +13,8 @@ from etils import epath
 from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import RecordWriter, directory_check
 
+import storage
+
 _FLUSH_SECONDS = 60.0
 
 
@@ -57,10 +59,7 @@ class MetricWriter:
       if row["step"] < resume_step
       or (row["step"] == resume_step and (evaluated or not is_evaluation(row)))
     ]
-    # Not in place: on a full disk that would lose the rows there are.
-    rewritten = path.with_name(path.name + ".new")
-    rewritten.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    rewritten.replace(path)
+    storage.write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = path.open("a")
     # Not SummaryWriter: it writes in a thread of its own, and when that has
     # died of a full disk the training waits for it for ever.

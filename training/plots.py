@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from training import metrics as metrics_lib
+from training.metrics import is_evaluation
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
@@ -15,7 +15,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
   figure = Figure(figsize=(12, 3.5), layout="constrained")
   panels = figure.subplots(1, 3)
   train = [row for row in rows if "train/loss" in row]
-  evaluations = [row for row in rows if metrics_lib.is_evaluation(row)]
+  evaluations = [row for row in rows if is_evaluation(row)]
   for panel, name in zip(panels, ("loss", "accuracy"), strict=False):
     _line(panel, train, f"train/{name}", alpha=0.6)
     _line(panel, evaluations, f"eval/{name}", marker="o", markersize=3)

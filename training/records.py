@@ -15,6 +15,8 @@ import jax
 import ml_collections
 from etils import epath
 
+import storage
+
 _PACKAGES = (
   "jax",
   "jaxlib",
@@ -73,7 +75,7 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
   if jax.process_index() == 0:
     path = epath.Path(workdir) / "config.json"
     try:
-      _write_whole(path, _to_json(config))
+      storage.write_whole(path, _to_text(_to_json(config)))
     except OSError as error:
       raise _not_writable(workdir, error) from error
 
@@ -89,11 +91,8 @@ def _to_json(config: ml_collections.ConfigDict) -> Any:
   return json.loads(config.to_json_best_effort())
 
 
-def _write_whole(path: epath.Path, value: Any) -> None:
-  # Through a second name: a killed process must not leave half a file.
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(json.dumps(value, indent=2) + "\n")
-  partial.replace(path)
+def _to_text(value: Any) -> str:
+  return json.dumps(value, indent=2) + "\n"
 
 
 def load_config(workdir: str) -> ml_collections.ConfigDict:
@@ -146,7 +145,7 @@ def write_run_record(workdir: str, mesh: jax.sharding.Mesh) -> None:
       "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
     }
   )
-  _write_whole(path, starts)
+  storage.write_whole(path, _to_text(starts))
 
 
 def git_commit() -> str | None:

@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from training import metrics as metrics_lib
+from training.metrics import MetricWriter, ProgressLine
 
 
 class NonFiniteError(FloatingPointError):
@@ -16,8 +16,8 @@ class StepReporter:
 
   def __init__(
     self,
-    writer: metrics_lib.MetricWriter,
-    progress: metrics_lib.ProgressLine,
+    writer: MetricWriter,
+    progress: ProgressLine,
   ):
     self._writer = writer
     self._progress = progress

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-import eval as eval_lib
 import experiment
 import input_pipeline
 from configs import digits
+from eval import evaluate
 from input_pipeline import source
 
 
@@ -41,7 +41,7 @@ def test_batches(config):
 
 def test_right_is_any_of_them(config):
   built = experiment.create(config)
-  result = eval_lib.evaluate(config, "random")
+  result = evaluate(config, "random")
   (batch,) = input_pipeline.eval_batches(config.data, batch_size=10)
   variables = built.init().variables()
   probabilities = built.task.predict(variables, batch["image"])

@@ -4,8 +4,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from training import classification, evaluation
-from training import mesh as mesh_lib
+from training import classification, evaluation, sharding
 
 CLASSES = 8
 
@@ -53,7 +52,7 @@ def batches_of(images, labels, size):
 
 @pytest.fixture
 def mesh():
-  return mesh_lib.create_mesh(
+  return sharding.create_mesh(
     ml_collections.ConfigDict(dict(data=4, fsdp=1, model=1))
   )
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from training import fingerprint as fingerprint_lib
+from training import fingerprints
 
 
 @pytest.fixture
@@ -22,14 +22,14 @@ def tree():
 
 
 def test_any_flipped_bit_changes_the_number_of_its_leaf(tree):
-  before = fingerprint_lib.fingerprint(tree)
+  before = fingerprints.fingerprint(tree)
   assert sorted(before) == sorted(set(tree) - {"none"})
   for name in ("float32", "bfloat16", "int32"):
     raw = np.array(tree[name])
     for byte in range(raw.nbytes):
       damaged = raw.copy()
       damaged.reshape(-1).view(np.uint8)[byte] ^= 1 << byte % 8
-      after = fingerprint_lib.fingerprint(tree | {name: jnp.asarray(damaged)})
+      after = fingerprints.fingerprint(tree | {name: jnp.asarray(damaged)})
       changed = [n for n in before if before[n] != after[n]]
       assert changed == [name]
 
@@ -37,7 +37,7 @@ def test_any_flipped_bit_changes_the_number_of_its_leaf(tree):
 def test_two_exchanged_elements_change_it():
   x = jnp.arange(1.0, 9.0)
   y = x.at[0].set(x[5]).at[5].set(x[0])
-  assert fingerprint_lib.fingerprint(x) != fingerprint_lib.fingerprint(y)
+  assert fingerprints.fingerprint(x) != fingerprints.fingerprint(y)
 
 
 def test_does_not_depend_on_the_sharding(tree):
@@ -45,6 +45,6 @@ def test_does_not_depend_on_the_sharding(tree):
   split = jax.device_put(
     tree["float32"], NamedSharding(mesh, PartitionSpec("d"))
   )
-  assert fingerprint_lib.fingerprint(split) == fingerprint_lib.fingerprint(
+  assert fingerprints.fingerprint(split) == fingerprints.fingerprint(
     tree["float32"]
   )

@@ -5,15 +5,14 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-import experiment as experiment_lib
+from experiment.build import Experiment
 from models import pretrained
-from training import checkpoints, records
-from training import state as state_lib
+from training import checkpoints, console, records, train_state
 
 
 def initial_state(
-  experiment: experiment_lib.Experiment,
-) -> state_lib.TrainState:
+  experiment: Experiment,
+) -> train_state.TrainState:
   """The state of step 0, with the weights that `config.init` names.
 
   Raises:
@@ -24,7 +23,7 @@ def initial_state(
   state = experiment.init()
   if not init.weights:
     return state
-  variables = load(
+  variables = load_weights(
     experiment,
     init.weights,
     step=init.step,
@@ -42,8 +41,8 @@ def initial_state(
   )
 
 
-def load(
-  experiment: experiment_lib.Experiment,
+def load_weights(
+  experiment: Experiment,
   source: str,
   *,
   step: str = "last",
@@ -91,7 +90,7 @@ def load(
 
 
 def _restore(
-  experiment: experiment_lib.Experiment,
+  experiment: Experiment,
   workdir: str,
   step: str,
   use_ema: bool,
@@ -107,7 +106,7 @@ def _restore(
     )
   everywhere = NamedSharding(experiment.mesh, PartitionSpec())
   variables = store.restore_variables(chosen, everywhere, averaged=use_ema)
-  experiment_lib.say(f"checkpoint of step {chosen} in {store.directory}")
+  console.say(f"checkpoint of step {chosen} in {store.directory}")
   return variables
 
 

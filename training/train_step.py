@@ -9,7 +9,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from training import state as state_lib
+from training import train_state
 
 Batch = dict[str, jax.Array]
 
@@ -19,7 +19,9 @@ def make_train_step(
   tx: optax.GradientTransformation,
   schedule: optax.Schedule,
   config: ml_collections.ConfigDict,
-) -> Callable[[state_lib.TrainState, Batch], tuple[Any, dict[str, jax.Array]]]:
+) -> Callable[
+  [train_state.TrainState, Batch], tuple[Any, dict[str, jax.Array]]
+]:
   """Builds `step(state, batch) -> (state, metrics)`, to be jitted.
 
   With `config.accumulation_steps` = n the batch is cut into n micro-batches
@@ -65,7 +67,7 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
-      ema = state_lib.update_ema(
+      ema = train_state.update_ema(
         ema,
         {"params": params, "batch_stats": batch_stats},
         config.ema.decay,

@@ -3,11 +3,11 @@ import ml_collections
 import pytest
 from jax.sharding import PartitionSpec
 
-from training import mesh as mesh_lib
+from training import sharding
 
 
 def create(data=-1, fsdp=1, model=1):
-  return mesh_lib.create_mesh(
+  return sharding.create_mesh(
     ml_collections.ConfigDict(dict(data=data, fsdp=fsdp, model=model))
   )
 
@@ -31,12 +31,12 @@ def test_sizes_that_do_not_fit_are_an_error(sizes):
 
 def test_batch_that_cannot_be_split_is_an_error():
   with pytest.raises(ValueError, match=r"batch_size=6 .* such as 4 or 8"):
-    mesh_lib.check_batch_size(6, create(), "batch_size")
-  mesh_lib.check_batch_size(8, create(), "batch_size")
+    sharding.check_batch_size(6, create(), "batch_size")
+  sharding.check_batch_size(8, create(), "batch_size")
 
 
 def specs(tree, mesh, rules=()):
-  shardings = mesh_lib.state_shardings(tree, mesh, rules)
+  shardings = sharding.state_shardings(tree, mesh, rules)
   return jax.tree.map(lambda s: s.spec, shardings)
 
 

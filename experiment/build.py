@@ -13,10 +13,16 @@ import optax
 
 import input_pipeline
 import models
-from training import classification, durations, optimizers, schedules
-from training import mesh as mesh_lib
-from training import state as state_lib
-from training import step as step_lib
+from training import (
+  classification,
+  console,
+  durations,
+  optimizers,
+  schedules,
+  sharding,
+  train_state,
+  train_step,
+)
 
 TASKS = {"classification": classification.Classification}
 
@@ -31,9 +37,9 @@ class Experiment(NamedTuple):
   # None if the data set has no training split, which evaluation does without.
   clock: durations.Clock | None
   train_step: Callable[[Any, Any], Any]
-  init: Callable[[], state_lib.TrainState]
+  init: Callable[[], train_state.TrainState]
   # The train state as `jax.ShapeDtypeStruct`s with their shardings.
-  state: state_lib.TrainState
+  state: train_state.TrainState
 
 
 def create(config: ml_collections.ConfigDict) -> Experiment:
@@ -42,10 +48,10 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     ValueError: for any field that does not fit, before any work is done.
   """
-  mesh = mesh_lib.create_mesh(config.mesh)
-  mesh_lib.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
-  mesh_lib.check_batch_size(config.batch_size, mesh, "batch_size")
-  step_lib.check_accumulation(
+  mesh = sharding.create_mesh(config.mesh)
+  sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
+  sharding.check_batch_size(config.batch_size, mesh, "batch_size")
+  train_step.check_accumulation(
     config.batch_size, config.accumulation_steps, mesh
   )
   info = input_pipeline.dataset_info(config.data)
@@ -58,18 +64,18 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
   if config.frozen_trunk:
     tx = optimizers.freeze(tx, task.trainable())
 
-  def init() -> state_lib.TrainState:
+  def init() -> train_state.TrainState:
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    return state_lib.create_state(
+    return train_state.create_state(
       task.init(init_key), tx, step_key, use_ema=config.ema.decay > 0
     )
 
   shapes = jax.eval_shape(init)
   optimizers.check_rules(config.optimizer, shapes.params)
-  shardings = mesh_lib.state_shardings(shapes, mesh, config.sharding_rules)
-  rows = mesh_lib.batch_sharding(mesh)
-  train_step = jax.jit(
-    step_lib.make_train_step(task, tx, schedule, config),
+  shardings = sharding.state_shardings(shapes, mesh, config.sharding_rules)
+  rows = sharding.batch_sharding(mesh)
+  jitted_step = jax.jit(
+    train_step.make_train_step(task, tx, schedule, config),
     in_shardings=(shardings, rows),
     out_shardings=(shardings, None),
     donate_argnums=0,
@@ -80,7 +86,7 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
     info=info,
     task=task,
     clock=clock,
-    train_step=train_step,
+    train_step=jitted_step,
     # Each array is made where it will live: no device ever holds them all.
     init=jax.jit(init, out_shardings=shardings),
     state=jax.tree.map(
@@ -123,25 +129,27 @@ def compile_steps(experiment: Experiment) -> tuple[Any, Any]:
     (train_step, evaluate_step), for batches of the config's sizes only.
   """
   config, state = experiment.config, experiment.state
-  train_step = experiment.train_step.lower(
+  train = experiment.train_step.lower(
     state, batch_shapes(experiment, config.batch_size)
   )
-  evaluate_step = jax.jit(experiment.task.evaluate).lower(
+  evaluate = jax.jit(experiment.task.evaluate).lower(
     state.variables(), batch_shapes(experiment, config.eval_batch_size)
   )
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  forward = evaluate_step.cost_analysis()["flops"] / config.eval_batch_size
-  step = train_step.cost_analysis()["flops"]
-  say(
+  forward = evaluate.cost_analysis()["flops"] / config.eval_batch_size
+  step = train.cost_analysis()["flops"]
+  console.say(
     f"{config.model.name}: {parameters:,} parameters, "
     f"{forward / 1e9:.3g} GFLOP forward per image, "
     f"{step / 1e9:.3g} GFLOP per training step"
   )
   mesh = " x ".join(f"{n} {axis}" for axis, n in experiment.mesh.shape.items())
-  say(f"{jax.device_count()} device(s) {jax.devices()[0].device_kind}: {mesh}")
+  console.say(
+    f"{jax.device_count()} device(s) {jax.devices()[0].device_kind}: {mesh}"
+  )
   started = time.perf_counter()
-  compiled = train_step.compile(), evaluate_step.compile()
-  say(f"compiled in {time.perf_counter() - started:.0f} s")
+  compiled = train.compile(), evaluate.compile()
+  console.say(f"compiled in {time.perf_counter() - started:.0f} s")
   return compiled
 
 
@@ -149,7 +157,7 @@ def batch_shapes(experiment: Experiment, batch_size: int) -> dict[str, Any]:
   """A global batch as the input pipeline makes it, as shapes."""
   size = experiment.config.data.image_size
   channels = experiment.config.data.channels
-  rows = mesh_lib.batch_sharding(experiment.mesh)
+  rows = sharding.batch_sharding(experiment.mesh)
   shapes = {
     "image": ((batch_size, size, size, channels), "uint8"),
     "label": ((batch_size,), "int32"),
@@ -159,9 +167,3 @@ def batch_shapes(experiment: Experiment, batch_size: int) -> dict[str, Any]:
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
     for name, (shape, dtype) in shapes.items()
   }
-
-
-def say(text: str) -> None:
-  """Prints on the first process only."""
-  if jax.process_index() == 0:
-    print(text, flush=True)

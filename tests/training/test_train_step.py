@@ -8,10 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from training import classification
-from training import mesh as mesh_lib
-from training import state as state_lib
-from training import step as step_lib
+from training import classification, sharding, train_state, train_step
 
 BATCH, SIZE, CLASSES = 16, 5, 7
 
@@ -63,13 +60,13 @@ def make(config, model=None, tx=None):
   task = classification.Classification(
     model or Net(), config, num_classes=CLASSES
   )
-  state = state_lib.create_state(
+  state = train_state.create_state(
     task.init(jax.random.key(0)),
     tx,
     jax.random.key(1),
     use_ema=config.ema.decay > 0,
   )
-  step = step_lib.make_train_step(task, tx, lambda step: 0.1, config)
+  step = train_step.make_train_step(task, tx, lambda step: 0.1, config)
   return state, jax.jit(step), task
 
 
@@ -146,7 +143,7 @@ def test_micro_batches_draw_different_dropout():
     )
 
   spy = types.SimpleNamespace(prepare=task.prepare, loss=loss)
-  spied = step_lib.make_train_step(
+  spied = train_step.make_train_step(
     spy, optax.sgd(0.1), lambda step: 0.1, get_config(accumulation_steps=2)
   )
   with jax.disable_jit():
@@ -185,7 +182,7 @@ def test_ema_follows_parameters_and_statistics():
 
 @pytest.mark.parametrize(("t", "decay"), [(0, 0.1), (8, 0.5), (10**6, 0.9)])
 def test_ema_warmup_is_tensorflows(t, decay):
-  out = state_lib.update_ema(
+  out = train_state.update_ema(
     jnp.float32(0), jnp.float32(1), 0.9, jnp.int32(t), warmup=True
   )
   np.testing.assert_allclose(out, 1 - decay, rtol=1e-5)
@@ -199,13 +196,13 @@ def test_a_sharded_step_equals_the_step_on_one_device(sizes, n):
   batch = make_batch()
   state, step, _ = make(config, model)
   expected, expected_metrics = step(state, batch)
-  mesh = mesh_lib.create_mesh(
-    ml_collections.ConfigDict(dict(zip(mesh_lib.AXES, sizes, strict=True)))
+  mesh = sharding.create_mesh(
+    ml_collections.ConfigDict(dict(zip(sharding.AXES, sizes, strict=True)))
   )
-  shardings = mesh_lib.state_shardings(
+  shardings = sharding.state_shardings(
     state, mesh, [("Dense_0/kernel", (None, "model"))]
   )
-  rows = mesh_lib.batch_sharding(mesh)
+  rows = sharding.batch_sharding(mesh)
   with jax.set_mesh(mesh):
     new, metrics = jax.jit(
       step, in_shardings=(shardings, rows), out_shardings=(shardings, None)
@@ -218,11 +215,11 @@ def test_a_sharded_step_equals_the_step_on_one_device(sizes, n):
 
 
 def test_accumulation_that_does_not_fit_is_an_error():
-  mesh = mesh_lib.create_mesh(
+  mesh = sharding.create_mesh(
     ml_collections.ConfigDict(dict(data=4, fsdp=1, model=1))
   )
-  step_lib.check_accumulation(32, 4, mesh)
+  train_step.check_accumulation(32, 4, mesh)
   with pytest.raises(ValueError, match=r"accumulation_steps=3.*multiple of 12"):
-    step_lib.check_accumulation(32, 3, mesh)
+    train_step.check_accumulation(32, 3, mesh)
   with pytest.raises(ValueError, match=r"accumulation_steps=0"):
-    step_lib.check_accumulation(32, 0, mesh)
+    train_step.check_accumulation(32, 0, mesh)
