@@ -33,10 +33,10 @@ import ml_collections
 import numpy as np
 import tqdm
 from absl import flags
-from etils import epath
 
 import experiment
 import input_pipeline
+import storage
 from experiment.weights import load_weights
 from tools import published, results_table
 from train import create_eval_batches
@@ -95,7 +95,7 @@ def _with_progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
 def _write_classes(
   names: Sequence[str], examples: np.ndarray, correct: np.ndarray, path: str
 ) -> None:
-  with epath.Path(path).open("w") as file:
+  with storage.path(path).open("w") as file:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["label", "name", "examples", "correct", "accuracy"])
     for label, name in enumerate(names):
@@ -149,7 +149,7 @@ def evaluate_family(family: str, source: str) -> None:
 def _find_weights(row: published.Row, source: str) -> str:
   if source == "timm":
     return row.weights
-  folder = epath.Path(source) / row.config
+  folder = storage.path(source) / row.config
   if folder.is_dir():
     return str(folder)
   file = folder.with_name(f"{row.config}.safetensors")
@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> None:
     raise ValueError("Give --weights, what to evaluate, or --table.")
   config = args.config
   if config is None:
-    if not epath.Path(args.weights).is_dir():
+    if not storage.path(args.weights).is_dir():
       raise ValueError(
         f"weights={args.weights!r} is not the workdir of a run: give --config."
       )

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 from etils import epath
 
+import storage
+
 _FORMAT = tfds.core.FileFormat.ARRAY_RECORD.value
 _FEATURES = "features.json"
 
@@ -19,7 +21,7 @@ _FEATURES = "features.json"
 def get_data_dir(data_dir: str | None) -> epath.Path:
   """`data_dir`, or else $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
   default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  return epath.Path(data_dir or default).expanduser()
+  return storage.path(data_dir or default)
 
 
 def load_builder(
@@ -139,8 +141,8 @@ def _describe_conversion(
     return _describe_preparation(path, data_dir)
   return (
     "Run python -m tensorflow_datasets.scripts.convert_format"
-    f" --out_file_format {_FORMAT} --dataset_version_dir {folder} (needs"
-    " tensorflow and apache-beam)."
+    f" --out_file_format {_FORMAT} --dataset_version_dir"
+    f" {storage.quote(folder)} (needs tensorflow and apache-beam)."
   )
 
 
@@ -148,9 +150,9 @@ def _describe_preparation(path: str, data_dir: epath.Path) -> str:
   if path.startswith("imagenet"):
     return (
       f"Run python -m tools.prepare_imagenet --name={path}"
-      f" --data_dir={data_dir}, see docs/imagenet.md."
+      f" --data_dir={storage.quote(data_dir)}, see docs/imagenet.md."
     )
   return (
     f"A data set of TFDS is prepared with: tfds build {path} --data_dir"
-    f" {data_dir} --file_format {_FORMAT}."
+    f" {storage.quote(data_dir)} --file_format {_FORMAT}."
   )

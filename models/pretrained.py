@@ -16,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 import attention
+import storage
 from models import registry, weight_maps
 from models.weight_maps import layouts
 
@@ -211,7 +212,7 @@ def _resize(table: np.ndarray, side: int) -> np.ndarray:
 def _read(source: str | pathlib.Path) -> Tensors:
   if str(source).startswith("timm:"):
     source = _download(str(source).removeprefix("timm:"))
-  path = pathlib.Path(source)
+  path = storage.path(source)
   if path.suffix in _PICKLES:
     raise ValueError(
       f"source is {str(source)!r}, a pickle: reading one runs whatever code it "
@@ -222,7 +223,7 @@ def _read(source: str | pathlib.Path) -> Tensors:
       f"source is {str(source)!r}; it must be a .safetensors file or "
       "timm:<name>"
     )
-  if not path.is_file():
+  if not path.exists() or path.is_dir():
     raise ValueError(f"source is {str(source)!r}; there is no such file")
   try:
     from safetensors import numpy as safetensors
@@ -230,7 +231,7 @@ def _read(source: str | pathlib.Path) -> Tensors:
     raise ImportError(
       "reading weights needs safetensors: pip install 'foveal[parity]'"
     ) from error
-  return safetensors.load_file(path)
+  return safetensors.load(path.read_bytes())
 
 
 def _download(name: str) -> str:

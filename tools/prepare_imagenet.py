@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+import storage
 from input_pipeline import prepared, source
 
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     prepare(
       arguments.name,
       prepared.get_data_dir(arguments.data_dir),
-      arguments.manual_dir and epath.Path(arguments.manual_dir).expanduser(),
+      arguments.manual_dir and storage.path(arguments.manual_dir),
       allow_subset=arguments.allow_subset,
     )
   except ValueError as error:

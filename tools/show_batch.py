@@ -16,6 +16,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 import input_pipeline
+import storage
 from training import classification, cli
 
 _COLUMNS = 8
@@ -86,7 +87,8 @@ def draw(
     panel.set(xticks=[], yticks=[])
     label = describe_target(target, class_names) if mask else "left out"
     panel.set_xlabel(label, fontsize=8, wrap=True)
-  figure.savefig(path, dpi=100)
+  with storage.path(path).open("wb") as file:
+    figure.savefig(file, dpi=100)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,14 +4,14 @@ import contextlib
 import json
 import math
 import socket
+import struct
 import sys
 import time
 from typing import Any
 
 import jax
-from etils import epath
 from tensorboardX.proto import event_pb2, summary_pb2
-from tensorboardX.record_writer import RecordWriter, directory_check
+from tensorboardX.record_writer import masked_crc32c
 
 import storage
 
@@ -43,7 +43,7 @@ class MetricWriter:
       MetricsError: if they cannot be written.
     """
     self._workdir = workdir
-    self._file = None
+    self._rows: storage.GrowingFile | None = None
     if jax.process_index() != 0:
       return
     try:
@@ -52,21 +52,22 @@ class MetricWriter:
       raise self._write_error(error) from error
 
   def _open(self, resume_step: int, evaluated: bool) -> None:
-    path = epath.Path(self._workdir) / "metrics.jsonl"
+    folder = storage.path(self._workdir)
     kept = [
       row
       for row in read_metrics(self._workdir)
       if row["step"] < resume_step
       or (row["step"] == resume_step and (evaluated or not is_evaluation(row)))
     ]
+    path = folder / "metrics.jsonl"
     storage.write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
-    self._file = path.open("a")
-    # Not SummaryWriter: it writes in a thread of its own, and when that has
-    # died of a full disk the training waits for it for ever.
-    folder = str(epath.Path(self._workdir) / "tensorboard")
-    directory_check(folder)
+    self._rows = storage.GrowingFile(path, append=True)
+    # Not tensorboardX's writers: one writes in a thread of its own, and when
+    # that has died of a full disk the training waits for it for ever; the
+    # other opens URLs as local files.
+    (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
     name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-    self._events = RecordWriter(f"{folder}/{name}")
+    self._events = storage.GrowingFile(folder / "tensorboard" / name)
     self._flushed = time.monotonic()
     self._write_event(file_version="brain.Event:2")
     # TensorBoard drops what an earlier process wrote from this step on.
@@ -75,7 +76,7 @@ class MetricWriter:
 
   def _write_event(self, **fields: Any) -> None:
     event = event_pb2.Event(wall_time=time.time(), **fields)
-    self._events.write(event.SerializeToString())
+    self._events.write(_record(event.SerializeToString()))
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     """Appends one line; NaN and infinity become null, as JSON has neither.
@@ -83,7 +84,7 @@ class MetricWriter:
     Raises:
       MetricsError: if it cannot be written.
     """
-    if self._file is None:
+    if self._rows is None:
       return
     row = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     values = [
@@ -91,25 +92,40 @@ class MetricWriter:
       for name, value in metrics.items()
     ]
     try:
-      self._file.write(json.dumps({"step": step} | row) + "\n")
-      self._file.flush()
+      self._rows.write((json.dumps({"step": step} | row) + "\n").encode())
+      if self._rows.grows:
+        self._rows.flush()
       self._write_event(step=step, summary=summary_pb2.Summary(value=values))
-      if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-        self._events.flush()
-        self._flushed = time.monotonic()
     except OSError as error:
       raise self._write_error(error) from error
+    if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+      self.flush()
+
+  def flush(self) -> None:
+    """Makes all rows seen; to be called before a checkpoint that is past them.
+
+    Raises:
+      MetricsError: if they cannot be written.
+    """
+    if self._rows is None:
+      return
+    try:
+      self._rows.flush()
+      self._events.flush()
+    except OSError as error:
+      raise self._write_error(error) from error
+    self._flushed = time.monotonic()
 
   def __enter__(self) -> "MetricWriter":
     return self
 
   def __exit__(self, kind: type | None, *_: object) -> None:
     """Flushes and closes both."""
-    if self._file is None:
+    if self._rows is None:
       return
     try:
-      with contextlib.closing(self._events), contextlib.closing(self._file):
-        self._events.flush()
+      with contextlib.closing(self._events):
+        self._rows.close()
     except OSError as error:
       if kind is None:
         raise self._write_error(error) from error
@@ -120,6 +136,19 @@ class MetricWriter:
     )
 
 
+def _record(data: bytes) -> bytes:
+  """A record of TensorFlow's: length, its checksum, data, their checksum."""
+  length = struct.pack("<Q", len(data))
+  return b"".join(
+    (
+      length,
+      struct.pack("<I", masked_crc32c(length)),
+      data,
+      struct.pack("<I", masked_crc32c(data)),
+    )
+  )
+
+
 def is_evaluation(row: dict[str, Any]) -> bool:
   """Whether a row of metrics.jsonl came from an evaluation."""
   return any(name.startswith("eval/") for name in row)
@@ -127,7 +156,7 @@ def is_evaluation(row: dict[str, Any]) -> bool:
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
   """All rows of `<workdir>/metrics.jsonl`, without a torn last line."""
-  path = epath.Path(workdir) / "metrics.jsonl"
+  path = storage.path(workdir) / "metrics.jsonl"
   if not path.exists():
     return []
   rows = []

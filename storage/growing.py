@@ -1,0 +1,59 @@
+"""A file that is written at its end, also where files cannot grow."""
+
+import os
+from typing import BinaryIO
+
+from etils import epath
+
+
+class GrowingFile:
+  """Takes bytes one after another; `flush` makes them seen.
+
+  An object of a bucket can only be replaced. There the whole content is kept
+  in memory and put in its place by each flush.
+  """
+
+  def __init__(self, path: epath.Path, *, append: bool = False):
+    """Opens the file.
+
+    Args:
+      path: local or a URL; its folder exists.
+      append: keep what is there.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    self._path = path
+    self._file: BinaryIO | None = None
+    self._content = bytearray()
+    self._grows = "://" not in os.fspath(path)
+    if self._grows:
+      self._file = path.open("ab" if append else "wb")
+    elif append and path.exists():
+      self._content += path.read_bytes()
+
+  @property
+  def grows(self) -> bool:
+    """Whether a flush costs no more than what was written since the last."""
+    return self._grows
+
+  def write(self, data: bytes) -> None:
+    """Adds to the end; may not be seen before the next flush."""
+    if self._grows:
+      self._file.write(data)
+    else:
+      self._content += data
+
+  def flush(self) -> None:
+    """Makes all that was written seen by others."""
+    if self._grows:
+      self._file.flush()
+    else:
+      self._path.write_bytes(bytes(self._content))
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    if self._grows:
+      self._file.close()
+    else:
+      self.flush()
