@@ -1,12 +1,13 @@
 """Batches for training and evaluation, the same whatever the process count.
 
-A record passes: source -> decode -> transform -> batch. Everything up to a
-batch is a function of its position in one global stream, so that the state of
-the stream is one number, and process p of P takes each P-th local batch.
+A record passes: source -> decode -> transform -> rows -> batch. An example is
+a function of its position in one global stream, so that the state of the stream
+is one number, the examples taken, whatever the size of the batches, and a
+process may read any rows of them.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import ml_collections
@@ -61,6 +62,32 @@ def present_classes(config: ml_collections.ConfigDict) -> np.ndarray:
   return present
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """Of each run of `batch_size` examples only `rows`, one after another."""
+
+  examples: grain.MapDataset
+  batch_size: int
+  rows: Sequence[int]
+
+  def __len__(self) -> int:
+    length = len(self.examples) // self.batch_size * len(self.rows)
+    # Grain has floats of an endless stream's length, which may round up.
+    return min(length, 2**62)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    batch, row = divmod(index, len(self.rows))
+    return self.examples[batch * self.batch_size + self.rows[row]]
+
+
+def _batch_rows(
+  examples: grain.MapDataset, batch_size: int, rows: Sequence[int]
+) -> grain.MapDataset:
+  # Only the rows that are asked for are read.
+  source = _Rows(examples, batch_size, rows)
+  return grain.MapDataset.source(source).batch(len(rows))
+
+
 class TrainIterator(Iterator[Batch]):
   """Endless batches, with a state of one number that any run can restore.
 
@@ -69,28 +96,54 @@ class TrainIterator(Iterator[Batch]):
   """
 
   def __init__(
-    self, dataset: grain.MapDataset, config: ml_collections.ConfigDict
+    self,
+    examples: grain.MapDataset,
+    config: ml_collections.ConfigDict,
+    *,
+    batch_size: int,
+    rows: Sequence[int],
   ):
-    self._dataset = dataset
+    """Batches an endless stream of examples, and keeps `rows` of each batch."""
+    self._examples = examples
     self._config = config
-    self._next_batch = 0
-    self._iterator = iter(_prefetch(dataset, config))
+    self._batch_size = batch_size
+    self._rows = rows
+    self._next_example = 0
+    self._iterator = self._start()
+
+  def _start(self) -> Iterator[Batch]:
+    rest = self._examples[self._next_example :]
+    batches = _batch_rows(rest, self._batch_size, self._rows)
+    return iter(_prefetch(batches, self._config))
 
   def __next__(self) -> Batch:
     batch = next(self._iterator)
-    self._next_batch += 1
+    self._next_example += self._batch_size
     return batch
 
   def get_state(self) -> dict[str, int]:
-    """The number of batches before the next one."""
-    return {"next_batch": self._next_batch}
+    """The number of examples before the next batch, over all processes."""
+    return {"next_example": self._next_example}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Goes on where `get_state` was called; takes the same time anywhere."""
+    """Goes on where `get_state` was called; takes the same time anywhere.
+
+    The batches may have another size, or other processes take part: the stream
+    of examples is the same.
+
+    Raises:
+      ValueError: if `state` is none of `get_state`.
+    """
+    if set(state) != {"next_example"}:
+      raise ValueError(
+        f"The position in the data is {state}, but must be next_example, the "
+        "number of examples taken: this checkpoint was written before they "
+        "were counted. Start in another workdir from its weights, with "
+        "--config.init.weights=<this one>."
+      )
     self.close()
-    self._next_batch = int(state["next_batch"])
-    rest = self._dataset[self._next_batch :]
-    self._iterator = iter(_prefetch(rest, self._config))
+    self._next_example = int(state["next_example"])
+    self._iterator = self._start()
 
   def close(self) -> None:
     """Ends the worker processes, if there are any."""
@@ -102,22 +155,20 @@ def train_iterator(
   *,
   seed: int,
   global_batch_size: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> TrainIterator:
   """Endless shuffled and augmented batches: the rows of this process.
 
   Each epoch has its own order, and epochs follow each other without a gap: a
-  batch may hold the end of one and the start of the next. Batch k, with the
-  augmentation of each example, is a function of the config, `seed` and k; the
-  local batches of all processes, one after another, are the global batch.
+  batch may hold the end of one and the start of the next. Example n of the
+  stream, with its augmentation, is a function of the config, `seed` and n, and
+  batch k has the examples from `k * global_batch_size`.
 
   Args:
     config: `config.data`, see `config.default_config`.
     seed: of the order and of the augmentation.
     global_batch_size: examples in a batch of all processes together.
-    process_index: of this process.
-    process_count: of all processes.
+    rows: which of them this process reads, ascending; all by default.
 
   Returns:
     An iterator of dicts: image uint8 `[local_batch, image_size, image_size,
@@ -125,11 +176,11 @@ def train_iterator(
     `[local_batch]`: mask is 0 where a damaged image was skipped.
 
   Raises:
-    ValueError: for a batch that cannot be shared evenly, and for a config that
-      does not fit; before any record is read.
+    ValueError: for rows that no batch has, and for a config that does not fit;
+      before any record is read.
     DamagedImageError: from the iterator, unless `skip_damaged`.
   """
-  local_batch_size = _share(global_batch_size, process_index, process_count)
+  rows = _check_rows(rows, global_batch_size)
   if seed < 0:
     raise ValueError(f"seed is {seed}, but it must not be negative.")
   # Two seeds of 32 bits from one of any size. They are hashed because Grain
@@ -142,22 +193,22 @@ def train_iterator(
       "which serves evaluation only."
     )
   read = reader.Reader(source, config, "train_transform")
-  dataset = (
+  examples = (
     grain.MapDataset.range(read.num_examples)
     .shuffle(seed=int(order_seed))
     .repeat()
     .random_map(read, seed=int(augmentation_seed))
-    .batch(local_batch_size)[process_index::process_count]
   )
-  return TrainIterator(dataset, config)
+  return TrainIterator(
+    examples, config, batch_size=global_batch_size, rows=rows
+  )
 
 
 def eval_batches(
   config: ml_collections.ConfigDict,
   *,
   batch_size: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> grain.IterDataset:
   """Every example of `eval_split` once, in order: the rows of this process.
 
@@ -167,8 +218,7 @@ def eval_batches(
   Args:
     config: `config.data`, see `config.default_config`.
     batch_size: examples in a batch of all processes together.
-    process_index: of this process.
-    process_count: of all processes.
+    rows: which of them this process reads, ascending; all by default.
 
   Returns:
     An iterable of dicts as `train_iterator` has them, and index int32
@@ -180,20 +230,19 @@ def eval_batches(
   Raises:
     ValueError, DamagedImageError: as `train_iterator`.
   """
-  local_batch_size = _share(batch_size, process_index, process_count)
+  rows = _check_rows(rows, batch_size)
   read = reader.Reader(
     class_subset.open_source(config, config.eval_split),
     config,
     "eval_transform",
   )
   num_batches = -(-read.num_examples // batch_size)
-  dataset = (
+  examples = (
     grain.MapDataset.range(num_batches * batch_size)
     # A transform that is random has the same randomness in each evaluation.
     .random_map(read.with_index, seed=0)
-    .batch(local_batch_size)[process_index::process_count]
   )
-  return _prefetch(dataset, config)
+  return _prefetch(_batch_rows(examples, batch_size, rows), config)
 
 
 def count_damaged(batch: Batch) -> int:
@@ -225,16 +274,13 @@ def _prefetch(
   )
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> int:
-  """This process's number of rows of a batch."""
-  if not 0 <= process_index < process_count:
+def _check_rows(rows: Sequence[int] | None, batch_size: int) -> Sequence[int]:
+  if batch_size < 1:
+    raise ValueError(f"batch size {batch_size} is not positive.")
+  rows = range(batch_size) if rows is None else rows
+  if len(rows) == 0 or not 0 <= min(rows) <= max(rows) < batch_size:
     raise ValueError(
-      f"process_index is {process_index}, but with process_count"
-      f" {process_count} it must be from 0 to {process_count - 1}."
+      f"rows are {rows}, but a batch has those from 0 to {batch_size - 1}, and "
+      "a process reads at least one."
     )
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(
-      f"batch size {batch_size} is not a positive multiple of the"
-      f" {process_count} processes."
-    )
-  return batch_size // process_count
+  return rows

@@ -23,10 +23,15 @@ def assert_equal(actual, expected):
       np.testing.assert_array_equal(a[name], b[name])
 
 
-def train(config, batch_size=100, seed=0, **process):
+def train(config, batch_size=100, seed=0, rows=None):
   return input_pipeline.train_iterator(
-    config, seed=seed, global_batch_size=batch_size, **process
+    config, seed=seed, global_batch_size=batch_size, rows=rows
   )
+
+
+def shares(batch_size, process_count):
+  """The rows of each process: one run of rows each."""
+  return np.split(np.arange(batch_size), process_count)
 
 
 def join(batches):
@@ -128,13 +133,54 @@ def test_global_batches_do_not_depend_on_the_process_count(
 ):
   expected = take(train(config, batch_size=64), 25)
   processes = [
-    train(config, batch_size=64, process_index=p, process_count=process_count)
-    for p in range(process_count)
+    train(config, batch_size=64, rows=rows)
+    for rows in shares(64, process_count)
   ]
   assert_equal(
     [join(rows) for rows in itertools.islice(zip(*processes, strict=True), 25)],
     expected,
   )
+
+
+def test_a_process_may_read_any_rows(config):
+  whole = take(train(config, batch_size=12), 3)
+  rows = [2, 3, 4, 9]
+  mine = take(train(config, batch_size=12, rows=rows), 3)
+  assert_equal(mine, [{k: v[rows] for k, v in b.items()} for b in whole])
+
+
+@pytest.mark.parametrize(("before", "after"), [(6, 4), (4, 10), (1, 105)])
+def test_another_batch_size_goes_on_with_the_next_example(
+  fake_config, before, after
+):
+  # Two epochs of 105; the change is within the first.
+  one_by_one = take(train(fake_config, batch_size=1), 210)
+  seen = train(fake_config, batch_size=before)
+  taken = 5 * before
+  take(seen, 5)
+  rest = (210 - taken) // after
+  expected = join(one_by_one[taken : taken + rest * after])
+  # Two processes go on where one was, and the other way round.
+  for count in (1, 2) if after % 2 == 0 else (1,):
+    processes = [
+      train(fake_config, batch_size=after, rows=rows)
+      for rows in shares(after, count)
+    ]
+    for process in processes:
+      process.set_state(seen.get_state())
+    batches = [take(process, rest) for process in processes]
+    assert_equal(
+      [join([join(rows) for rows in zip(*batches, strict=True)])], [expected]
+    )
+    assert processes[0].get_state() == {"next_example": taken + rest * after}
+
+
+def test_a_position_counted_in_batches_is_refused(config):
+  iterator = train(config)
+  with pytest.raises(
+    ValueError, match=r"'next_batch': 3.*must be next_example"
+  ):
+    iterator.set_state({"next_batch": 3})
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
@@ -152,14 +198,14 @@ def test_restored_state_goes_on_exactly(config, num_threads):
     other.set_state(state)
     assert other.get_state() == state
     assert_equal(take(other, 5), expected)
-    assert other.get_state() == {"next_batch": 22}
+    assert other.get_state() == {"next_example": 2200}
 
 
 def test_state_far_away_is_as_quick(config):
   iterator = train(config)
-  iterator.set_state({"next_batch": 10**9})
+  iterator.set_state({"next_example": 10**11})
   assert next(iterator)["mask"].all()
-  assert iterator.get_state() == {"next_batch": 10**9 + 1}
+  assert iterator.get_state() == {"next_example": 10**11 + 100}
 
 
 def test_workers_give_the_same_batches_and_state(config):
@@ -168,7 +214,7 @@ def test_workers_give_the_same_batches_and_state(config):
   iterator = train(config)
   try:
     assert_equal(take(iterator, 2), expected[:2])
-    assert iterator.get_state() == {"next_batch": 2}
+    assert iterator.get_state() == {"next_example": 200}
   finally:
     iterator.close()
 
@@ -202,11 +248,10 @@ def test_evaluation_has_each_example_once(
       input_pipeline.eval_batches(
         config,
         batch_size=batch_size,
-        process_index=p,
-        process_count=process_count,
+        rows=rows,
       )
     )
-    for p in range(process_count)
+    for rows in shares(batch_size, process_count)
   ]
   counts = {len(batches) for batches in processes}
   assert counts == {-(-105 // batch_size)}
@@ -263,9 +308,9 @@ def test_damaged_image_can_be_skipped(damaged_config, caplog):
 @pytest.mark.parametrize(
   ("fields", "options", "message"),
   [
-    ({}, dict(global_batch_size=10, process_count=3), "multiple of the 3"),
+    ({}, dict(rows=range(6, 13)), r"rows are range\(6, 13\).* from 0 to 11"),
     ({}, dict(global_batch_size=0), "batch size 0"),
-    ({}, dict(process_index=2, process_count=2), "process_index is 2"),
+    ({}, dict(rows=()), "reads at least one"),
     ({}, dict(seed=-1), "seed is -1"),
     (dict(num_workers=-1), {}, "num_workers is -1"),
     (dict(num_threads=-1), {}, "num_threads is -1"),
