@@ -1,22 +1,26 @@
 """Checkpoints that are whole or refused: Orbax behind one small class."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import ml_collections
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from training import fingerprints
+import storage
+from training import fingerprints, hosts, paths
 
 
 class CheckpointError(RuntimeError):
   """A checkpoint could not be written, or none could be read."""
+
+
+class _MisfitError(ValueError):
+  """A checkpoint is whole, but of another model or optimizer."""
 
 
 class Checkpoints:
@@ -35,7 +39,7 @@ class Checkpoints:
     read_only: bool = False,
   ):
     """Opens the directory; `config` has `keep_last` and `best_metric`."""
-    self.directory = epath.Path(workdir).resolve() / "checkpoints"
+    self.directory = storage.absolute(storage.path(workdir)) / "checkpoints"
     if not read_only:
       self.directory.mkdir(parents=True, exist_ok=True)
 
@@ -116,7 +120,8 @@ class Checkpoints:
     """Reads the newest whole checkpoint, or the one of `step`.
 
     A damaged one is reported and put aside as `<step>.damaged`, once an older
-    one has been read; if none can be read nothing is touched.
+    one has been read; if none can be read nothing is touched. All processes
+    read the same one: where one of them fails, all go on to the next.
 
     Args:
       like: a tree of `jax.ShapeDtypeStruct` with shardings.
@@ -126,33 +131,35 @@ class Checkpoints:
       (state, record), or None if there are no checkpoints.
 
     Raises:
-      CheckpointError: if there are checkpoints and none could be read.
+      CheckpointError: if there are checkpoints and none could be read, or one
+        is of another model or optimizer.
     """
-    candidates = self.steps()[::-1] if step is None else [step]
-    failures: dict[int, Exception] = {}
-    for candidate in candidates:
-      try:
-        result = self._read(candidate, like)
-      # Damage shows as anything from a missing file to a failed allocation.
-      # Nothing is hidden: each is logged, and all are raised if none is left.
-      except Exception as error:
-        logging.error(
-          "The checkpoint of step %d in %s is damaged: %s",
-          candidate,
-          self.directory,
-          _short(error),
-        )
-        failures[candidate] = error
-        continue
-      if step is None:
-        self._put_aside(list(failures))
-      return result
+    failures: dict[int, str] = {}
+    for candidate in self._candidates() if step is None else [step]:
+
+      def read(step=candidate):
+        self._check_fit(step, like)
+        handler = ocp.StandardCheckpointHandler
+        return self._read(step, handler, ocp.args.StandardRestore(like))
+
+      result, fault = _read_together(read)
+      if not fault:
+        if step is None:
+          self._put_aside(list(failures))
+        return result
+      logging.error(
+        "The checkpoint of step %d in %s is damaged: %s",
+        candidate,
+        self.directory,
+        fault,
+      )
+      failures[candidate] = fault
     if failures:
       raise CheckpointError(
         f"No checkpoint in {self.directory} can be read; nothing was changed. "
         "Remove the directory to start anew. "
-        + " ".join(f"Step {s}: {_short(e)}" for s, e in failures.items())
-      ) from next(iter(failures.values()))
+        + " ".join(f"Step {s}: {fault}" for s, fault in failures.items())
+      )
     return None
 
   def restore_variables(
@@ -171,56 +178,89 @@ class Checkpoints:
     Raises:
       CheckpointError: if it cannot be read.
     """
-    try:
-      return self._read_variables(step, sharding, averaged)
-    # As in `restore`: damage shows as anything.
-    except Exception as error:
+    names = ("params", "batch_stats", "ema")
+
+    def read():
+      saved = self._saved_arrays(step)
+      like = {
+        name: jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+          saved[name],
+        )
+        for name in (names if averaged else names[:2])
+      }
+      arguments = ocp.args.PyTreeRestore(
+        like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        partial_restore=True,
+      )
+      return self._read(step, ocp.PyTreeCheckpointHandler, arguments)
+
+    result, fault = _read_together(read)
+    if fault:
       raise CheckpointError(
         f"The checkpoint of step {step} in {self.directory} cannot be read: "
-        f"{_short(error)}"
-      ) from error
-
-  def _read_variables(
-    self, step: int, sharding: jax.sharding.Sharding, averaged: bool
-  ) -> dict[str, Any]:
-    with ocp.StandardCheckpointer() as checkpointer:
-      folder = self.directory / str(step) / "state"
-      saved = checkpointer.metadata(folder).item_metadata.tree
-    names = ("params", "batch_stats", "ema")
-    like = {
-      name: jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        saved[name],
+        f"{fault}"
       )
-      for name in (names if averaged else names[:2])
-    }
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(
-          like,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-          partial_restore=True,
-        ),
-        record=ocp.args.JsonRestore(),
-      ),
-    )
-    state = restored.state
-    _check_fingerprint(state, restored.record["fingerprint"])
+    state, _ = result
     average = state.pop("ema", None)
     return average or {name: state[name] for name in names[:2]}
 
-  def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(like),
-        record=ocp.args.JsonRestore(),
-      ),
+  def _candidates(self) -> list[int]:
+    """All steps that any process sees, the newest first."""
+    found = {step for steps in hosts.share(self.steps()) for step in steps}
+    return sorted(found, reverse=True)
+
+  def _saved_arrays(self, step: int) -> Any:
+    """Shapes and dtypes of a checkpoint's arrays, as the tree they were in."""
+    with ocp.StandardCheckpointer() as checkpointer:
+      folder = self.directory / str(step) / "state"
+      return checkpointer.metadata(folder).item_metadata.tree
+
+  def _check_fit(self, step: int, like: Any) -> None:
+    saved, wanted = (
+      {name: _describe(x) for name, x in paths.flatten_with_names(tree).items()}
+      for tree in (self._saved_arrays(step), like)
     )
-    record = dict(restored.record)
-    _check_fingerprint(restored.state, record.pop("fingerprint"))
-    return restored.state, record
+    faults = [
+      f"{name} is {saved.get(name, 'not there')} in the checkpoint and "
+      f"{wanted.get(name, 'not there')} in this run"
+      for name in sorted(saved.keys() | wanted.keys())
+      if saved.get(name) != wanted.get(name)
+    ]
+    if faults:
+      raise _MisfitError(
+        f"The checkpoint of step {step} in {self.directory} does not fit the "
+        f"model or its optimizer: {'; '.join(faults[:5])}"
+        + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+        + ". Nothing was changed. Choose another workdir, or take back what "
+        "was overridden."
+      )
+
+  def _read(
+    self, step: int, handler: type, arguments: Any
+  ) -> tuple[Any, dict[str, Any]]:
+    """Reads state and record in this process alone.
+
+    Orbax ends each restoring with a barrier of all processes, where those that
+    could read would wait for one that could not.
+    """
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=process,
+      active_processes={process},
+      barrier_sync_key_prefix=f"process_{process}_reads",
+    )
+    handlers = ocp.CompositeCheckpointHandler(
+      state=handler(multiprocessing_options=alone),
+      record=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    )
+    with ocp.Checkpointer(handlers, multiprocessing_options=alone) as reader:
+      restored = reader.restore(
+        self.directory / str(step),
+        args=ocp.args.Composite(state=arguments, record=ocp.args.JsonRestore()),
+      )
+    return restored.state, dict(restored.record)
 
   def _put_aside(self, steps: list[int]) -> None:
     if not steps:
@@ -246,14 +286,60 @@ class Checkpoints:
       ) from error
 
 
-def _check_fingerprint(state: Any, expected: dict[str, int]) -> None:
+def _read_together(
+  read: Callable[[], tuple[Any, dict[str, Any]]],
+) -> tuple[Any, str]:
+  """Calls `read` in all processes and tells each whether all could.
+
+  Returns:
+    ((state, record), ""), or None and what was wrong, in which process.
+
+  Raises:
+    CheckpointError: if the checkpoint is whole and does not fit.
+  """
+  result, fault, fits = None, "", True
+  try:
+    result = read()
+  except _MisfitError as error:
+    fault, fits = str(error), False
+  # Damage shows as anything from a missing file to a failed allocation.
+  # Nothing is hidden: the caller logs it, and raises if nothing is left.
+  except Exception as error:
+    fault = _short(error)
+  answers = hosts.share([fault, fits])
+  for fault, fits in answers:
+    if not fits:
+      raise CheckpointError(fault)
+  faults = [(i, fault) for i, (fault, _) in enumerate(answers) if fault]
+  if not faults:
+    # A computation of all processes, so only once all have the arrays.
+    state, record = result
+    fault = _changed_arrays(state, record.pop("fingerprint"))
+    return (None, fault) if fault else ((state, record), "")
+  if len(answers) == 1:
+    return None, faults[0][1]
+  return None, " ".join(f"In process {i}: {fault}" for i, fault in faults)
+
+
+def _describe(array: Any) -> str:
+  """ "float32 (33, 17)"; of random keys their data."""
+  shape, dtype = array.shape, array.dtype
+  if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    data = jax.eval_shape(jax.random.key_data, array)
+    shape, dtype = data.shape, data.dtype
+  return f"{dtype} {tuple(shape)}"
+
+
+def _changed_arrays(state: Any, expected: dict[str, int]) -> str:
+  """Says which arrays are not as they were saved; "" if all are."""
   found = fingerprints.fingerprint(state)
   changed = [name for name in found if found[name] != expected.get(name)]
-  if changed:
-    raise ValueError(
-      f"{len(changed)} of {len(found)} arrays are not as they were saved: "
-      f"{', '.join(changed[:5])}."
-    )
+  if not changed:
+    return ""
+  return (
+    f"{len(changed)} of {len(found)} arrays are not as they were saved: "
+    f"{', '.join(changed[:5])}."
+  )
 
 
 def _short(error: Exception) -> str:

@@ -25,6 +25,22 @@ def put_batch(
   }
 
 
+def count_damaged(
+  batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh
+) -> int | jax.Array:
+  """How many images of a batch of all processes were skipped."""
+  if jax.process_count() == 1:
+    return input_pipeline.count_damaged(batch)
+  # On the devices, which know which processes hold the same rows.
+  rows = sharding.batch_sharding(mesh)
+  return _count(jax.make_array_from_process_local_data(rows, batch["damaged"]))
+
+
+@jax.jit
+def _count(flags: jax.Array) -> jax.Array:
+  return flags.sum()
+
+
 def evaluate(
   evaluate_step: Callable[[Any, Any], dict[str, jax.Array]],
   variables: Any,
@@ -46,26 +62,26 @@ def evaluate(
 
   Returns:
     Means over the examples as Python floats, `examples`, their number,
-    `damaged`, how many images of this process were skipped, and of sums that
-    are arrays these sums.
+    `damaged`, how many images were skipped, and of sums that are arrays these
+    sums.
 
   Raises:
     EvaluationInterrupted: if `should_stop()` became true.
     ValueError: if there was nothing to evaluate.
   """
   totals: dict[str, np.ndarray] = {}
-  damaged = 0
   pending = None
   for batch in batches:
     if should_stop():
       raise EvaluationInterrupted
     sums = evaluate_step(variables, put_batch(batch, mesh))
-    damaged += input_pipeline.count_damaged(batch)
+    sums = sums | {"damaged": count_damaged(batch, mesh)}
     # The sums of the batch before: the device already works on this one.
     _add(totals, pending)
     pending = sums
   _add(totals, pending)
   weight = float(totals.pop("weight", 0.0))
+  counts = {"examples": int(weight), "damaged": int(totals.pop("damaged", 0))}
   if not weight:
     raise ValueError(
       "The evaluation split has no usable example: it is empty, or all of its "
@@ -75,7 +91,7 @@ def evaluate(
     name: total if total.ndim else float(total / weight)
     for name, total in totals.items()
   }
-  return means | {"examples": int(weight), "damaged": damaged}
+  return means | counts
 
 
 def _add(

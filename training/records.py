@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 import ml_collections
-from etils import epath
 
 import storage
+from training import console
 
 _PACKAGES = (
   "jax",
@@ -35,26 +35,35 @@ class ConfigMismatchError(ValueError):
 
 
 def check_workdir(
-  workdir: str, config: ml_collections.ConfigDict, *, override: bool
+  workdir: str,
+  config: ml_collections.ConfigDict,
+  *,
+  defaults: ml_collections.ConfigDict,
+  override: bool,
 ) -> None:
   """Compares the config with the one of the run that is there, if any.
 
   Args:
     workdir: created if it does not exist.
     config: the run's config.
+    defaults: what fields were that the run there did not have yet.
     override: go on with the new config although it differs.
 
   Raises:
     ConfigMismatchError: if they differ; names every field that does.
     ValueError: if the workdir cannot be created.
   """
-  path = epath.Path(workdir) / "config.json"
+  path = storage.path(workdir) / "config.json"
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     saved = json.loads(path.read_text()) if path.exists() else None
-  except OSError as error:
+  # ImportError: a bucket's file system is a package of its own.
+  except (OSError, ImportError) as error:
     raise _not_writable(workdir, error) from error
-  changed = [] if saved is None else differences(saved, _to_json(config))
+  if saved is None:
+    return
+  saved = _complete(saved, _to_json(defaults), workdir)
+  changed = differences(saved, _to_json(config))
   if changed and not override:
     raise ConfigMismatchError(
       f"{workdir} holds a run with another config; {len(changed)} field(s) "
@@ -73,14 +82,14 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
     ValueError: if it cannot be written.
   """
   if jax.process_index() == 0:
-    path = epath.Path(workdir) / "config.json"
+    path = storage.path(workdir) / "config.json"
     try:
       storage.write_whole(path, _to_text(_to_json(config)))
     except OSError as error:
       raise _not_writable(workdir, error) from error
 
 
-def _not_writable(workdir: str, error: OSError) -> ValueError:
+def _not_writable(workdir: str, error: Exception) -> ValueError:
   return ValueError(
     f"workdir={workdir!r} cannot be written: {error}. Choose a directory "
     "that you may write to."
@@ -95,19 +104,49 @@ def _to_text(value: Any) -> str:
   return json.dumps(value, indent=2) + "\n"
 
 
-def load_config(workdir: str) -> ml_collections.ConfigDict:
+def load_config(
+  workdir: str, defaults: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
   """Reads the config of the run in `workdir`.
 
+  Args:
+    workdir: of a run.
+    defaults: the values of fields that the run did not have yet; which these
+      are is said.
+
   Raises:
-    ValueError: if there is none.
+    ValueError: if there is no run.
   """
-  path = epath.Path(workdir) / "config.json"
+  path = storage.path(workdir) / "config.json"
   if not path.exists():
     raise ValueError(
       f"{workdir!r} holds no run: there is no config.json. Give the --workdir "
       "of a training run."
     )
-  return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
+  saved = json.loads(path.read_text())
+  return ml_collections.ConfigDict(
+    _tuples(_complete(saved, _to_json(defaults), workdir))
+  )
+
+
+def _complete(saved: Any, defaults: Any, workdir: str) -> Any:
+  """The saved config, with the fields that it did not have yet."""
+  whole = _merge(defaults, saved)
+  added = [line.replace("not there -> ", "") for line in differences(saved, whole)]
+  if added:
+    console.say(
+      f"the run in {workdir} is older than some fields of the config, which are "
+      f"taken as they were without them: {'; '.join(added)}"
+    )
+  return whole
+
+
+def _merge(base: Any, over: Any) -> Any:
+  if not (isinstance(base, dict) and isinstance(over, dict)):
+    return over
+  return base | {
+    key: _merge(base.get(key), value) for key, value in over.items()
+  }
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -130,7 +169,7 @@ def write_run_record(workdir: str, mesh: jax.sharding.Mesh) -> None:
   """Appends this start of the run to `<workdir>/run.json`."""
   if jax.process_index() != 0:
     return
-  path = epath.Path(workdir) / "run.json"
+  path = storage.path(workdir) / "run.json"
   starts = json.loads(path.read_text()) if path.exists() else []
   starts.append(
     {
