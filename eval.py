@@ -36,10 +36,13 @@ from absl import flags
 
 import experiment
 import input_pipeline
+<<<<<<< HEAD
 import storage
+=======
+from experiment.batches import create_eval_batches
+>>>>>>> a2063c6
 from experiment.weights import load_weights
 from tools import published, results_table
-from train import create_eval_batches
 from training import checkpoints, cli, console, evaluation, records, summary
 
 
@@ -69,7 +72,7 @@ def evaluate(
     ValueError: if the weights are not there or do not fit the model.
     CheckpointError: if the checkpoint cannot be read.
   """
-  setup = experiment.create(config)
+  setup = experiment.create_evaluation(config)
   among = input_pipeline.present_classes(config.data) if among_present else None
   num_batches = -(-setup.info.num_eval_examples // config.eval_batch_size)
   with jax.set_mesh(setup.mesh):

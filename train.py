@@ -9,7 +9,6 @@ overridden on the command line: --config.optimizer.learning_rate=1e-3.
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import ml_collections
@@ -18,6 +17,7 @@ from absl import flags
 import experiment
 import input_pipeline
 from experiment import weights
+from experiment.batches import create_eval_batches, create_train_batches
 from training import (
   checkpoints,
   cli,
@@ -60,7 +60,6 @@ def train_and_evaluate(
     NonFiniteError: if the run diverges; the checkpoints before it stand.
   """
   setup = experiment.create(config)
-  # First of all: without a training split there is no clock either.
   batches = create_train_batches(config)
   mesh, clock = setup.mesh, setup.clock
   total_steps = clock.total_steps
@@ -170,27 +169,6 @@ def train_and_evaluate(
       )
     say(summary.describe_run(workdir, store))
   return state
-
-
-def create_train_batches(config: ml_collections.ConfigDict) -> Any:
-  """This process's rows of an endless stream of training batches."""
-  return input_pipeline.train_iterator(
-    config.data,
-    seed=config.seed,
-    global_batch_size=config.batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-
-
-def create_eval_batches(config: ml_collections.ConfigDict) -> Any:
-  """This process's rows of the evaluation split; can be iterated again."""
-  return input_pipeline.eval_batches(
-    config.data,
-    batch_size=config.eval_batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
 
 
 def main(argv: Sequence[str]) -> None:

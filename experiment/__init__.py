@@ -1,5 +1,17 @@
 """A config made into objects, and weights for them: where all packages meet."""
 
-from experiment.build import Experiment, compile_steps, create
+from experiment.build import (
+  Evaluation,
+  Experiment,
+  compile_steps,
+  create,
+  create_evaluation,
+)
 
-__all__ = ["Experiment", "compile_steps", "create"]
+__all__ = [
+  "Evaluation",
+  "Experiment",
+  "compile_steps",
+  "create",
+  "create_evaluation",
+]

@@ -3,13 +3,14 @@
 `train.py` and `eval.py` are two stories about the same experiment.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
-import optax
+import numpy as np
 
 import input_pipeline
 import models
@@ -27,19 +28,48 @@ from training import (
 TASKS = {"classification": classification.Classification}
 
 
-class Experiment(NamedTuple):
-  """Everything that is known of a run before any array exists."""
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What evaluation needs of a config, known before any array exists."""
 
   config: ml_collections.ConfigDict
   mesh: jax.sharding.Mesh
   info: input_pipeline.DatasetInfo
   task: Any
-  # None if the data set has no training split, which evaluation does without.
-  clock: durations.Clock | None
+  init_variables: Callable[[], dict[str, Any]]
+  # The variables as `jax.ShapeDtypeStruct`s with their shardings.
+  variables: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Evaluation):
+  """Everything that is known of a run before any array exists."""
+
+  clock: durations.Clock
   train_step: Callable[[Any, Any], Any]
   init: Callable[[], train_state.TrainState]
   # The train state as `jax.ShapeDtypeStruct`s with their shardings.
   state: train_state.TrainState
+
+
+def create_evaluation(config: ml_collections.ConfigDict) -> Evaluation:
+  """Checks what evaluation uses of a config: mesh, data set, task and model.
+
+  Raises:
+    ValueError: for a field of these that does not fit, before any work is done.
+  """
+  mesh = sharding.create_mesh(config.mesh)
+  sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
+  _check_pixel_statistics(config.data)
+  info = input_pipeline.dataset_info(config.data)
+  task = _create_task(config, info.num_classes)
+
+  def init_variables() -> dict[str, Any]:
+    init_key, _ = _keys(config)
+    return {"batch_stats": {}} | task.init(init_key)
+
+  init, variables = _place(init_variables, mesh, config.sharding_rules)
+  return Evaluation(config, mesh, info, task, init, variables)
 
 
 def create(config: ml_collections.ConfigDict) -> Experiment:
@@ -48,55 +78,74 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     ValueError: for any field that does not fit, before any work is done.
   """
-  mesh = sharding.create_mesh(config.mesh)
-  sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
+  evaluation = create_evaluation(config)
+  mesh, task = evaluation.mesh, evaluation.task
   sharding.check_batch_size(config.batch_size, mesh, "batch_size")
   train_step.check_accumulation(
     config.batch_size, config.accumulation_steps, mesh
   )
-  info = input_pipeline.dataset_info(config.data)
-  clock, schedule = None, optax.constant_schedule(0.0)
-  if info.num_train_examples:
-    clock = _create_clock(config, info.num_train_examples)
-    schedule = schedules.create_schedule(config.optimizer, clock)
+  clock = _create_clock(config, input_pipeline.num_train_examples(config.data))
+  schedule = schedules.create_schedule(config.optimizer, clock)
   tx = optimizers.create_optimizer(config.optimizer, schedule)
-  task = _create_task(config, info.num_classes)
   if config.frozen_trunk:
     tx = optimizers.freeze(tx, task.trainable())
 
-  def init() -> train_state.TrainState:
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+  def init_state() -> train_state.TrainState:
+    init_key, step_key = _keys(config)
     return train_state.create_state(
       task.init(init_key), tx, step_key, use_ema=config.ema.decay > 0
     )
 
-  shapes = jax.eval_shape(init)
-  optimizers.check_rules(config.optimizer, shapes.params)
-  shardings = sharding.state_shardings(shapes, mesh, config.sharding_rules)
-  rows = sharding.batch_sharding(mesh)
+  init, state = _place(init_state, mesh, config.sharding_rules)
+  optimizers.check_rules(config.optimizer, state.params)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   jitted_step = jax.jit(
     train_step.make_train_step(task, tx, schedule, config),
-    in_shardings=(shardings, rows),
+    in_shardings=(shardings, sharding.batch_sharding(mesh)),
     out_shardings=(shardings, None),
     donate_argnums=0,
   )
   return Experiment(
-    config=config,
-    mesh=mesh,
-    info=info,
-    task=task,
+    **vars(evaluation),
     clock=clock,
     train_step=jitted_step,
-    # Each array is made where it will live: no device ever holds them all.
-    init=jax.jit(init, out_shardings=shardings),
-    state=jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      shapes,
-      shardings,
-    ),
+    init=init,
+    state=state,
   )
+
+
+def _keys(config: ml_collections.ConfigDict) -> jax.Array:
+  """The keys of the model's initialisation and of the steps."""
+  return jax.random.split(jax.random.key(config.seed))
+
+
+def _place(
+  init: Callable[[], Any], mesh: jax.sharding.Mesh, rules: Any
+) -> tuple[Callable[[], Any], Any]:
+  """Returns `init` with its results on the mesh, and these as shapes."""
+  shapes = jax.eval_shape(init)
+  shardings = sharding.state_shardings(shapes, mesh, rules)
+  placed = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    shardings,
+  )
+  # Each array is made where it will live: no device ever holds them all.
+  return jax.jit(init, out_shardings=shardings), placed
+
+
+def _check_pixel_statistics(data: ml_collections.ConfigDict) -> None:
+  for field in ("mean", "std"):
+    values = np.asarray(data[field], np.float64)
+    fits = values.shape == (data.channels,) and np.isfinite(values).all()
+    if not fits or (field == "std" and (values <= 0).any()):
+      raise ValueError(
+        f"data.{field}={data[field]} does not fit data.channels="
+        f"{data.channels}: give a finite number for each channel"
+        + (" that is above zero." if field == "std" else ".")
+      )
 
 
 def _create_clock(

@@ -5,14 +5,12 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiment.build import Experiment
+from experiment.build import Evaluation, Experiment
 from models import pretrained
 from training import checkpoints, console, records, train_state
 
 
-def initial_state(
-  experiment: Experiment,
-) -> train_state.TrainState:
+def initial_state(experiment: Experiment) -> train_state.TrainState:
   """The state of step 0, with the weights that `config.init` names.
 
   Raises:
@@ -36,13 +34,13 @@ def initial_state(
   ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, variables)
   return state.replace(
     params=variables["params"],
-    batch_stats=variables.get("batch_stats", {}),
+    batch_stats=variables["batch_stats"],
     ema=ema,
   )
 
 
 def load_weights(
-  experiment: Experiment,
+  experiment: Evaluation,
   source: str,
   *,
   step: str = "last",
@@ -70,7 +68,7 @@ def load_weights(
     CheckpointError: if a checkpoint cannot be read.
   """
   if source == "random":
-    return experiment.init().variables(averaged=use_ema)
+    return experiment.init_variables()
   options = {
     "resize_tables": resize_tables,
     "replace_head": replace_head,
@@ -85,12 +83,12 @@ def load_weights(
     variables = pretrained.adapt(
       _restore(experiment, source, step, use_ema), model, **options
     )
-  like = experiment.state.variables(averaged=False)
-  return jax.device_put(variables, jax.tree.map(lambda x: x.sharding, like))
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.variables)
+  return jax.device_put({"batch_stats": {}} | variables, shardings)
 
 
 def _restore(
-  experiment: Experiment,
+  experiment: Evaluation,
   workdir: str,
   step: str,
   use_ema: bool,

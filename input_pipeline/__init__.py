@@ -7,6 +7,7 @@ from input_pipeline.pipeline import (
   count_damaged,
   dataset_info,
   eval_batches,
+  num_train_examples,
   present_classes,
   train_iterator,
 )
@@ -18,6 +19,7 @@ __all__ = [
   "dataset_info",
   "default_config",
   "eval_batches",
+  "num_train_examples",
   "present_classes",
   "train_iterator",
 ]

@@ -15,40 +15,32 @@ import numpy as np
 from absl import flags
 
 from input_pipeline import class_subset, reader
-from input_pipeline.source import AbsentSplitError
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-  """What a run must know of its data set before it starts.
+  """What evaluation must know of its data set before it starts."""
 
-  Without a training split, which evaluation does not need, num_train_examples
-  is 0.
-  """
-
-  num_train_examples: int
   num_eval_examples: int
   num_classes: int
   class_names: tuple[str, ...]
 
 
 def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
-  """Sizes of both splits and the classes; opens the data set to see."""
+  """Opens the evaluation split, and no other, to see."""
   evaluation = class_subset.open_source(config, config.eval_split)
-  try:
-    num_train_examples = len(
-      class_subset.open_source(config, config.train_split)
-    )
-  except AbsentSplitError:
-    num_train_examples = 0
   return DatasetInfo(
-    num_train_examples=num_train_examples,
     num_eval_examples=len(evaluation),
     num_classes=len(evaluation.class_names),
     class_names=evaluation.class_names,
   )
+
+
+def num_train_examples(config: ml_collections.ConfigDict) -> int:
+  """Opens the training split to see how many examples it has."""
+  return len(class_subset.open_source(config, config.train_split))
 
 
 def present_classes(config: ml_collections.ConfigDict) -> np.ndarray:

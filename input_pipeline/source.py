@@ -3,7 +3,6 @@
 import bisect
 import dataclasses
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,10 +18,6 @@ BUILT_IN = ("digits", "fake")
 
 class DamagedFileError(ValueError):
   """A file of records is damaged or cut short; the message names it."""
-
-
-class AbsentSplitError(ValueError):
-  """A data set has no split of this name, or not one of its files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +99,6 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
     split: in TFDS's syntax: "train", "train[:90%]", "train[10:20]+test".
 
   Raises:
-    AbsentSplitError: if the data set has no such split.
     ValueError: for an unknown data set or split, or one that is not prepared,
       not in ArrayRecord files, empty, or not for classification.
   """
@@ -167,8 +161,7 @@ def _check_files(
   ]
   absent = [path.name for path in paths if path.name not in present]
   if absent:
-    error = AbsentSplitError if len(absent) == len(paths) else ValueError
-    raise error(
+    raise ValueError(
       f"split {split!r} of {name!r} lacks {len(absent)} of {len(paths)} files"
       f" in {builder.data_path}, first of all {absent[0]}. Copy them again, or"
       " delete the folder and prepare the data set again."
@@ -215,9 +208,7 @@ def _resolve(
     return instruction.to_absolute(dict(infos))
   except (AssertionError, ValueError) as error:
     sizes = [f"{k} ({info.num_examples})" for k, info in infos.items()]
-    names = re.findall(r"(?:^|\+)\s*(\w+)", split)
-    absent = not set(names) <= set(infos)
-    raise (AbsentSplitError if absent else ValueError)(
+    raise ValueError(
       f"split {split!r} of {name!r} cannot be read: {error} Its splits:"
       f" {', '.join(sizes)}. Slices are written 'train[:90%]'."
     ) from error

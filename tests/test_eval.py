@@ -11,10 +11,10 @@ import pytest
 from etils import epath
 from safetensors import numpy as safetensors
 
-import eval as eval_lib
 import experiment
 import input_pipeline
 from configs import digits
+from eval import evaluate, evaluate_family
 from models import pretrained
 from tools import model_table, published, results_table
 
@@ -27,7 +27,7 @@ def config(tmp_path_factory, monkeypatch):
 
 def test_classes_add_up(config, tmp_path):
   path = str(tmp_path / "classes.csv")
-  result = eval_lib.evaluate(config, "random", per_class=path)
+  result = evaluate(config, "random", per_class=path)
   with open(path) as file:
     rows = list(csv.DictReader(file))
   assert [row["name"] for row in rows] == list("0123456789")
@@ -69,7 +69,7 @@ def test_among_the_classes_that_occur(config, tmp_path):
   chosen = np.array(present)[probabilities[:, present].argmax(-1)]
   share = probabilities / probabilities[:, present].sum(-1, keepdims=True)
   loss = -np.mean(np.log(share[np.arange(8), batch["label"]]))
-  result = eval_lib.evaluate(config, "random", among_present=True)
+  result = evaluate(config, "random", among_present=True)
   assert result["accuracy"] == pytest.approx((chosen == batch["label"]).mean())
   assert result["loss"] == pytest.approx(loss, rel=1e-4)
 
@@ -100,10 +100,10 @@ def test_a_family_is_evaluated_and_noted(config, tmp_path, monkeypatch):
   tensors = pretrained.to_tensors(variables, built.task.model)
   safetensors.save_file(tensors, tmp_path / "digits.safetensors")
 
-  eval_lib.evaluate_family("maxvit", str(tmp_path))
+  evaluate_family("maxvit", str(tmp_path))
   (line,) = (tmp_path / "docs" / "maxvit.jsonl").read_text().splitlines()
   noted = json.loads(line)
-  expected = eval_lib.evaluate(config, str(tmp_path / "digits.safetensors"))
+  expected = evaluate(config, str(tmp_path / "digits.safetensors"))
   assert noted["top1"] == expected["accuracy"]
   assert noted["examples"] == 360
   results_table.write("maxvit")
@@ -122,6 +122,35 @@ def test_a_family_is_evaluated_and_noted(config, tmp_path, monkeypatch):
 
 def test_a_family_without_weights(tmp_path):
   with pytest.raises(ValueError, match="has weights for no row of maxvit"):
-    eval_lib.evaluate_family("maxvit", str(tmp_path))
+    evaluate_family("maxvit", str(tmp_path))
   with pytest.raises(ValueError, match="family is 'vit'"):
-    eval_lib.evaluate_family("vit", "timm")
+    evaluate_family("vit", "timm")
+
+
+def test_evaluation_needs_nothing_of_training(config):
+  """As with a published recipe on a data set of one's own."""
+  config.data.update(eval_split="test[:12]", train_split="elsewhere")
+  config.eval_batch_size = 12
+  config.batch_size, config.accumulation_steps = 7, 3
+  config.train_for, config.optimizer.warmup = "1 percent", "10_000 steps"
+  config.optimizer.name = "none"
+  config.optimizer.learning_rate_rules = (("matches nothing", 1.0),)
+  assert evaluate(config, "random")["examples"] == 12
+
+
+@pytest.mark.parametrize(
+  ("channels", "field", "value"),
+  [
+    (1, "mean", (0.5, 0.5, 0.5)),
+    (3, "mean", (0.5, 0.5)),
+    (1, "std", (0.5, 0.5, 0.5)),
+    (1, "std", (0.0,)),
+    (1, "mean", (float("nan"),)),
+  ],
+)
+def test_statistics_that_do_not_fit_the_channels(
+  config, channels, field, value
+):
+  config.data.update({"channels": channels, field: value})
+  with pytest.raises(ValueError, match=rf"data\.{field}=.*channels={channels}"):
+    evaluate(config, "random")

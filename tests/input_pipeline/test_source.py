@@ -130,10 +130,8 @@ def test_evaluation_needs_no_training_split(config, tmp_path):
   run.data.update(
     data_dir=config.data_dir, train_split="elsewhere", eval_split="test[:7]"
   )
-  info = input_pipeline.dataset_info(run.data)
-  assert (info.num_train_examples, info.num_eval_examples) == (0, 7)
-  assert info.num_classes == 10
-  assert experiment.create(run).clock is None
+  info = experiment.create_evaluation(run).info
+  assert (info.num_eval_examples, info.num_classes) == (7, 10)
   with pytest.raises(ValueError, match=r"'elsewhere' of 'digits' .*train \("):
     train.train_and_evaluate(run, str(tmp_path))
 
@@ -147,7 +145,7 @@ def _copy_of_digits(config, tmp_path):
 
 def test_without_the_files_of_the_training_split(config, tmp_path):
   _copy_of_digits(config, tmp_path).unlink()
-  assert input_pipeline.dataset_info(config).num_train_examples == 0
+  assert input_pipeline.dataset_info(config).num_eval_examples == 360
   assert len(next(iter(input_pipeline.eval_batches(config, batch_size=4))))
   with pytest.raises(ValueError, match=r"lacks 1 of 1 files .*digits-train"):
     source.open_source(config, "train")
