@@ -36,14 +36,11 @@ from absl import flags
 
 import experiment
 import input_pipeline
-<<<<<<< HEAD
 import storage
-=======
 from experiment.batches import create_eval_batches
->>>>>>> a2063c6
 from experiment.weights import load_weights
 from tools import published, results_table
-from training import checkpoints, cli, console, evaluation, records, summary
+from training import checkpoints, cli, console, evaluation, summary
 
 
 def evaluate(
@@ -80,7 +77,7 @@ def evaluate(
     result = evaluation.evaluate(
       jax.jit(functools.partial(setup.task.evaluate_classes, among=among)),
       variables,
-      _with_progress(create_eval_batches(config), num_batches),
+      _with_progress(create_eval_batches(config, setup.mesh), num_batches),
       setup.mesh,
     )
   counts = [result.pop(f"class_{name}") for name in ("examples", "correct")]
@@ -176,7 +173,7 @@ def main(argv: Sequence[str]) -> None:
       raise ValueError(
         f"weights={args.weights!r} is not the workdir of a run: give --config."
       )
-    config = records.load_config(args.weights)
+    config = experiment.load_config(args.weights)
   result = evaluate(
     config,
     args.weights,

@@ -6,24 +6,27 @@ import jax
 import ml_collections
 
 import input_pipeline
+from training import hosts
 
 
-def create_train_batches(config: ml_collections.ConfigDict) -> Any:
+def create_train_batches(
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+) -> Any:
   """This process's rows of an endless stream of training batches."""
   return input_pipeline.train_iterator(
     config.data,
     seed=config.seed,
     global_batch_size=config.batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=hosts.batch_rows(mesh, config.batch_size),
   )
 
 
-def create_eval_batches(config: ml_collections.ConfigDict) -> Any:
+def create_eval_batches(
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+) -> Any:
   """This process's rows of the evaluation split; can be iterated again."""
   return input_pipeline.eval_batches(
     config.data,
     batch_size=config.eval_batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=hosts.batch_rows(mesh, config.eval_batch_size),
   )
