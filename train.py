@@ -15,7 +15,6 @@ import ml_collections
 from absl import flags
 
 import experiment
-import input_pipeline
 from experiment import weights
 from experiment.batches import create_eval_batches, create_train_batches
 from training import (
@@ -60,13 +59,13 @@ def train_and_evaluate(
     NonFiniteError: if the run diverges; the checkpoints before it stand.
   """
   setup = experiment.create(config)
-  batches = create_train_batches(config)
   mesh, clock = setup.mesh, setup.clock
+  batches = create_train_batches(config, mesh)
   total_steps = clock.total_steps
   evaluate_every = clock.steps(config.evaluate_every, "evaluate_every")
   save_every = clock.steps(config.checkpoint.every, "checkpoint.every")
-  eval_batches = create_eval_batches(config)
-  records.check_workdir(workdir, config, override=override_config)
+  eval_batches = create_eval_batches(config, mesh)
+  experiment.check_workdir(workdir, config, override=override_config)
   store = checkpoints.Checkpoints(workdir, config.checkpoint)
 
   with (
@@ -79,7 +78,8 @@ def train_and_evaluate(
     restored = store.restore(setup.state)
     if restored is None:
       state = weights.initial_state(setup)
-      record = {"seconds": 0.0, "evaluated": True}
+      # A run of no steps ends evaluated and saved as others do.
+      record = {"seconds": 0.0, "evaluated": total_steps > 0}
     else:
       state, record = restored
       batches.set_state(record["data"])
@@ -106,7 +106,7 @@ def train_and_evaluate(
         state.variables(),
         eval_batches,
         mesh,
-        should_stop=lambda: guard.should_stop(step),
+        should_stop=guard.should_stop,
       )
       progress.pause()
       writer.write(step, {f"eval/{k}": v for k, v in result.items()})
@@ -119,23 +119,27 @@ def train_and_evaluate(
         "evaluated": evaluated,
         "data": batches.get_state(),
       }
+      # Rows of metrics that the checkpoint is past must not be lost.
+      writer.flush()
       store.save(step, state, record, metrics=result)
 
     try:
       if not record["evaluated"]:
-        run_evaluation()
-      while step < total_steps and not guard.should_stop(step):
+        result = run_evaluation()
+        if restored is None:
+          save(result, evaluated=True)
+      while step < total_steps and not guard.should_stop():
         profiler.before_step(step)
         batch = next(batches)
         state, step_metrics = train_step(
           state, evaluation.put_batch(batch, mesh)
         )
         step += 1
-        step_metrics["damaged"] = input_pipeline.count_damaged(batch)
+        step_metrics["damaged"] = evaluation.count_damaged(batch, mesh)
         reporter.push(step, step_metrics)
         evaluate_now = durations.is_due(step, evaluate_every, total_steps)
         save_now = durations.is_due(step, save_every, total_steps)
-        if evaluate_now or save_now or guard.should_stop(step):
+        if evaluate_now or save_now or guard.should_stop():
           # First the pending metrics: a diverged state is never saved.
           reporter.flush()
           try:
@@ -154,20 +158,20 @@ def train_and_evaluate(
         f"{store.directory} are intact, and from before it."
       ) from None
 
-  if guard.should_stop(step):
-    say(f"stopped at step {step}, saved; the same command goes on from there")
-  elif jax.process_index() == 0:
-    summary.write_curves(workdir)
-    # Other processes would have to take part in the predictions.
-    if jax.process_count() == 1:
-      summary.write_predictions(
+    # All is trained and saved: from here on nothing makes the run a failure.
+    with summary.attempt("closing the files of the run"):
+      stack.close()
+    if guard.should_stop():
+      say(f"stopped at step {step}, saved; the same command goes on from there")
+    else:
+      summary.finish(
         setup.task,
         state.variables(),
-        next(iter(eval_batches)),
+        eval_batches,
         setup.info.class_names,
         workdir,
+        store,
       )
-    say(summary.describe_run(workdir, store))
   return state
 
 

@@ -1,8 +1,7 @@
 """PNG pictures of a run: its curves, and a handful of predictions."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from training.metrics import is_evaluation
 
 
-def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
+def plot_curves(rows: Sequence[dict[str, Any]], file: BinaryIO) -> None:
   """Draws loss, accuracy and learning rate over steps from metrics.jsonl."""
   figure = Figure(figsize=(12, 3.5), layout="constrained")
   panels = figure.subplots(1, 3)
@@ -27,7 +26,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
   for panel in panels:
     panel.set_xlabel("step")
     panel.grid(alpha=0.3)
-  figure.savefig(path, dpi=100)
+  figure.savefig(file, dpi=100)
 
 
 def _line(panel: Any, rows: Sequence[dict[str, Any]], name: str, **style):
@@ -41,16 +40,17 @@ def plot_predictions(
   labels: np.ndarray,
   probabilities: np.ndarray,
   class_names: Sequence[str],
-  path: str | Path,
+  file: BinaryIO,
 ) -> None:
   """Draws images with what the model says of each.
 
   Args:
     images: uint8 `[count, height, width, channels]`.
-    labels: true classes `[count]`.
+    labels: true classes `[count]`, where one that is none (-1) means that
+      nobody knows; or with ones at any number of true ones `[count, classes]`.
     probabilities: `[count, classes]`.
     class_names: a name for each class.
-    path: where the PNG goes.
+    file: where the PNG goes.
   """
   columns = min(len(images), 8)
   rows = -(-len(images) // columns)
@@ -62,11 +62,21 @@ def plot_predictions(
     panels, images, labels, probabilities, strict=False
   ):
     guess = int(p.argmax())
+    true = _true_classes(label, len(class_names))
+    wrong = len(true) > 0 and guess not in true
     panel.imshow(image.squeeze(), cmap="gray")
     panel.set_title(
       f"{class_names[guess]} ({p[guess]:.0%})"
-      + ("" if guess == label else f"\nis {class_names[label]}"),
-      color="black" if guess == label else "red",
+      + (f"\nis {' or '.join(class_names[c] for c in true)}" if wrong else ""),
+      color="red" if wrong else "black",
       fontsize=9,
+      # Names are text: two dollars in them are no formula.
+      parse_math=False,
     )
-  figure.savefig(path, dpi=100)
+  figure.savefig(file, dpi=100)
+
+
+def _true_classes(label: np.ndarray, num_classes: int) -> np.ndarray:
+  if np.ndim(label):
+    return np.flatnonzero(label)
+  return np.array([label] if 0 <= label < num_classes else [], int)
