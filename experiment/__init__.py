@@ -7,11 +7,14 @@ from experiment.build import (
   create,
   create_evaluation,
 )
+from experiment.saved import check_workdir, load_config
 
 __all__ = [
   "Evaluation",
   "Experiment",
+  "check_workdir",
   "compile_steps",
   "create",
   "create_evaluation",
+  "load_config",
 ]

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from experiment import saved
 from experiment.build import Evaluation, Experiment
 from models import pretrained
-from training import checkpoints, console, records, train_state
+from training import checkpoints, console, train_state
 
 
 def initial_state(experiment: Experiment) -> train_state.TrainState:
@@ -94,7 +95,7 @@ def _restore(
   use_ema: bool,
 ) -> dict[str, Any]:
   """Reads the variables of any run, by default of its last checkpoint."""
-  config = records.load_config(workdir)  # A clear error if this is no run.
+  config = saved.load_config(workdir)  # A clear error if this is no run.
   store = checkpoints.Checkpoints(workdir, config.checkpoint, read_only=True)
   number = {"last": max(store.steps(), default=None), "best": store.best_step()}
   chosen = number[step] if step in number else _step_number(step)

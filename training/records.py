@@ -132,11 +132,13 @@ def load_config(
 def _complete(saved: Any, defaults: Any, workdir: str) -> Any:
   """The saved config, with the fields that it did not have yet."""
   whole = _merge(defaults, saved)
-  added = [line.replace("not there -> ", "") for line in differences(saved, whole)]
+  added = [
+    line.replace("not there -> ", "") for line in differences(saved, whole)
+  ]
   if added:
     console.say(
-      f"the run in {workdir} is older than some fields of the config, which are "
-      f"taken as they were without them: {'; '.join(added)}"
+      f"the run in {workdir} is older than some fields of the config, which "
+      f"have their defaults: {'; '.join(added)}"
     )
   return whole
 

@@ -44,9 +44,9 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
     "--override_config",
   ):
     assert difference in str(error.value)
-  assert records.load_config(str(tmp_path)) == make_config()
+  assert records.load_config(str(tmp_path), make_config()) == make_config()
   claim(str(tmp_path), other, override=True)
-  assert records.load_config(str(tmp_path)) == other
+  assert records.load_config(str(tmp_path), make_config()) == other
 
 
 def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path):
@@ -64,7 +64,7 @@ def test_a_read_only_workdir_is_an_error(tmp_path):
 
 def test_no_run_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="holds no run"):
-    records.load_config(str(tmp_path))
+    records.load_config(str(tmp_path), make_config())
 
 
 def test_each_start_is_recorded(tmp_path):
