@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -174,57 +173,6 @@ def test_sigterm_saves_and_the_rerun_goes_on(shared, reference, tmp_path):
   assert code == 0, output
   assert f"going on from step {stopped} of {STEPS}" in output
   assert_equals_reference(workdir, reference)
-
-
-TWO_PROCESSES = """
-import sys
-import jax
-port, index, workdir, data_dir = sys.argv[1:]
-jax.distributed.initialize(f"localhost:{port}", 2, int(index))
-import train
-from configs import digits
-config = digits.get_config("tiny")
-config.data.data_dir = data_dir
-assert jax.process_count() == jax.device_count() == 2
-train.train_and_evaluate(config, workdir)
-"""
-
-
-def test_two_processes_train_as_one(shared, tmp_path):
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=1",
-    "PYTHONPATH": str(ROOT),
-  }
-  command = [sys.executable, "-c", TWO_PROCESSES, str(port)]
-  processes = [
-    subprocess.Popen(
-      [*command, str(index), str(tmp_path / "two"), f"{shared}/data"],
-      env=environment,
-      stdout=subprocess.DEVNULL,
-    )
-    for index in range(2)
-  ]
-  assert [process.wait(timeout=240) for process in processes] == [0, 0]
-  code, output = finish(
-    shared,
-    tmp_path / "one",
-    "--config.train_for=12 steps",
-    "--config.evaluate_every=6 steps",
-    "--config.checkpoint.every=3 steps",
-    "--config.batch_size=64",
-  )
-  assert code == 0, output
-  one, two = (read_rows(tmp_path / name) for name in ("one", "two"))
-  assert [row["step"] for row in two] == [row["step"] for row in one]
-  for a, b in zip(one, two, strict=True):
-    for name in a.keys() - {"train/images_per_second"}:
-      # Sums in another order; a near tie of two classes may fall either way.
-      slack = 0.01 if "accuracy" in name else 0
-      assert b[name] == pytest.approx(a[name], rel=1e-4, abs=slack), name
 
 
 def small_disk(mount, size):

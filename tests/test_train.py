@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 
 import jax
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 import experiment
+import storage
 import train
 from configs import digits
 from eval import evaluate
 from models import pretrained
-from training import checkpoints, evaluation, records, reporting
+from training import checkpoints, evaluation, plots, records, reporting
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_the_loss_goes_down(config, tmp_path):
 def test_eval_reproduces_the_number(config, finished):
   _, workdir = finished
   rows = read_rows(workdir)
-  result = evaluate(records.load_config(workdir), workdir)
+  result = evaluate(experiment.load_config(workdir), workdir)
   assert result == {
     k.removeprefix("eval/"): v
     for k, v in rows[-1].items()
@@ -129,12 +131,48 @@ def test_eval_errors_say_what_is_there(config, finished, tmp_path):
     evaluate(config, workdir, step="newest")
 
 
-def test_the_same_command_after_the_end_changes_nothing(config, finished):
+def test_the_same_command_after_the_end_changes_nothing(
+  config, finished, monkeypatch, caplog
+):
   state, workdir = finished
   before = read_rows(workdir)
+
+  def fail(*args):
+    raise OSError(28, "No space left on device")
+
+  # Nor do pictures and files that cannot be written make it a failure.
+  monkeypatch.setattr(plots, "plot_curves", fail)
+  monkeypatch.setattr(plots, "plot_predictions", fail)
+  monkeypatch.setattr(storage.GrowingFile, "close", fail)
   again = train.train_and_evaluate(config, workdir)
   assert_same_state(state, again)
   assert read_rows(workdir) == before
+  for what in (
+    "closing the files of the run failed: MetricsError",
+    "drawing the curves failed: OSError: .*No space left",
+    "drawing the predictions failed: OSError: .*No space left",
+  ):
+    assert re.search(what, caplog.text), what
+
+
+@pytest.mark.parametrize("warmup", ["0 steps", "5 percent"])
+def test_a_run_of_no_steps_is_evaluated_and_saved(config, tmp_path, warmup):
+  config.train_for, config.optimizer.warmup = "0 epochs", warmup
+  for _ in range(2):
+    state = train.train_and_evaluate(config, str(tmp_path))
+    assert int(state.step) == 0
+    (row,) = read_rows(tmp_path)
+    assert (row["step"], row["eval/examples"]) == (0, 360)
+  assert evaluate(config, str(tmp_path))["loss"] == row["eval/loss"]
+
+
+def test_another_shape_does_not_fit(config, finished):
+  _, workdir = finished
+  config.model.widths = (24,)
+  with pytest.raises(
+    checkpoints.CheckpointError, match=r"step 12 .*does not fit.*ema/.*\(24"
+  ):
+    train.train_and_evaluate(config, workdir, override_config=True)
 
 
 def test_the_seed_decides(config, finished, tmp_path):

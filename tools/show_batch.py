@@ -86,7 +86,7 @@ def draw(
     panel.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
     panel.set(xticks=[], yticks=[])
     label = describe_target(target, class_names) if mask else "left out"
-    panel.set_xlabel(label, fontsize=8, wrap=True)
+    panel.set_xlabel(label, fontsize=8, wrap=True, parse_math=False)
   with storage.path(path).open("wb") as file:
     figure.savefig(file, dpi=100)
 

@@ -136,8 +136,16 @@ def test_another_model_is_an_error_and_changes_nothing(store):
   save(store, [1, 2])
   other = make_state(0)
   other["params"]["kernel"] = jnp.zeros((5, 5))
-  with pytest.raises(checkpoints.CheckpointError):
+  other["params"]["bias"] = jnp.zeros(3)
+  with pytest.raises(
+    checkpoints.CheckpointError,
+    match=r"step 2 .* does not fit the model or its optimizer: params/bias is "
+    r"not there in the checkpoint and float32 \(3,\) in this run; "
+    r"params/kernel is float32 \(33, 17\) in the checkpoint and float32 "
+    r"\(5, 5\) in this run",
+  ) as error:
     reopen(store).restore(shapes(other))
+  assert "damaged" not in str(error.value)
   assert reopen(store).steps() == [1, 2]
 
 

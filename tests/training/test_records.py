@@ -18,35 +18,73 @@ def make_config(**optimizer):
   )
 
 
-def claim(workdir, config, **options):
-  records.check_workdir(workdir, config, **{"override": False} | options)
+def claim(workdir, config, override=False):
+  records.check_workdir(
+    workdir, config, defaults=make_config(), override=override
+  )
   records.write_config(workdir, config)
+
+
+def load(workdir):
+  return records.load_config(str(workdir), make_config())
 
 
 def test_the_same_config_may_go_on(tmp_path):
   workdir = str(tmp_path / "new" / "run")
   for _ in range(2):
     claim(workdir, make_config())
-  assert records.load_config(workdir) == make_config()
+  assert load(workdir) == make_config()
+
+
+def forget(workdir, *names):
+  """Makes a run one that was saved before its config had these fields."""
+  path = workdir / "config.json"
+  saved = json.loads(path.read_text())
+  for name in names:
+    *groups, field = name.split(".")
+    inner = saved
+    for group in groups:
+      inner = inner[group]
+    del inner[field]
+  path.write_text(json.dumps(saved))
+
+
+def test_a_run_older_than_a_field_has_its_default_and_says_so(tmp_path, capsys):
+  claim(str(tmp_path), make_config(name="adam"))
+  forget(tmp_path, "optimizer.rate", "sizes")
+  assert load(tmp_path) == make_config(name="adam")
+  said = capsys.readouterr().out
+  assert f"the run in {tmp_path} is older than some fields" in said
+  assert "optimizer.rate: 0.1; sizes: [1, 2]" in said
+  # It goes on with the default, and with nothing else.
+  with pytest.raises(
+    records.ConfigMismatchError, match=r"1 field.*optimizer.rate: 0.1 -> 0.2"
+  ):
+    claim(str(tmp_path), make_config(name="adam", rate=0.2))
+  claim(str(tmp_path), make_config(name="adam"))
+  capsys.readouterr()
+  assert load(tmp_path) == make_config(name="adam")
+  assert capsys.readouterr().out == ""
 
 
 def test_another_config_is_refused_with_every_difference(tmp_path):
   claim(str(tmp_path), make_config())
   other = make_config(rate=0.2, momentum=0.9)
-  del other.sizes
+  del other.seed
   with pytest.raises(records.ConfigMismatchError) as error:
     claim(str(tmp_path), other)
   for difference in (
     "3 field(s) differ",
     "optimizer.rate: 0.1 -> 0.2",
     "optimizer.momentum: not there -> 0.9",
-    "sizes: [1, 2] -> not there",
+    "seed: 0 -> not there",
     "--override_config",
   ):
     assert difference in str(error.value)
-  assert records.load_config(str(tmp_path), make_config()) == make_config()
+  assert load(tmp_path) == make_config()
   claim(str(tmp_path), other, override=True)
-  assert records.load_config(str(tmp_path), make_config()) == other
+  other.seed = 0
+  assert load(tmp_path) == other
 
 
 def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path):
@@ -64,7 +102,7 @@ def test_a_read_only_workdir_is_an_error(tmp_path):
 
 def test_no_run_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="holds no run"):
-    records.load_config(str(tmp_path), make_config())
+    load(tmp_path)
 
 
 def test_each_start_is_recorded(tmp_path):

@@ -1,0 +1,134 @@
+"""One of the two processes that `test_hosts.py` starts: a pod of two hosts.
+
+JAX takes one notice of pre-emption in the life of a process, so each signal
+needs new processes; all else that is shown of two hosts is in the last ones.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType
+
+port, index, folder, data_dir, stage = sys.argv[1:]
+jax.distributed.initialize(f"localhost:{port}", 2, int(index))
+
+import train  # noqa: E402, JAX must know of the other process first.
+from configs import digits  # noqa: E402
+from training import evaluation, hosts, sharding  # noqa: E402
+
+FOLDER, FIRST = Path(folder), int(index) == 0
+
+
+def make_config(**fields):
+  config = digits.get_config("tiny")
+  config.data.data_dir = data_dir
+  config.train_for = "8 steps"
+  config.evaluate_every = "4 steps"
+  config.checkpoint.every = "2 steps"
+  config.eval_batch_size = 20
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def signal_from(kind, number):
+  """Signals one process at its batch `number` of "train" or "eval"."""
+  original, taken = evaluation.put_batch, {"train": 0, "eval": 0}
+
+  def put_and_signal(batch, mesh):
+    taken["eval" if "index" in batch else "train"] += 1
+    if taken[kind] == number and not FIRST:
+      os.kill(os.getpid(), signal.SIGTERM)
+    if taken[kind] >= number:
+      # The notice takes a second or so to be seen; there are few steps.
+      time.sleep(2.0 if kind == "train" else 0.7)
+    return original(batch, mesh)
+
+  evaluation.put_batch = put_and_signal
+
+
+def arrays(state):
+  """What this process holds of a state, as numpy."""
+  return jax.tree.map(
+    lambda x: np.asarray(
+      jax.random.key_data(x)
+      if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+      else x.addressable_data(0)
+    ),
+    state,
+  )
+
+
+def check_same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, arrays(a), arrays(b))
+
+
+def check_unreadable(config, whole):
+  """One process cannot read the newest checkpoint: both take the one before."""
+  original = ocp.Checkpointer.restore
+
+  def restore(self, directory, *args, **kwargs):
+    if not FIRST and directory.name == "8":
+      raise OSError("the disk of one host")
+    return original(self, directory, *args, **kwargs)
+
+  ocp.Checkpointer.restore = restore
+  again = train.train_and_evaluate(config, str(FOLDER / "whole"))
+  ocp.Checkpointer.restore = original
+  check_same(again, whole)
+
+
+def check_rows():
+  """Rows go where the mesh wants them, on meshes of any order."""
+  d = np.array(jax.devices())
+  orders = {
+    # One run of rows each, rows in turns, and a model axis across processes.
+    "runs": (d, (4, 1, 1), 4),
+    "turns": (d[[0, 2, 1, 3]], (4, 1, 1), 4),
+    "model": (d[[0, 2, 1, 3]], (2, 1, 2), 8),
+  }
+  for name, (devices, shape, expected) in orders.items():
+    mesh = jax.sharding.Mesh(
+      devices.reshape(shape), sharding.AXES, axis_types=(AxisType.Auto,) * 3
+    )
+    rows = hosts.batch_rows(mesh, 8)
+    assert len(rows) == expected, (name, rows)
+    batch = {k: np.array(rows) for k in ("image", "label", "mask")}
+    put = evaluation.put_batch(batch, mesh)["label"]
+    found = multihost_utils.process_allgather(put, tiled=True)
+    np.testing.assert_array_equal(found, np.arange(8), err_msg=name)
+    damaged = {"damaged": np.isin(rows, [0, 1, 5])}
+    assert int(evaluation.count_damaged(damaged, mesh)) == 3, name
+
+
+def main():
+  config = make_config()
+  assert (jax.process_count(), jax.device_count()) == (2, 4)
+  if stage != "rest":
+    kind, number = stage.split(":")
+    signal_from(kind, int(number))
+  state = train.train_and_evaluate(config, str(FOLDER / "stopped"))
+  if stage != "rest":
+    return
+  assert hosts.share({"process": int(index)}) == [
+    {"process": 0},
+    {"process": 1},
+  ]
+  check_rows()
+  whole = train.train_and_evaluate(config, str(FOLDER / "whole"))
+  check_same(state, whole)
+  check_unreadable(config, whole)
+  # Both processes hold all rows.
+  across = make_config(**{"mesh.data": 1, "mesh.model": 4})
+  train.train_and_evaluate(across, str(FOLDER / "across"))
+  (FOLDER / f"passed_{index}").write_text(json.dumps(True))
+
+
+main()
