@@ -185,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.define_config_flag()
+  cli.define_config_flag(experiment.optional_fields)
   flags.DEFINE_string("workdir", None, "Where the run keeps everything.")
   flags.DEFINE_bool(
     "override_config",

@@ -7,6 +7,7 @@ from experiment.build import (
   create,
   create_evaluation,
 )
+from experiment.overrides import optional_fields
 
 __all__ = [
   "Evaluation",
@@ -14,4 +15,5 @@ __all__ = [
   "compile_steps",
   "create",
   "create_evaluation",
+  "optional_fields",
 ]
