@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       arguments.manual_dir and epath.Path(arguments.manual_dir).expanduser(),
       allow_subset=arguments.allow_subset,
     )
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
 
 
