@@ -9,38 +9,25 @@ given), a `.safetensors` file, `timm:<name>`, or `random`. The last line of the
 output is one JSON object with model, examples, top1 and top5. `--per_class`
 names a file for the accuracy of each class; `--among_present` lets the model
 choose only among the classes that the split has. Any field of the config can be
-set for the test: `--config.data.image_size=256 --config.dtype=bfloat16`.
-
-  python eval.py --table=maxvit --weights=timm
-  python eval.py --table=maxvit --weights=runs
-
-evaluates every published model of a family that has weights, timm's or those in
-a folder (`<folder>/<variant>` is a run, `<folder>/<variant>.safetensors` a
-file), notes the results and writes `docs/results/<family>.md`. Without
-`--weights` it writes the table from what was noted before. ImageNet is looked
-for in $TFDS_DATA_DIR.
+set for the test: `--config.data.image_size=256 --config.dtype=bfloat16`. What
+only training uses of the config is not looked at.
 """
 
-import csv
 import functools
-import importlib
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 import tqdm
 from absl import flags
 
 import experiment
 import input_pipeline
-import storage
 from experiment.batches import create_eval_batches
 from experiment.weights import load_weights
-from tools import published, results_table
-from training import checkpoints, cli, console, evaluation, summary
+from training import checkpoints, class_table, cli, evaluation, summary
 
 
 def evaluate(
@@ -82,7 +69,7 @@ def evaluate(
     )
   counts = [result.pop(f"class_{name}") for name in ("examples", "correct")]
   if per_class and jax.process_index() == 0:
-    _write_classes(setup.info.class_names, *counts, per_class)
+    class_table.write(per_class, setup.info.class_names, *counts)
   return result
 
 
@@ -90,18 +77,6 @@ def _with_progress(batches: Iterable[Any], total: int) -> Iterable[Any]:
   # None: no bar where nobody watches a terminal.
   disable = None if jax.process_index() == 0 else True
   return tqdm.tqdm(batches, "evaluating", total, unit="batch", disable=disable)
-
-
-def _write_classes(
-  names: Sequence[str], examples: np.ndarray, correct: np.ndarray, path: str
-) -> None:
-  with storage.path(path).open("w") as file:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["label", "name", "examples", "correct", "accuracy"])
-    for label, name in enumerate(names):
-      total, right = int(examples[label]), int(correct[label])
-      accuracy = f"{right / total:.4f}" if total else ""
-      writer.writerow([label, name, total, right, accuracy])
 
 
 def summarize(
@@ -116,66 +91,18 @@ def summarize(
   }
 
 
-def evaluate_family(family: str, source: str) -> None:
-  """Evaluates each published model of a family that `source` has weights of.
-
-  Args:
-    family: a table of `tools.published`, and a file of `configs`.
-    source: "timm", or a folder.
-
-  Raises:
-    ValueError: if there are no weights at all.
-  """
-  found = [
-    (row, weights)
-    for row in published.rows(family)
-    if row.config and (weights := _find_weights(row, source))
-  ]
-  if not found:
-    raise ValueError(
-      f"weights={source!r} has weights for no row of {family}; it must be "
-      "'timm', if timm has published any, or a folder with "
-      "<variant> (the workdir of a run) or <variant>.safetensors."
-    )
-  configs = importlib.import_module(f"configs.{family}")
-  for row, weights in found:
-    config = configs.get_config(row.config)
-    config.data.image_size = row.resolution
-    result = summarize(config, evaluate(config, weights))
-    console.say(f"{row.published_name} at {row.resolution}: {result}")
-    results_table.record(row, {"weights": weights, **result})
-
-
-def _find_weights(row: published.Row, source: str) -> str:
-  if source == "timm":
-    return row.weights
-  folder = storage.path(source) / row.config
-  if folder.is_dir():
-    return str(folder)
-  file = folder.with_name(f"{row.config}.safetensors")
-  return str(file) if file.exists() else ""
-
-
 def main(argv: Sequence[str]) -> None:
   """Reads the flags, evaluates and prints."""
   del argv
   args = flags.FLAGS
-  if args.table:
-    if args.weights:
-      evaluate_family(args.table, args.weights)
-    console.say(f"wrote {results_table.write(args.table)}")
-    return
   if not args.weights:
-    raise ValueError("Give --weights, what to evaluate, or --table.")
-  config = args.config
-  if config is None:
-    if not storage.path(args.weights).is_dir():
-      raise ValueError(
-        f"weights={args.weights!r} is not the workdir of a run: give --config."
-      )
-    config = experiment.load_config(args.weights)
+    raise ValueError("Give --weights: what to evaluate.")
+  if args.config is None:
+    raise ValueError(
+      f"weights={args.weights!r} is not the workdir of a run: give --config."
+    )
   result = evaluate(
-    config,
+    args.config,
     args.weights,
     step=args.step,
     use_ema=args.ema,
@@ -183,11 +110,15 @@ def main(argv: Sequence[str]) -> None:
     among_present=args.among_present,
   )
   print(summary.describe_evaluation(result))
-  print(json.dumps(summarize(config, result)))
+  print(json.dumps(summarize(args.config, result)))
 
 
 if __name__ == "__main__":
-  cli.define_config_flag()
+  cli.define_config_flag(
+    experiment.optional_fields,
+    load_run=experiment.load_config,
+    default="weights",
+  )
   flags.DEFINE_string("weights", None, "What to evaluate; see above.")
   flags.DEFINE_string("step", "last", "Of a run: last, best or a number.")
   flags.DEFINE_bool("ema", True, "Use the moving average if there is one.")
@@ -197,5 +128,4 @@ if __name__ == "__main__":
     False,
     "Choose among the classes that occur, as for ImageNet-A and R.",
   )
-  flags.DEFINE_string("table", None, "A family whose table is written.")
   cli.run(main, (*cli.USER_ERRORS, checkpoints.CheckpointError))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Of the repository; empty until somebody publishes it. The notebooks clone it.
+URL = ""
 PARITY = [
   "huggingface_hub>=0.30",
   "safetensors>=0.5",
@@ -37,6 +39,7 @@ setup(
   long_description=Path("README.md").read_text(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
+  url=URL,
   python_requires=">=3.11,<3.14",
   packages=find_packages(exclude=["tests*", "benchmarks*"]),
   package_data={"tools.published": ["*.csv"]},

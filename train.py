@@ -189,7 +189,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.define_config_flag()
+  cli.define_config_flag(
+    experiment.optional_fields, load_run=experiment.load_config
+  )
   flags.DEFINE_string("workdir", None, "Where the run keeps everything.")
   flags.DEFINE_bool(
     "override_config",

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from benchmarks import photographs
-from tests import parity_helper
+from tools import torch_imports
 
 # TensorFlow's Inception crop, as EfficientNet's and ResNet-RS's code call it.
 _CROP = dict(
@@ -97,7 +97,7 @@ def timm_batches(
   Raises:
     ImportError: if timm is not installed.
   """
-  torch, _ = parity_helper.import_timm()
+  torch, _ = torch_imports.import_timm()
   from timm.data import loader, transforms_factory
 
   torch.set_num_threads(1)

@@ -26,16 +26,24 @@ import numpy as np
 from absl import app, flags
 
 import input_pipeline
-from benchmarks import input_peers, photographs
+from benchmarks import flag_checks, input_peers, photographs
 from input_pipeline import decode, transform_spec
 
-_SIZE = flags.DEFINE_integer("size", 224, "Side of the images in pixels.")
-_BATCH = flags.DEFINE_integer("batch_size", 16, "Images in a batch.")
-_STAGES = flags.DEFINE_list("stages", None, "What to time; all by default.")
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each.")
+_SIZE = flags.DEFINE_integer(
+  "size", 224, "Side of the images in pixels.", lower_bound=1
+)
+_BATCH = flags.DEFINE_integer(
+  "batch_size", 16, "Images in a batch.", lower_bound=1
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 0.5, "Least CPU time of one turn.")
 _WORKERS = flags.DEFINE_list(
   "workers", [], "Also time the pipeline with these numbers of processes."
+)
+flags.register_validator(
+  _WORKERS,
+  lambda values: all(value.isdecimal() for value in values),
+  message="workers must be numbers with commas between them",
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object a row.")
 
@@ -52,6 +60,10 @@ STAGES = {
   "pipeline antialias": "random_resized_crop|flip",
 }
 
+_STAGES = flag_checks.define_names(
+  "stages", list(STAGES), STAGES, "What to time; all by default."
+)
+
 PEERS = {
   "tf.data": input_peers.tensorflow_batches,
   "timm": input_peers.timm_batches,
@@ -61,13 +73,9 @@ PEERS = {
 def main(argv: Sequence[str]) -> None:
   """Prints a row for each stage and number of workers."""
   del argv
-  stages = _STAGES.value or list(STAGES)
-  for stage in stages:
-    if stage not in STAGES:
-      raise ValueError(f"stages={stage!r} must be of {', '.join(STAGES)}.")
   with tempfile.TemporaryDirectory() as data_dir:
     photographs.prepare(data_dir, "array_record")
-    for stage in stages:
+    for stage in _STAGES.value:
       _print(measure(stage, data_dir))
     for workers in _WORKERS.value:
       _print(measure_workers(int(workers), data_dir))

@@ -27,16 +27,20 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from benchmarks import gpu_cases, torch_peers
+from benchmarks import flag_checks, gpu_cases, torch_peers
 from benchmarks.gpu_cases import Case
 
 FAMILIES = ["window", "flash", "halo", "linear"]
 PASSES = ["forward", "forward_backward"]
 
-_FAMILIES = flags.DEFINE_list("families", FAMILIES, "Kernels to time.")
+_FAMILIES = flag_checks.define_names(
+  "families", FAMILIES, FAMILIES, "Kernels to time."
+)
 _KERNELS = flags.DEFINE_list("kernels", [], "Which of them; all if empty.")
-_PASSES = flags.DEFINE_list("passes", PASSES, "What to time.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each.")
+_PASSES = flag_checks.define_names("passes", PASSES, PASSES, "What to time.")
+_ROUNDS = flags.DEFINE_integer(
+  "rounds", 7, "Measurements of each.", lower_bound=1
+)
 _SECONDS = flags.DEFINE_float("seconds", 0.05, "Least time of a measurement.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object a row.")
 _SMOKE = flags.DEFINE_bool("smoke", False, "Tiny shapes, interpreted.")
@@ -63,7 +67,12 @@ def main(argv: Sequence[str]) -> None:
       f"on {jax.default_backend()!r}; --smoke proves the script without one"
     )
   torch = None if _SMOKE.value else torch_peers.import_torch()
-  for case in gpu_cases.cases(_SMOKE.value):
+  cases = gpu_cases.cases(_SMOKE.value)
+  known = list(dict.fromkeys(case.kernel for case in cases))
+  for kernel in _KERNELS.value:
+    if kernel not in known:
+      raise SystemExit(f"kernels={kernel!r} must be of {', '.join(known)}")
+  for case in cases:
     wanted = not _KERNELS.value or case.kernel in _KERNELS.value
     if wanted and case.family in _FAMILIES.value:
       for which in _PASSES.value:

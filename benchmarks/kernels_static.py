@@ -49,12 +49,16 @@ import jax  # noqa: E402, libtpu reads the settings above.
 from absl import app, flags  # noqa: E402
 from jax.extend import core  # noqa: E402
 
-from benchmarks import static_cases  # noqa: E402
+from benchmarks import flag_checks, static_cases  # noqa: E402
 from tools import compile_only  # noqa: E402
 
-_CHIPS = flags.DEFINE_list("chips", ["v5e", "v6e"], "TPUs to compile for.")
+_CHIPS = flag_checks.define_names(
+  "chips", ["v5e", "v6e"], ["v5e", "v6e"], "TPUs to compile for."
+)
 _ONLY = flags.DEFINE_string("only", "", "Cases whose name has this in it.")
-_PASSES = flags.DEFINE_list("passes", ["forward", "backward"], "What of them.")
+_PASSES = flag_checks.define_names(
+  "passes", ["forward", "backward"], ["forward", "backward"], "What of them."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object a row.")
 
 # Bytes and operations (bfloat16) a second, cycles a second where known.
@@ -66,15 +70,19 @@ CLOCK = {"v5e": 1.5e9}
 def main(argv: Sequence[str]) -> None:
   """Prints a row for each case, chip and pass."""
   del argv
+  cases = [case for case in static_cases.cases() if _ONLY.value in case.name]
+  if not cases:
+    raise SystemExit(
+      f"only={_ONLY.value!r} is in none of "
+      + ", ".join(case.name for case in static_cases.cases())
+    )
   arguments = os.environ.pop("LIBTPU_INIT_ARGS")
   context = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(1, context) as references:
     references.submit(os.getpid).result()
     os.environ["LIBTPU_INIT_ARGS"] = arguments
     try:
-      for case in static_cases.cases():
-        if _ONLY.value not in case.name:
-          continue
+      for case in cases:
         for chip in _CHIPS.value:
           for which in _PASSES.value:
             row = measure(case, chip, which, references)

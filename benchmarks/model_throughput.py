@@ -25,8 +25,9 @@ import numpy as np
 from absl import app, flags
 
 import models
+from benchmarks import flag_checks
 from configs import common
-from tests import parity_helper
+from tools import torch_imports
 from training import (
   classification,
   host_memory,
@@ -36,12 +37,16 @@ from training import (
 )
 
 _MODELS = flags.DEFINE_list("models", ["maxvit_tiny_224"], "Names of models.")
-_PASSES = flags.DEFINE_list("passes", ["forward", "train"], "What to time.")
-_BATCH = flags.DEFINE_integer("batch_size", 8, "Images in a batch.")
+_PASSES = flag_checks.define_names(
+  "passes", ["forward", "train"], ["forward", "train"], "What to time."
+)
+_BATCH = flags.DEFINE_integer(
+  "batch_size", 8, "Images in a batch.", lower_bound=1
+)
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "Compute dtype of both."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "Least time of one turn.")
 _COMPILE = flags.DEFINE_bool("compile", False, "torch.compile timm's model.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object a row.")
@@ -52,7 +57,10 @@ NUM_CLASSES = 1000
 def main(argv: Sequence[str]) -> None:
   """Prints a row for each model and pass."""
   del argv
-  peers = {name: peer_name(name) for name in _MODELS.value}
+  try:
+    peers = {name: peer_name(name) for name in _MODELS.value}
+  except (ImportError, ValueError) as error:
+    raise SystemExit(f"{type(error).__name__}: {error}") from None
   host_memory.keep_freed_memory()
   for name, peer in peers.items():
     for which in _PASSES.value:
@@ -107,7 +115,7 @@ def peer_name(name: str) -> str:
   Raises:
     ValueError: if timm has none, or we have no such model.
   """
-  _, timm = parity_helper.import_timm()
+  _, timm = torch_imports.import_timm()
   found = {n: peer for n in models.list() if timm.is_model(peer := _rename(n))}
   if name not in found:
     raise ValueError(
@@ -189,7 +197,7 @@ def peer_pass(
   peer: str, which: str, images: np.ndarray, labels: np.ndarray, layout: str
 ) -> Callable[[], None]:
   """A function that runs timm's pass once and waits for it."""
-  torch, timm = parity_helper.import_timm()
+  torch, timm = torch_imports.import_timm()
   device = "cuda" if torch.cuda.is_available() else "cpu"
   memory_format = getattr(torch, layout)
   model = timm.create_model(peer, num_classes=NUM_CLASSES)

@@ -19,28 +19,10 @@ Variants:
 keeps its layers' rates.
 """
 
-import re
-
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import ml_collections
 
 import models
 from configs import common, digits
-from training import paths
-
-# How the parameters of each kind of layer begin, in all families, from the
-# images on.
-_LAYERS = (
-  r"(trunk/)?stem",
-  r"(trunk/)?stage_\d+/block_\d+/",
-  r"scale_tokens/",
-  r"scale_block_\d+/",
-  r"patch_tokens/",
-  r"patch_layer_\d+/",
-  r"final_conv/",
-)
 
 VARIANTS = ("digits_0_4", "digits_5_9", "digits_5_9_layers")
 
@@ -65,43 +47,6 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
   return _any_model(variant)
 
 
-def layer_rules(
-  model: nn.Module, images: tuple[int, int, int, int], stem_factor: float
-) -> tuple[tuple[str, float], ...]:
-  """Learning-rate rules by which each layer learns slower than the next.
-
-  Args:
-    model: whose layers these are: the stem, each block, and each of what makes
-      or ends tokens between blocks.
-    images: the shape of what the model is applied to.
-    stem_factor: of the stem's learning rate against the head's, for which there
-      is no rule. The ratio from layer to layer is constant, and follows from
-      it: one given would stop the stem of a deep model.
-
-  Returns:
-    Rules for `optimizer.learning_rate_rules`, the stem's first, which match
-    every parameter but the head's.
-  """
-  parameters = jax.eval_shape(
-    model.init, jax.random.key(0), jax.ShapeDtypeStruct(images, jnp.float32)
-  )["params"]
-  found = filter(None, map(_layer, paths.flatten_with_names(parameters)))
-  layers = sorted(set(found))
-  return tuple(
-    (f"^{prefix}", stem_factor ** (1 - index / len(layers)))
-    for index, (_, prefix) in enumerate(layers)
-  )
-
-
-def _layer(name: str) -> tuple[tuple[int, ...], str] | None:
-  """Returns where a parameter's layer lies, to sort by, and its prefix."""
-  for kind, pattern in enumerate(_LAYERS):
-    if match := re.match(pattern, name):
-      numbers = map(int, re.findall(r"\d+", match[0]))
-      return (kind, *numbers), match[0]
-  return None
-
-
 def _digits_5_9(*, frozen: bool) -> ml_collections.ConfigDict:
   config = digits.get_config()
   config.data.classes = (5, 6, 7, 8, 9)
@@ -114,13 +59,8 @@ def _digits_5_9(*, frozen: bool) -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 1e-2
   else:
     config.train_for = "15 epochs"
-    side, channels = config.data.image_size, config.data.channels
-    fields = config.model.to_dict()
-    config.optimizer.learning_rate_rules = layer_rules(
-      models.create(fields.pop("name"), **fields),
-      (1, side, side, channels),
-      stem_factor=0.5**4,
-    )
+    # Each of the four layers half as fast as the next.
+    config.optimizer.stem_factor = 0.5**4
   return config
 
 
@@ -141,10 +81,7 @@ def _any_model(name: str) -> ml_collections.ConfigDict:
   config.optimizer.warmup = "5 percent"
   config.optimizer.weight_decay = 0.05
   config.optimizer.clip_norm = 1.0
-  side = config.data.image_size
   # Of maxvit_tiny_224's 12 layers each learns 0.75 times as fast as the next.
-  config.optimizer.learning_rate_rules = layer_rules(
-    models.create(name), (1, side, side, 3), stem_factor=0.75**12
-  )
+  config.optimizer.stem_factor = 0.75**12
   config.loss.label_smoothing = 0.1
   return config

@@ -7,6 +7,7 @@ from experiment.build import (
   create,
   create_evaluation,
 )
+from experiment.overrides import optional_fields
 from experiment.saved import check_workdir, load_config
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
   "create",
   "create_evaluation",
   "load_config",
+  "optional_fields",
 ]

@@ -10,15 +10,16 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 import input_pipeline
 import models
+from experiment import layer_rates
 from training import (
   classification,
   console,
   durations,
   optimizers,
+  paths,
   schedules,
   sharding,
   train_state,
@@ -60,7 +61,6 @@ def create_evaluation(config: ml_collections.ConfigDict) -> Evaluation:
   """
   mesh = sharding.create_mesh(config.mesh)
   sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
-  _check_pixel_statistics(config.data)
   info = input_pipeline.dataset_info(config.data)
   task = _create_task(config, info.num_classes)
 
@@ -86,6 +86,8 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
   )
   clock = _create_clock(config, input_pipeline.num_train_examples(config.data))
   schedule = schedules.create_schedule(config.optimizer, clock)
+  names = paths.flatten_with_names(evaluation.variables["params"])
+  config = layer_rates.with_layer_rules(config, names)
   tx = optimizers.create_optimizer(config.optimizer, schedule)
   if config.frozen_trunk:
     tx = optimizers.freeze(tx, task.trainable())
@@ -134,18 +136,6 @@ def _place(
   )
   # Each array is made where it will live: no device ever holds them all.
   return jax.jit(init, out_shardings=shardings), placed
-
-
-def _check_pixel_statistics(data: ml_collections.ConfigDict) -> None:
-  for field in ("mean", "std"):
-    values = np.asarray(data[field], np.float64)
-    fits = values.shape == (data.channels,) and np.isfinite(values).all()
-    if not fits or (field == "std" and (values <= 0).any()):
-      raise ValueError(
-        f"data.{field}={data[field]} does not fit data.channels="
-        f"{data.channels}: give a finite number for each channel"
-        + (" that is above zero." if field == "std" else ".")
-      )
 
 
 def _create_clock(

@@ -6,7 +6,7 @@ logits = models.create("maxvit_tiny_224").apply(variables, images)
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -57,8 +57,9 @@ def load(
     **overrides: fields of the model, if `model` is a name.
 
   Raises:
-    ValueError: if the source is a pickle, or cannot be had, or if a tensor is
-      missing, surplus or of the wrong shape. All of them are listed.
+    ValueError: if the source is a pickle, or cannot be had or read, or if a
+      tensor is missing, surplus, of the wrong shape, of a dtype that is not
+      floating, or not finite. All of them are listed.
   """
   if isinstance(model, str):
     model = registry.create(model, **overrides)
@@ -67,14 +68,18 @@ def load(
       f"overrides are {sorted(overrides)}; with a model in place of a name set "
       "its fields directly"
     )
-  variables = from_tensors(
-    _read(source),
-    model,
-    resize_tables=resize_tables,
-    replace_head=replace_head,
-    part=part,
-    input_channels=input_channels,
-  )
+  tensors = _read(source)
+  try:
+    variables = from_tensors(
+      tensors,
+      model,
+      resize_tables=resize_tables,
+      replace_head=replace_head,
+      part=part,
+      input_channels=input_channels,
+    )
+  except ValueError as error:
+    raise ValueError(f"source is {str(source)!r}: {error}") from None
   return _initialise_missing(variables, _init(model, input_channels, seed))
 
 
@@ -91,7 +96,7 @@ def adapt(
   """Like `load`, from the variables of a similar model, as before a transfer.
 
   Raises:
-    ValueError: if some are missing, surplus or of the wrong shape; lists all.
+    ValueError: if some are missing, surplus or do not fit; lists all.
   """
   flat = traverse_util.flatten_dict(variables)
   return _initialise_missing(
@@ -125,7 +130,7 @@ def from_tensors(
   owner = weight_maps.part(model, part) if part else model
   weight_map = weight_map or weight_maps.of(owner)
   prefix = 2 if part else 1
-  left, problems, loaded = dict(tensors), [], {}
+  left, names, problems, loaded = dict(tensors), [], [], {}
   if replace_head or part:
     for leaf in ("kernel", "bias"):
       left.pop(weight_map((*_HEAD, leaf))[0], None)
@@ -133,10 +138,18 @@ def from_tensors(
     if (part and path[1] != part) or (replace_head and _is_head(path)):
       continue
     name, layout = weight_map(path[prefix:])
+    names.append(name)
     tensor = left.pop(name, None)
     if tensor is None:
       problems.append(f"missing: {name}, for {'/'.join(path)}")
       continue
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+      problems.append(
+        f"dtype: {name} has {tensor.dtype}, which is not floating"
+      )
+      continue
+    with np.errstate(over="ignore"):  # What it leaves infinite is refused.
+      tensor = tensor.astype(wanted.dtype)
     if resize_tables and path[-1] == "relative_bias_table":
       tensor = _resize(tensor, wanted.shape[-1])
     if tensor.shape != layout.shape(wanted.shape):
@@ -145,10 +158,15 @@ def from_tensors(
         f"{layout.shape(wanted.shape)}{_remedy(path)}"
       )
       continue
-    loaded[path] = jnp.asarray(layout.load(tensor, wanted.shape), wanted.dtype)
+    if not np.isfinite(tensor).all():
+      problems.append(f"value: {name} has NaN or infinite elements")
+      continue
+    loaded[path] = jnp.asarray(layout.load(tensor, wanted.shape))
   # PyTorch counts batches where Flax and TensorFlow do not.
   surplus = [n for n in left if not n.endswith(".num_batches_tracked")]
   problems += [f"surplus: {name}" for name in surplus]
+  if not loaded:
+    _check_prefix(tensors, names)
   if problems:
     raise ValueError(
       f"{len(problems)} tensors do not fit the model:\n  "
@@ -194,6 +212,18 @@ def _initialise_missing(
   return traverse_util.unflatten_dict(flat)
 
 
+def _check_prefix(names: Iterable[str], wanted: Sequence[str]) -> None:
+  """Says so if the wanted names are there, all behind a common prefix."""
+  ending = f".{wanted[0]}"
+  for name in names:
+    prefix = name.removesuffix(ending[1:])
+    if name.endswith(ending) and all(n.startswith(prefix) for n in names):
+      raise ValueError(
+        f"every tensor's name begins with {prefix!r}, which the model's names "
+        "do not, as what wraps a model writes it: save the tensors without it"
+      )
+
+
 def _is_head(path: tuple[str, ...]) -> bool:
   return path[1:3] == _HEAD
 
@@ -226,12 +256,21 @@ def _read(source: str | pathlib.Path) -> Tensors:
   if not path.exists() or path.is_dir():
     raise ValueError(f"source is {str(source)!r}; there is no such file")
   try:
+    from safetensors import SafetensorError
     from safetensors import numpy as safetensors
   except ImportError as error:
     raise ImportError(
       "reading weights needs safetensors: pip install 'foveal[parity]'"
     ) from error
-  return safetensors.load(path.read_bytes())
+  try:
+    return safetensors.load(path.read_bytes())
+  # The second for a dtype that numpy has not, as float8.
+  except (SafetensorError, AttributeError) as error:
+    raise ValueError(
+      f"source is {str(source)!r}, which cannot be read ({error}). It may be "
+      "empty or cut short, a page or a pointer that was saved in its place, or "
+      "have a dtype that numpy has not: get it again"
+    ) from error
 
 
 def _download(name: str) -> str:

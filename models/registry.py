@@ -4,7 +4,10 @@ import dataclasses
 import difflib
 import fnmatch
 import importlib
-from collections.abc import Iterable
+import numbers
+import types
+import typing
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -28,17 +31,31 @@ def create(name: str, **overrides: Any) -> nn.Module:
     **overrides: fields of the model and their values, as `num_classes=10`.
 
   Raises:
-    ValueError: if there is no such model or it has no such field.
+    ValueError: if there is no such model, or it has no such field, or a value
+      is of another type than the field.
   """
-  variants = _variants()
-  if name not in variants:
-    raise unknown("model", name, variants)
-  cls, hyperparameters = variants[name]
-  fields = [f.name for f in dataclasses.fields(cls) if f.name != "parent"]
-  for override in overrides:
-    if override not in fields:
-      raise unknown(f"field of {cls.__name__}", override, fields)
+  cls, hyperparameters = _variant(name)
+  hints = _hints(cls)
+  for override, value in overrides.items():
+    if override not in hints:
+      raise unknown(f"field of {cls.__name__}", override, hints)
+    if not _is_of(hints[override], value):
+      raise ValueError(
+        f"{override}={value!r} of {name} must be {_describe(hints[override])}"
+      )
   return cls(**{**hyperparameters, **overrides})
+
+
+def fields(name: str) -> dict[str, tuple[Any, Any]]:
+  """Returns the fields of a model, each with its type and its value.
+
+  Raises:
+    ValueError: if there is no such model.
+  """
+  cls, hyperparameters = _variant(name)
+  defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+  values = defaults | hyperparameters
+  return {field: (hint, values[field]) for field, hint in _hints(cls).items()}
 
 
 def image_size(name: str) -> int:
@@ -64,6 +81,47 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
   near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
   hint = f"did you mean {' or '.join(near)}?" if near else f"known: {known}"
   return ValueError(f"there is no {kind} {name!r}; {hint}")
+
+
+def _variant(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
+  variants = _variants()
+  if name not in variants:
+    raise unknown("model", name, variants)
+  return variants[name]
+
+
+def _hints(cls: type[nn.Module]) -> dict[str, Any]:
+  """The types of a model's own fields, without those that Flax adds."""
+  hints = typing.get_type_hints(cls)
+  return {
+    field.name: hints[field.name]
+    for field in dataclasses.fields(cls)
+    if field.name not in ("parent", "name")
+  }
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+  """Whether a value is of a type of the kinds that fields have."""
+  if hint is Any:
+    return True
+  if isinstance(hint, types.UnionType):
+    return any(_is_of(option, value) for option in typing.get_args(hint))
+  if typing.get_origin(hint) is tuple:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+      return False
+    inner = typing.get_args(hint)
+    if inner[-1] is Ellipsis:
+      inner = inner[:1] * len(value)
+    return len(inner) == len(value) and all(map(_is_of, inner, value))
+  if hint in (int, float):
+    number = numbers.Integral if hint is int else numbers.Real
+    return isinstance(value, number) and not isinstance(value, bool)
+  kind = typing.get_origin(hint) or hint
+  return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _describe(hint: Any) -> str:
+  return str(hint) if typing.get_args(hint) else hint.__name__
 
 
 def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:

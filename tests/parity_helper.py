@@ -1,7 +1,4 @@
-"""Imports timm where it is installed, and what comparisons with it share."""
-
-import sys
-import warnings
+"""Skips tests where timm is not installed; what comparisons with it share."""
 
 import jax
 import numpy as np
@@ -9,41 +6,23 @@ import pytest
 from flax import traverse_util
 
 from models import pretrained
+from tools import torch_imports
 
 
 def import_torch():
   """Returns torch, or skips the test where it is not installed."""
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    return pytest.importorskip("torch")
+  try:
+    return torch_imports.import_torch()
+  except ImportError as error:
+    pytest.skip(str(error))
 
 
 def import_timm():
   """Returns (torch, timm), or skips the test where they are not installed."""
-  torch = import_torch()
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    _stand_in_for_torchvision(torch)
-    timm = pytest.importorskip("timm")
-  return torch, timm
-
-
-_LIBRARIES = []
-
-
-def _stand_in_for_torchvision(torch):
-  """Declares two operators where there is no torchvision that loads.
-
-  Its Python part, which timm imports, registers shapes for them.
-  """
-  if _LIBRARIES or _torchvision_loads():
-    return
-  library = torch.library.Library("torchvision", "DEF")
-  for name in ("nms", "qnms"):
-    library.define(
-      f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-    )
-  _LIBRARIES.append(library)
+  try:
+    return torch_imports.import_timm()
+  except ImportError as error:
+    pytest.skip(str(error))
 
 
 def fill(module, tensors):
@@ -103,17 +82,6 @@ def logits_and_gradients(model, variables, theirs, images):
 def random_images(batch, size, seed=0):
   rng = np.random.default_rng(seed)
   return rng.standard_normal((batch, size, size, 3), np.float32)
-
-
-def _torchvision_loads():
-  try:
-    import torchvision  # noqa: F401, whether it can be is the question.
-  except (ImportError, RuntimeError, OSError):
-    # A failed import leaves parts that the next one would trip over.
-    for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-      del sys.modules[name]
-    return False
-  return True
 
 
 def random_variables(model, seed, input_channels=3):

@@ -1,5 +1,9 @@
 """The notebooks run top to bottom."""
 
+import importlib.util
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -12,6 +16,29 @@ NOTEBOOKS = sorted(ROOT.glob("colab/*.ipynb"))
 
 def test_there_are_notebooks():
   assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_clones_what_is_published(path, monkeypatch):
+  """It has the address that `setup.py` has, and says so if there is none."""
+  (url,) = re.findall(
+    r'^URL = "(.*)"$', (ROOT / "setup.py").read_text(), re.MULTILINE
+  )
+  notebook = nbformat.read(path, as_version=4)
+  install = next(c.source for c in notebook.cells if c.cell_type == "code")
+  assert re.findall(r'"FOVEAL_URL", "(.*)"', install) == [url]
+  cloned = []
+  monkeypatch.delenv("FOVEAL_URL", raising=False)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(subprocess, "run", lambda cmd, **_: cloned.append(cmd))
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  if not url:
+    with pytest.raises(SystemExit, match="Set url above"):
+      exec(install, {})
+    assert not cloned
+  monkeypatch.setenv("FOVEAL_URL", "https://example.org/foveal")
+  exec(install, {})
+  assert cloned[0][-2:] == ["https://example.org/foveal", "foveal"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -1,22 +1,15 @@
-"""eval.py: classes, progress, and the table of a family."""
+"""eval.py: classes, and what it does without."""
 
 import csv
-import dataclasses
-import importlib
-import json
 
 import jax
 import numpy as np
 import pytest
-from etils import epath
-from safetensors import numpy as safetensors
 
 import experiment
 import input_pipeline
 from configs import digits
-from eval import evaluate, evaluate_family
-from models import pretrained
-from tools import model_table, published, results_table
+from eval import evaluate
 
 
 @pytest.fixture
@@ -72,59 +65,6 @@ def test_among_the_classes_that_occur(config, tmp_path):
   result = evaluate(config, "random", among_present=True)
   assert result["accuracy"] == pytest.approx((chosen == batch["label"]).mean())
   assert result["loss"] == pytest.approx(loss, rel=1e-4)
-
-
-def _row(**fields):
-  (row,) = (
-    row
-    for row in published.rows("maxvit")
-    if row.weights == "timm:maxvit_tiny_tf_224.in1k"
-  )
-  return dataclasses.replace(row, **fields)
-
-
-def test_a_family_is_evaluated_and_noted(config, tmp_path, monkeypatch):
-  row = _row(config="digits", resolution=16, top1=50.0)
-  missing = _row(config="tiny_224")
-  monkeypatch.setattr(published, "rows", lambda family: [row, missing])
-  monkeypatch.setattr(results_table, "FOLDER", epath.Path(tmp_path / "docs"))
-  monkeypatch.setattr(
-    model_table,
-    "describe",
-    lambda name, size: {"parameters": size * 10**6, "multiply-adds G": 1.0},
-  )
-  recipe = importlib.import_module("configs.maxvit")
-  monkeypatch.setattr(recipe, "get_config", lambda variant: config)
-  built = experiment.create(config)
-  variables = jax.jit(built.task.init)(jax.random.key(0))
-  tensors = pretrained.to_tensors(variables, built.task.model)
-  safetensors.save_file(tensors, tmp_path / "digits.safetensors")
-
-  evaluate_family("maxvit", str(tmp_path))
-  (line,) = (tmp_path / "docs" / "maxvit.jsonl").read_text().splitlines()
-  noted = json.loads(line)
-  expected = evaluate(config, str(tmp_path / "digits.safetensors"))
-  assert noted["top1"] == expected["accuracy"]
-  assert noted["examples"] == 360
-  results_table.write("maxvit")
-  table = (tmp_path / "docs" / "maxvit.md").read_text().splitlines()
-  first, second = ([c.strip() for c in t.split("|")] for t in table[-2:])
-  top1 = 100 * expected["accuracy"]
-  assert first[4:9] == [
-    "16.00",
-    "1.00",
-    "50",
-    f"{top1:.3f}",
-    f"{top1 - 50:+.3f}",
-  ]
-  assert second[4:9] == ["224.00", "1.00", "83.426", "", ""]
-
-
-def test_a_family_without_weights(tmp_path):
-  with pytest.raises(ValueError, match="has weights for no row of maxvit"):
-    evaluate_family("maxvit", str(tmp_path))
-  with pytest.raises(ValueError, match="family is 'vit'"):
-    evaluate_family("vit", "timm")
 
 
 def test_evaluation_needs_nothing_of_training(config):

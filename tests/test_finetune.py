@@ -10,7 +10,7 @@ import experiment
 import models
 import train
 from configs import digits, finetune
-from experiment import weights
+from experiment import layer_rates, weights
 from models import registry
 from training import checkpoints, paths
 
@@ -170,34 +170,68 @@ def test_a_damaged_checkpoint_is_refused(pretrained_run, monkeypatch):
     store.restore_variables(2, here, averaged=True)
 
 
+def _rules(config):
+  """The learning-rate rules that `experiment.create` makes of a config."""
+  fields = config.model.to_dict()
+  size = config.data.image_size
+  shapes = jax.eval_shape(
+    models.create(**fields).init,
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, size, size, config.data.channels), np.float32),
+  )
+  names = paths.flatten_with_names(shapes["params"])
+  with_rules = layer_rates.with_layer_rules(config, names)
+  return names, with_rules.optimizer.learning_rate_rules
+
+
 def test_rules_of_the_digits():
   config = finetune.get_config("digits_5_9_layers")
-  patterns, factors = zip(*config.optimizer.learning_rate_rules, strict=True)
+  patterns, factors = zip(*_rules(config)[1], strict=True)
   assert patterns == (
-    "^stem",
-    "^stage_0/block_0/",
-    "^stage_1/block_0/",
-    "^stage_2/block_0/",
+    r"stem(_\w+)?",
+    "stage_0/block_0",
+    "stage_1/block_0",
+    "stage_2/block_0",
   )
   assert factors == pytest.approx((0.0625, 0.125, 0.25, 0.5))
 
 
+def test_rules_are_those_of_the_final_model():
+  """And not of the one that the config file began with."""
+  config = finetune.get_config("digits_5_9_layers")
+  config.model.depths, config.model.widths = (1, 2), (32, 64)
+  patterns = [pattern for pattern, _ in _rules(config)[1]]
+  assert patterns[1:] == [
+    "stage_0/block_0",
+    "stage_1/block_0",
+    "stage_1/block_1",
+  ]
+  config.optimizer.learning_rate_rules = (("stem", 0.5),)
+  with pytest.raises(ValueError, match="both give layers"):
+    _rules(config)
+  config.optimizer.stem_factor = 1
+  assert _rules(config)[1] == (("stem", 0.5),)
+  config.optimizer.stem_factor = 0.0
+  with pytest.raises(ValueError, match=r"stem_factor=0.0 must be in \(0, 1\]"):
+    _rules(config)
+
+
 # By family: a model, and layers of it in order of depth.
 LAYERS = {
-  "maxvit": ("maxvit_tiny_384", ["stem", "stage_2/block_4/"]),
-  "resnet": ("resnetrs_50_160", ["stem", "stage_0/block_2/"]),
-  "halonet": ("halonet_h4", ["stem", "stage_3/block_2/", "final_conv/"]),
-  "u_halonet": ("u_halonet_micro", ["stem", "stage_3/block_1/"]),
+  "maxvit": ("maxvit_tiny_384", [r"stem(_\w+)?", "stage_2/block_4"]),
+  "resnet": ("resnetrs_50_160", [r"stem(_\w+)?", "stage_0/block_2"]),
+  "halonet": ("halonet_h4", [r"stem(_\w+)?", "stage_3/block_2", "final_conv"]),
+  "u_halonet": ("u_halonet_micro", [r"stem(_\w+)?", "stage_3/block_1"]),
   "duoformer": (
     "duoformer_r50_2s",
     [
-      "trunk/stem",
-      "trunk/stage_3/block_2/",
-      "scale_tokens/",
-      "scale_block_9/",
-      "scale_block_10/",
-      "patch_tokens/",
-      "patch_layer_11/",
+      r"stem(_\w+)?",
+      "stage_3/block_2",
+      "scale_tokens",
+      "scale_block_9",
+      "scale_block_10",
+      "patch_tokens",
+      "patch_layer_11",
     ],
   ),
 }
@@ -209,21 +243,15 @@ def test_layer_rules(family):
   config = finetune.get_config(name)
   side = models.image_size(name)
   assert config.data.image_size == side
-  rules = config.optimizer.learning_rate_rules
+  names, rules = _rules(config)
   patterns, factors = zip(*rules, strict=True)
-  assert [p[1:] for p in patterns if p[1:] in layers] == layers
+  assert [p for p in patterns if p in layers] == layers
   ratios = np.array(factors[1:] + (1,)) / factors
   np.testing.assert_allclose(ratios, ratios[0])
   assert ratios[0] > 1
   assert factors[0] == pytest.approx(0.75**12)
-  names = paths.flatten_with_names(
-    jax.eval_shape(
-      models.create(name).init,
-      jax.random.key(0),
-      jax.ShapeDtypeStruct((1, side, side, 3), np.float32),
-    )["params"]
-  )
-  of = {n: [p for p in patterns if re.search(p, n)] for n in names}
+  # Whole components of a path, anywhere in it.
+  of = {n: [p for p in patterns if re.search(f"(^|/){p}/", n)] for n in names}
   assert {n for n, found in of.items() if len(found) != 1} == {
     n for n in names if n.startswith("head/")
   }

@@ -118,7 +118,7 @@ def test_checkpoints_of_a_bucket_are_looked_for_there(bucket):
 
 def test_a_file_of_a_bucket_grows_by_being_replaced(bucket):
   path = storage.path(bucket) / "rows"
-  path.parent.mkdir(parents=True)
+  path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(b"one ")
   file = storage.GrowingFile(path, append=True)
   file.write(b"two ")

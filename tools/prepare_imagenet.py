@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       arguments.manual_dir and storage.path(arguments.manual_dir),
       allow_subset=arguments.allow_subset,
     )
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
 
 

@@ -8,9 +8,9 @@ says how it is drawn. Each file carries its call, so that a test can tell a
 picture that no longer belongs to its row.
 """
 
+import argparse
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 
 import attention
+import storage
 from attention import masks
 from attention.finishes import Finish
 from attention.mask_base import Blocks, Mask
@@ -191,7 +192,13 @@ def render(
   return path
 
 
-def main(folder: Path) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+  """Reads the command line and draws."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("folder", help="where the pictures go, as docs/images")
+  folder = storage.path(parser.parse_args(argv).folder)
   page = PAGE.read_text()
   names = run_code(page)
   folder.mkdir(parents=True, exist_ok=True)
@@ -201,4 +208,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
   plt.switch_backend("agg")
-  main(Path(sys.argv[1]))
+  main()

@@ -82,9 +82,9 @@ def _write_markdown(
 ) -> None:
   print(f"# {family}: published and measured\n", file=file)
   print(
-    f"Made by `python eval.py --table={family}`. Top-1 in percent on ImageNet's"
-    "\nvalidation split. Parameters and multiply-adds are counted from our"
-    " models. Empty\ncells were not measured.\n",
+    f"Made by `python -m tools.evaluate_family {family}`. Top-1 in percent on"
+    "\nImageNet's validation split. Parameters and multiply-adds are counted"
+    " from our\nmodels. Empty cells were not measured.\n",
     file=file,
   )
   print("| " + " | ".join(_HEADER) + " |", file=file)

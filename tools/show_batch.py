@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
+import experiment
 import input_pipeline
 import storage
 from training import classification, cli
@@ -104,7 +105,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.define_config_flag()
+  cli.define_config_flag(
+    experiment.optional_fields, load_run=experiment.load_config
+  )
   flags.DEFINE_string("output", None, "Where the PNG goes.")
   flags.DEFINE_integer("images", 32, "How many images to draw.")
   flags.mark_flags_as_required(["config", "output"])

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from input_pipeline import mixing
 from training import losses, paths
@@ -36,6 +37,7 @@ class Classification:
     losses.classification_loss(
       config.loss.name, jnp.zeros((1, 2)), jnp.zeros((1, 2))
     )
+    _check_pixel_statistics(config.data)
     self.model = model
     self.config = config
     self.num_classes = num_classes
@@ -213,3 +215,15 @@ class Classification:
       true_logit = true_logit.max(-1, keepdims=True)
     # A constant or NaN output is last and not first.
     return self.num_classes - 1 - (logits < true_logit).sum(-1)
+
+
+def _check_pixel_statistics(data: ml_collections.ConfigDict) -> None:
+  for field in ("mean", "std"):
+    values = np.asarray(data[field], np.float64)
+    fits = values.shape == (data.channels,) and np.isfinite(values).all()
+    if not fits or (field == "std" and (values <= 0).any()):
+      raise ValueError(
+        f"data.{field}={data[field]} does not fit data.channels="
+        f"{data.channels}: give a finite number for each channel"
+        + (" that is above zero." if field == "std" else ".")
+      )

@@ -1,13 +1,16 @@
 """The command line: a config file with overrides, and errors that help."""
 
 import difflib
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import ERROR, LogRecord, getLogger
+from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
+import storage
 from training import host_memory
 
 # What a user can cause and repair; anything else shows its traceback.
@@ -41,18 +44,121 @@ def _is_for_people(record: LogRecord) -> bool:
   return record.levelno >= ERROR or "orbax" not in record.pathname
 
 
-def define_config_flag() -> None:
-  """Defines --config and --traceback."""
+def define_config_flag(
+  optional_fields: Callable[[ConfigDict], Mapping[str, Any]] = lambda _: {},
+  *,
+  load_run: Callable[[str], ConfigDict],
+  default: str = "",
+) -> None:
+  """Defines --config and --traceback.
+
+  Args:
+    optional_fields: returns fields that a config may have beside its own, as
+      "model.depths", each with its value where it is left out; None for one
+      that cannot be given as text.
+    load_run: returns the config of the run in a workdir.
+    default: the name of another flag. Without --config it gives the config, if
+      it names the workdir of a run.
+  """
   config_flags.DEFINE_config_file(
     "config",
     None,
     "A config file, with a variant after a colon: configs/digits.py:tiny.",
     lock_config=True,
   )
+  flag = flags.FLAGS["config"]
+  flag.parser = _ConfigParser(flag.parser, optional_fields, load_run, default)
   flags.DEFINE_bool("traceback", False, "Show the traceback of user errors.")
 
 
+class _ConfigParser(flags.ArgumentParser):
+  """Loads what --config names, ready for the overrides of the command line."""
+
+  def __init__(self, files, optional_fields, load_run, default):
+    self.default = default
+    self._files = files
+    self._optional_fields = optional_fields
+    self._load_run = load_run
+
+  def parse(self, argument: Any) -> Any:
+    is_run = isinstance(argument, str) and _is_run(argument)
+    config = self._load_run(argument) if is_run else self._files.parse(argument)
+    if config is not None:
+      self._add_optional(config, _overrides(sys.argv))
+      config.lock()
+    return config
+
+  def flag_type(self) -> str:
+    return self._files.flag_type()
+
+  def known_fields(self, argument: str) -> list[str]:
+    """All fields that an override may name."""
+    config = self.parse(argument)
+    optional = self._optional(config, _overrides(sys.argv))
+    return list(dict.fromkeys([*field_names(config), *optional]))
+
+  def _add_optional(
+    self, config: ConfigDict, overrides: Mapping[str, str]
+  ) -> None:
+    """Adds the overridden fields that `config` lacks, so that they have types.
+
+    Only these, so that a run's config says what was chosen and no more.
+    """
+    types = _types(config)
+    # None has lost its type where the config was read from a run.
+    absent = [n for n in overrides if types.get(n) in (None, type(None))]
+    if not absent:
+      return
+    optional = self._optional(config, overrides)
+    untyped = {name: config_dict.placeholder(str) for name in types}
+    with config.unlocked():
+      for name in absent:
+        if name in optional or name in types:
+          value = (untyped | optional)[name]
+          config.update_from_flattened_dict({name: value})
+
+  def _optional(
+    self, config: ConfigDict, overrides: Mapping[str, str]
+  ) -> dict[str, Any]:
+    """The optional fields; which there are may depend on overridden names."""
+    names = {
+      name: overrides[name]
+      for name, kind in _types(config).items()
+      if kind is str and name in overrides
+    }
+    chosen = config.copy_and_resolve_references()
+    chosen.update_from_flattened_dict(names)
+    found = self._optional_fields(chosen)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _is_run(path: str) -> bool:
+  return (storage.path(path) / "config.json").exists()
+
+
+def _given(argv: Sequence[str]) -> dict[str, str]:
+  """The flags of a command line with their values, as text."""
+  found = {}
+  for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    if argument.startswith("-"):
+      name, equals, value = argument.lstrip("-").partition("=")
+      found[name] = value if equals else following
+  return found
+
+
+def _overrides(argv: Sequence[str]) -> dict[str, str]:
+  """The fields of the config that a command line gives, as text."""
+  return {
+    re.sub(r"^(no)?config\.", "", name): value
+    for name, value in _given(argv).items()
+    if re.match(r"(no)?config\.", name)
+  }
+
+
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+  argv = _with_config(argv)
+  if _overrides(argv) and "config" not in _given(argv):
+    sys.exit("Give the config that is overridden: --config=<file>.")
   try:
     return flags.FLAGS(argv)
   except (AttributeError, KeyError) as error:
@@ -66,31 +172,43 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     sys.exit(f"{type(error).__name__}: {told}")
 
 
+def _with_config(argv: Sequence[str]) -> Sequence[str]:
+  """Adds --config where another flag gives it."""
+  given, default = _given(argv), flags.FLAGS["config"].parser.default
+  if "config" in given or not default or not _is_run(given.get(default, "")):
+    return argv
+  # Before all else: overrides are flags only once there is a config.
+  return [argv[0], f"--config={given[default]}", *argv[1:]]
+
+
 def _unknown_field(argv: Sequence[str], error: str) -> str:
   """Names the first override that the config has no field for."""
-  given = dict(a.lstrip("-").partition("=")[::2] for a in argv)
+  given = _given(argv)
   if not given.get("config"):
     return f"Give the config as --config=<file>: {error}"
-  config = flags.FLAGS["config"].parser.parse(given["config"])
-  fields = field_names(config)
-  for name in given:
-    field = name.removeprefix("config.")
-    if name.startswith("config.") and field not in fields:
+  fields = flags.FLAGS["config"].parser.known_fields(given["config"])
+  for field in _overrides(argv):
+    if field not in fields:
       near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4)
       return (
-        f"--{name}: the config has no such field. "
+        f"--config.{field}: the config has no such field. "
         + (f"Did you mean {', '.join(near)}? " if near else "")
         + f"It has: {', '.join(fields)}."
       )
   return f"--config={given['config']} cannot be read: {error}"
 
 
-def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
+def field_names(config: ConfigDict) -> list[str]:
   """All fields of a nested config, as "optimizer.learning_rate"."""
-  names = []
+  return list(_types(config))
+
+
+def _types(config: ConfigDict, prefix: str = "") -> dict[str, type]:
+  """The type of each field of a nested config, by its name."""
+  types = {}
   for key, value in config.items():
     if isinstance(value, ConfigDict):
-      names += field_names(value, f"{prefix}{key}.")
+      types |= _types(value, f"{prefix}{key}.")
     else:
-      names.append(prefix + key)
-  return names
+      types[prefix + key] = config.get_type(key)
+  return types

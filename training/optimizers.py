@@ -37,6 +37,9 @@ def default_config() -> ml_collections.ConfigDict:
       # Pairs (pattern of a parameter's path, factor of its learning rate); the
       # first that matches counts, and without one the factor is 1.
       learning_rate_rules=(),
+      # Of the stem's learning rate against the head's; the layers between have
+      # rates with a constant ratio from one to the next. 1 is none of this.
+      stem_factor=1.0,
     )
   )
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 import ml_collections
+from absl import logging
 
 import storage
-from training import console
 
 _PACKAGES = (
   "jax",
@@ -136,9 +136,11 @@ def _complete(saved: Any, defaults: Any, workdir: str) -> Any:
     line.replace("not there -> ", "") for line in differences(saved, whole)
   ]
   if added:
-    console.say(
-      f"the run in {workdir} is older than some fields of the config, which "
-      f"have their defaults: {'; '.join(added)}"
+    logging.warning(
+      "The run in %s is older than some fields of the config, which have their "
+      "defaults: %s",
+      workdir,
+      "; ".join(added),
     )
   return whole
 

@@ -1,7 +1,10 @@
 """Loading and storing weights: a round trip, and every way not to fit."""
 
+import itertools
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -149,6 +152,63 @@ def test_headless_models_ignore_a_classifier_when_asked(tensors):
   tensors = {k: v for k, v in tensors.items() if "pre_logits" not in k}
   loaded = pretrained.from_tensors(tensors, headless, replace_head=True)
   assert set(loaded["params"]["head"]) == {"norm"}
+
+
+def test_what_is_no_weight_is_refused(tmp_path, tensors):
+  safetensors = pytest.importorskip("safetensors.numpy")
+  tensors["stem.conv1.bias"] = tensors["stem.conv1.bias"].astype(np.int8)
+  tensors["head.norm.bias"][3] = np.nan
+  # Finite where it was stored, and not in float32.
+  tensors["head.norm.weight"] = np.full(32, 1e39)
+  path = tmp_path / "quantised.safetensors"
+  safetensors.save_file(tensors, path)
+  with pytest.raises(ValueError, match="3 tensors do not fit") as caught:
+    pretrained.load(path, small.model())
+  message = str(caught.value)
+  assert "dtype: stem.conv1.bias has int8, which is not floating" in message
+  assert "value: head.norm.bias has NaN or infinite elements" in message
+  assert "value: head.norm.weight has NaN or infinite elements" in message
+  assert "quantised.safetensors" in message
+
+
+def test_other_floating_dtypes_are_converted(tmp_path, tensors):
+  safetensors = pytest.importorskip("safetensors.numpy")
+  dtypes = itertools.cycle([jnp.float16, jnp.bfloat16, np.float64])
+  stored = {
+    name: tensor.astype(dtype)
+    for (name, tensor), dtype in zip(tensors.items(), dtypes, strict=False)
+  }
+  safetensors.save_file(stored, tmp_path / "model.safetensors")
+  model = small.model(window_size=2)
+  loaded = pretrained.load(tmp_path / "model.safetensors", model)
+  assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype("f4")}
+  for name, tensor in pretrained.to_tensors(loaded, model).items():
+    expected = stored[name].astype(np.float32)
+    np.testing.assert_array_equal(tensor, expected, err_msg=name)
+
+
+def test_a_prefix_of_all_names_is_named(tensors):
+  wrapped = {f"module.{name}": tensor for name, tensor in tensors.items()}
+  with pytest.raises(ValueError, match=r"begins with 'module\.', which"):
+    pretrained.from_tensors(wrapped, small.model())
+
+
+def test_broken_files_are_named(tmp_path, tensors):
+  safetensors = pytest.importorskip("safetensors.numpy")
+  whole = safetensors.save(tensors)
+  header = b'{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
+  for name, content in {
+    "empty": b"",
+    "cut": whole[: len(whole) // 2],
+    "page": b"<!DOCTYPE html><html><body>404</body></html>",
+    "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+    "float8": len(header).to_bytes(8, "little") + header + b"0",
+  }.items():
+    path = tmp_path / f"{name}.safetensors"
+    path.write_bytes(content)
+    message = f"{name}.safetensors', which cannot be read"
+    with pytest.raises(ValueError, match=message):
+      pretrained.load(path, small.model())
 
 
 @pytest.mark.parametrize("suffix", ["bin", "pt", "pth", "ckpt"])

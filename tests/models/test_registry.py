@@ -28,3 +28,30 @@ def test_unknown_names_come_with_near_ones():
     models.create("maxvit_tiny_224", num_class=10)
   with pytest.raises(ValueError, match=r"known: .*maxvit_base_224"):
     models.create("zzz")
+
+
+@pytest.mark.parametrize(
+  ("name", "field", "value"),
+  [
+    ("maxvit_tiny_224", "window_size", 7.0),
+    ("maxvit_tiny_224", "window_size", True),
+    ("maxvit_tiny_224", "depths", "2, 2"),
+    ("maxvit_tiny_224", "depths", (2, "2")),
+    ("maxvit_tiny_224", "stem_widths", (64, 64, 64)),
+    ("maxvit_tiny_224", "bias_table_window", "7"),
+    ("maxvit_tiny_224", "remat", 1),
+    ("maxvit_tiny_224", "stochastic_depth_rate", "0.1"),
+    ("halonet_h1", "layout", (("halo",), "conv")),
+    ("duoformer_r50_2s", "backbone_options", (1, 2)),
+  ],
+)
+def test_values_of_another_type(name, field, value):
+  with pytest.raises(ValueError, match=rf"{field}=.* of {name} must be "):
+    models.create(name, **{field: value})
+
+
+def test_values_of_the_type_of_a_field():
+  fields = {"stochastic_depth_rate": 0, "depths": [1, 2], "widths": (8, 16)}
+  model = models.create("maxvit_tiny_224", bias_table_window=None, **fields)
+  assert (model.stochastic_depth_rate, model.depths) == (0, [1, 2])
+  assert models.fields("maxvit_tiny_384")["window_size"] == (int, 12)

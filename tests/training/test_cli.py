@@ -1,5 +1,6 @@
 """The command line as a process, since flags are parsed once in one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,13 +10,21 @@ import pytest
 from training import cli
 
 SCRIPT = """
-from training import cli
+from training import cli, records
 from absl import flags
-cli.define_config_flag()
+from ml_collections import ConfigDict
+def optional(config):
+  sizes = {"small": {"model.depth": 3}, "large": {"model.width": 4.0}}
+  return {"model.note": None} | sizes[config.model.name]
+def load_run(run):
+  return records.load_config(run, ConfigDict())
+cli.define_config_flag(optional, load_run=load_run, default="weights")
+flags.DEFINE_string("weights", None, "")
 def main(argv):
   if flags.FLAGS.config.fail:
     raise ValueError("a=1 does not fit: use 2.")
   print("rate", flags.FLAGS.config.optimizer.learning_rate)
+  print(flags.FLAGS.config.model.to_dict(), flags.FLAGS.config.get("folder"))
 cli.run(main)
 """
 CONFIG = """
@@ -23,7 +32,8 @@ from ml_collections import ConfigDict
 def get_config(variant="a"):
   if variant != "a":
     raise ValueError(f"no variant {variant!r}; it has a.")
-  return ConfigDict(dict(fail=False, optimizer=dict(learning_rate=0.1)))
+  fields = dict(fail=False, optimizer=dict(learning_rate=0.1))
+  return ConfigDict(fields | dict(model=dict(name="small")))
 """
 
 
@@ -36,7 +46,7 @@ def run(tmp_path):
 
   def run(*arguments):
     arguments = [a.replace("CONFIG", str(config)) for a in arguments]
-    if not any(a.startswith("--config=") for a in arguments):
+    if not any(a.startswith(("--config=", "--weights=")) for a in arguments):
       arguments.insert(0, f"--config={config}")
     return subprocess.run(
       [sys.executable, str(script), *arguments],
@@ -51,7 +61,27 @@ def run(tmp_path):
 
 def test_fields_are_overridden(run):
   result = run("--config.optimizer.learning_rate=0.5")
-  assert (result.returncode, result.stdout) == (0, "rate 0.5\n")
+  assert (result.returncode, result.stdout) == (
+    0,
+    "rate 0.5\n{'name': 'small'} None\n",
+  )
+
+
+def test_optional_fields_are_those_of_the_final_name(run):
+  result = run("--config.model.width=2", "--config.model.name=large")
+  assert result.returncode == 0, result.stderr
+  assert "{'name': 'large', 'width': 2.0}" in result.stdout
+
+
+def test_a_run_gives_the_config_that_is_overridden(run, tmp_path):
+  saved = {"fail": False, "optimizer": {"learning_rate": 0.2}, "folder": None}
+  saved["model"] = {"name": "small", "depth": 7}
+  (tmp_path / "config.json").write_text(json.dumps(saved))
+  result = run(
+    "--config.folder=there", "--config.model.depth=8", f"--weights={tmp_path}"
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout == "rate 0.2\n{'depth': 8, 'name': 'small'} there\n"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +92,9 @@ def test_fields_are_overridden(run):
       "Did you mean optimizer.learning_rate?",
     ),
     ("--config.optimiser.learning_rate=1", "no such field"),
+    ("--config.model.dept=1", "Did you mean model.depth"),
+    ("--config.model.depth=deep", "model.depth=deep"),
+    ("--config.model.note=x", "no such field"),
     ("--config.optimizer.learning_rate=fast", "fast"),
     ("--config=CONFIG:b", "no variant 'b'; it has a."),
     ("--config=/nowhere/config.py", "/nowhere/config.py"),
