@@ -37,7 +37,7 @@ def run_pair(folder, stage):
         subprocess.Popen(command, env=environment, stdout=file, stderr=file)
       )
   try:
-    codes = [process.wait(timeout=400) for process in processes]
+    codes = [process.wait(timeout=900) for process in processes]
   finally:
     for process in processes:
       process.kill()

@@ -1,6 +1,8 @@
 """Checkpoints that are whole or refused: Orbax behind one small class."""
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 import storage
-from training import fingerprints, hosts, paths
+from training import fingerprints, hosts, metrics, paths
 
 
 class CheckpointError(RuntimeError):
@@ -38,13 +40,21 @@ class Checkpoints:
     *,
     read_only: bool = False,
   ):
-    """Opens the directory; `config` has `keep_last` and `best_metric`."""
+    """Opens the directory; `config` has `keep_last` and `best_metric`.
+
+    Raises:
+      ValueError: for a metric of which it is not known which is better.
+    """
+    metrics.check_best_metric(config.best_metric, metrics.DIRECTIONS)
+    self._better = functools.partial(metrics.better, config.best_metric)
     self.directory = storage.absolute(storage.path(workdir)) / "checkpoints"
     if not read_only:
       self.directory.mkdir(parents=True, exist_ok=True)
 
-    def metric(metrics):
-      return metrics[config.best_metric]
+    def metric(result):
+      better = self._better(result)
+      # Of a run that saved it before it was left out.
+      return -math.inf if better is None else better
 
     policies = checkpoint_managers
     options = ocp.CheckpointManagerOptions(
@@ -99,7 +109,8 @@ class Checkpoints:
           state=ocp.args.StandardSave(state),
           record=ocp.args.JsonSave(record),
         ),
-        metrics=metrics,
+        # One that is NaN is no measure, and never the best.
+        metrics=None if self._better(metrics) is None else metrics,
       )
 
   def wait(self) -> None:

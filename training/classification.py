@@ -42,6 +42,11 @@ class Classification:
     self.config = config
     self.num_classes = num_classes
 
+  def metric_names(self) -> tuple[str, ...]:
+    """Of the means that `evaluate` is for; `metrics.DIRECTIONS` has each."""
+    top5 = ("accuracy_top5",) if self.num_classes > 5 else ()
+    return ("accuracy", "loss", *top5)
+
   def init(self, key: jax.Array) -> dict[str, Any]:
     """Initial variables of the model."""
     size = self.config.data.image_size
@@ -202,7 +207,7 @@ class Classification:
       "loss": jnp.where(mask > 0, loss * mask, 0).sum(),
       "accuracy": (mask * (rank < 1)).sum(),
     }
-    if self.num_classes > 5:
+    if "accuracy_top5" in self.metric_names():
       sums["accuracy_top5"] = (mask * (rank < 5)).sum()
     return sums
 

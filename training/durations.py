@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+_MOST_STEPS = 2**31 - 1  # The state's counter is int32.
 _UNITS = ("steps", "epochs", "percent", "examples")
 _PATTERN = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([a-z]+?)s?\s*")
 
@@ -32,11 +33,12 @@ class Clock:
       argument: the name of the config field, for the error.
 
     Returns:
-      Steps, 0 for a duration of 0 and at least 1 otherwise.
+      Steps, 0 for a duration of 0 or a share of 0 steps, and at least 1
+      otherwise.
 
     Raises:
-      ValueError: if the text is not a number and a unit, or is in percent while
-        the total is unknown.
+      ValueError: if the text is not a number and a unit, is in percent while
+        the total is unknown, or is more steps than can be counted.
     """
     match = _PATTERN.fullmatch(str(duration))
     unit = match and next(
@@ -59,8 +61,13 @@ class Clock:
       "percent": (self.total_steps or 0) / 100,
       "examples": 1 / self.batch_size,
     }[unit]
-    steps = round(amount * steps_per_unit)
-    return max(steps, 1) if amount else 0
+    steps = amount * steps_per_unit
+    if steps > _MOST_STEPS:
+      raise ValueError(
+        f"{argument}={duration!r} is more than {_MOST_STEPS} steps, which is "
+        "what 32 bits count to."
+      )
+    return max(round(steps), 1) if steps else 0
 
 
 def is_due(step: int, every: int, total_steps: int) -> bool:

@@ -1,12 +1,14 @@
 """Where the numbers of a run go: a JSON-lines file, TensorBoard, one line."""
 
 import contextlib
+import difflib
 import json
 import math
 import socket
 import struct
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -16,6 +18,8 @@ from tensorboardX.record_writer import masked_crc32c
 import storage
 
 _FLUSH_SECONDS = 60.0
+# Of the metrics that a checkpoint can be the best by: which is better.
+DIRECTIONS = {"loss": "min", "accuracy": "max", "accuracy_top5": "max"}
 
 
 class MetricsError(RuntimeError):
@@ -147,6 +151,37 @@ def _record(data: bytes) -> bytes:
       struct.pack("<I", masked_crc32c(data)),
     )
   )
+
+
+def check_best_metric(name: str, names: Collection[str]) -> None:
+  """Raises ValueError if no checkpoint can be the best by a metric.
+
+  Args:
+    name: of the metric, `checkpoint.best_metric`.
+    names: what evaluations of this run have; DIRECTIONS has each.
+  """
+  if name not in names:
+    near = difflib.get_close_matches(name, names)
+    raise ValueError(
+      f"checkpoint.best_metric={name!r} is not what is evaluated. "
+      + (f"Did you mean {near[0]}? " if near else "")
+      + f"There are {', '.join(names)}."
+    )
+
+
+def better(name: str, result: dict[str, float] | None) -> float | None:
+  """The metric of an evaluation, turned round if the lowest is the best.
+
+  Args:
+    name: one of DIRECTIONS.
+    result: of the evaluation, or None if there was none.
+
+  Returns:
+    A number, larger for better; None if there is none, as for NaN.
+  """
+  if result is None or not math.isfinite(result[name]):
+    return None
+  return result[name] if DIRECTIONS[name] == "max" else -result[name]
 
 
 def is_evaluation(row: dict[str, Any]) -> bool:

@@ -5,7 +5,14 @@ import optax
 
 from training import durations
 
-SCHEDULES = ("cosine", "linear", "constant", "stepwise", "onecycle")
+# The fields that not all of them use.
+SCHEDULES = {
+  "cosine": ("final_learning_rate",),
+  "linear": ("final_learning_rate",),
+  "constant": (),
+  "stepwise": ("boundaries", "decay_factor"),
+  "onecycle": ("final_learning_rate",),
+}
 
 
 def create_schedule(
@@ -29,6 +36,9 @@ def create_schedule(
     ValueError: for an unknown schedule or a warm-up longer than the run.
   """
   warmup = clock.steps(config.warmup, "optimizer.warmup")
+  if not clock.total_steps:
+    # A run that only evaluates has no step to be warmed up.
+    warmup = 0
   if warmup > clock.total_steps:
     raise ValueError(
       f"optimizer.warmup={config.warmup!r} is {warmup} steps, longer than the "
@@ -93,6 +103,6 @@ def _stepwise(
       f"optimizer.boundaries={tuple(config.boundaries)} start before the "
       f"warm-up of {config.warmup!r} ends."
     )
-  return optax.piecewise_constant_schedule(
-    config.learning_rate, {b: config.decay_factor for b in boundaries}
-  )
+  # Several may fall on one step, in a short run.
+  factors = {b: config.decay_factor ** boundaries.count(b) for b in boundaries}
+  return optax.piecewise_constant_schedule(config.learning_rate, factors)

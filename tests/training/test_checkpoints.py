@@ -167,3 +167,32 @@ def test_a_save_that_was_cut_off_is_not_a_checkpoint(store):
   again = reopen(store)
   assert again.steps() == [1]
   assert_is_step(again.restore(shapes(make_state(0))), 1)
+
+
+@pytest.mark.parametrize("name", ["loss", "accuracy"])
+def test_the_best_is_by_the_metric_s_direction(tmp_path, name):
+  config = ml_collections.ConfigDict(dict(keep_last=1, best_metric=name))
+  store = checkpoints.Checkpoints(str(tmp_path), config)
+  for step, loss in enumerate((0.5, np.nan, 0.1, 0.9, 0.8), start=1):
+    result = {"loss": loss, "accuracy": 1 - loss}
+    store.save(step, {"w": jnp.full(3, loss)}, {}, metrics=result)
+  store.save(6, {"w": jnp.zeros(3)}, {})
+  store.wait()
+  # The last, without metrics, and the best: neither NaN nor the worst.
+  assert store.steps() == [3, 6]
+  assert store.best_step() == 3
+  store.close()
+
+
+def test_a_run_of_nan_has_no_best(tmp_path):
+  store = checkpoints.Checkpoints(str(tmp_path), CONFIG)
+  store.save(1, {"w": jnp.zeros(3)}, {}, metrics={"accuracy": np.nan})
+  store.wait()
+  assert store.best_step() is None
+  store.close()
+
+
+def test_an_unknown_metric_is_refused(tmp_path):
+  config = ml_collections.ConfigDict(dict(keep_last=1, best_metric="acuracy"))
+  with pytest.raises(ValueError, match=r"'acuracy'.*mean accuracy\?.* loss"):
+    checkpoints.Checkpoints(str(tmp_path), config)

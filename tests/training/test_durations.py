@@ -29,6 +29,19 @@ def test_what_is_no_duration_is_an_error_with_the_field(text):
     CLOCK.steps(text, "train_for")
 
 
+def test_what_32_bits_cannot_count_is_an_error():
+  assert CLOCK.steps("2_147_483_647 steps") == 2**31 - 1
+  for text in ("2_147_483_648 steps", "9" * 400 + " epochs"):
+    with pytest.raises(ValueError, match=r"train_for=.*more than 2147483647"):
+      CLOCK.steps(text, "train_for")
+
+
+def test_a_share_of_no_steps_is_none():
+  clock = durations.Clock(100, 32, total_steps=0)
+  assert clock.steps("5 percent") == 0
+  assert clock.steps("1 epochs") == 3
+
+
 def test_percent_needs_the_total():
   with pytest.raises(ValueError, match="percent of the whole run"):
     durations.Clock(100, 32).steps("5 percent")

@@ -43,6 +43,34 @@ def test_stepwise_counts_boundaries_from_the_start_of_the_run():
 
 
 @pytest.mark.parity
+def test_each_of_several_boundaries_on_one_step_counts():
+  torch = parity_helper.import_torch()
+  optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.2)
+  peer = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 2, 3])
+  expected = []
+  for _ in range(4):
+    expected.append(optimizer.param_groups[0]["lr"])
+    optimizer.step()
+    peer.step()
+  config = optimizers.default_config()
+  config.update(schedule="stepwise", learning_rate=0.2)
+  config.boundaries = ("50 percent", "55 percent", "75 percent")
+  clock = durations.Clock(100, 10, total_steps=4)
+  schedule = schedules.create_schedule(config, clock)
+  ours = [schedule(step) for step in range(4)]
+  np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.parametrize("warmup", ["0 steps", "5 percent", "10 steps"])
+def test_no_steps(name, warmup):
+  config = optimizers.default_config()
+  config.update(schedule=name, warmup=warmup)
+  clock = durations.Clock(100, 10, total_steps=0)
+  assert np.isfinite(schedules.create_schedule(config, clock)(0))
+
+
+@pytest.mark.parity
 def test_one_cycle_is_pytorchs():
   torch = parity_helper.import_torch()
   optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
