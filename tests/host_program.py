@@ -4,30 +4,40 @@ JAX takes one notice of pre-emption in the life of a process, so each signal
 needs new processes; all else that is shown of two hosts is in the last ones.
 """
 
-import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 port, index, folder, data_dir, stage = sys.argv[1:]
 jax.distributed.initialize(f"localhost:{port}", 2, int(index))
 
-import train  # noqa: E402, JAX must know of the other process first.
-from configs import digits  # noqa: E402
-from training import evaluation, hosts, sharding  # noqa: E402
+import ml_collections  # noqa: E402, JAX must know of the other process first.
+
+from training import (  # noqa: E402
+  checkpoints,
+  evaluation,
+  hosts,
+  preemption,
+  sharding,
+)
 
 FOLDER, FIRST = Path(folder), int(index) == 0
 
 
 def make_config(**fields):
+  from configs import digits
+
   config = digits.get_config("tiny")
   config.data.data_dir = data_dir
   config.train_for = "8 steps"
@@ -70,19 +80,56 @@ def check_same(a, b):
   jax.tree.map(np.testing.assert_array_equal, arrays(a), arrays(b))
 
 
-def check_unreadable(config, whole):
-  """One process cannot read the newest checkpoint: both take the one before."""
+def unreadable(step):
+  """What one process has instead of Orbax's restoring of a step."""
   original = ocp.Checkpointer.restore
 
   def restore(self, directory, *args, **kwargs):
-    if not FIRST and directory.name == "8":
+    if not FIRST and directory.name == str(step):
       raise OSError("the disk of one host")
     return original(self, directory, *args, **kwargs)
 
-  ocp.Checkpointer.restore = restore
-  again = train.train_and_evaluate(config, str(FOLDER / "whole"))
-  ocp.Checkpointer.restore = original
-  check_same(again, whole)
+  return mock.patch.object(ocp.Checkpointer, "restore", restore)
+
+
+def check_restoring():
+  """What one process cannot read, none takes; all say why."""
+  mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  kept = ml_collections.ConfigDict(dict(keep_last=3, best_metric="accuracy"))
+  store = checkpoints.Checkpoints(str(FOLDER / "store"), kept)
+  for step in (1, 2, 3):
+    value = jax.jit(lambda s=step: jnp.full(8, s), out_shardings=rows)()
+    store.save(step, {"a": value}, {"step": step})
+  store.wait()
+  like = {"a": jax.ShapeDtypeStruct((8,), value.dtype, sharding=rows)}
+  wrong = {"a": jax.ShapeDtypeStruct((4,), value.dtype, sharding=rows)}
+  with pytest.raises(checkpoints.CheckpointError, match="does not fit"):
+    store.restore(wrong)
+  with unreadable(3):
+    state, record = store.restore(like)
+    assert record == {"step": 2}
+    assert float(state["a"].addressable_data(0)[0]) == 2
+  assert store.steps() == [1, 2]
+  fault = "In process 1: the disk of one host"
+  with unreadable(2), pytest.raises(checkpoints.CheckpointError, match=fault):
+    store.restore(like, step=2)
+  store.close()
+
+
+def check_stopping():
+  """A signal to one process stops both at the same of many polls."""
+  with preemption.PreemptionGuard() as guard:
+    polls = 0
+    while not guard.should_stop():
+      polls += 1
+      if polls == 3 and not FIRST:
+        os.kill(os.getpid(), signal.SIGTERM)
+      # Each in its own time, as far as collectives let them.
+      time.sleep(0.1 if FIRST else 0.13)
+      assert polls < 1000
+    assert guard.should_stop()
+  assert len(set(hosts.share(polls))) == 1
 
 
 def check_rows():
@@ -108,27 +155,35 @@ def check_rows():
     assert int(evaluation.count_damaged(damaged, mesh)) == 3, name
 
 
-def main():
+def check_parts():
+  """What needs no training, and so little time."""
+  shared = hosts.share({"process": int(index)})
+  assert shared == [{"process": 0}, {"process": 1}]
+  check_rows()
+  check_restoring()
+  check_stopping()
+
+
+def check_runs():
+  import train
+
   config = make_config()
-  assert (jax.process_count(), jax.device_count()) == (2, 4)
   if stage != "rest":
     kind, number = stage.split(":")
     signal_from(kind, int(number))
   state = train.train_and_evaluate(config, str(FOLDER / "stopped"))
   if stage != "rest":
     return
-  assert hosts.share({"process": int(index)}) == [
-    {"process": 0},
-    {"process": 1},
-  ]
-  check_rows()
   whole = train.train_and_evaluate(config, str(FOLDER / "whole"))
   check_same(state, whole)
-  check_unreadable(config, whole)
+  with unreadable(8):
+    again = train.train_and_evaluate(config, str(FOLDER / "whole"))
+  check_same(again, whole)
   # Both processes hold all rows.
   across = make_config(**{"mesh.data": 1, "mesh.model": 4})
   train.train_and_evaluate(across, str(FOLDER / "across"))
-  (FOLDER / f"passed_{index}").write_text(json.dumps(True))
 
 
-main()
+assert (jax.process_count(), jax.device_count()) == (2, 4)
+check_parts() if stage == "parts" else check_runs()
+(FOLDER / f"{stage}_passed_{index}").touch()
