@@ -75,7 +75,8 @@ def _released(variant: str) -> ml_collections.ConfigDict:
   config.optimizer.warmup = "30 percent"
   config.optimizer.final_learning_rate = _LEARNING_RATES[scales] / 25e4
   config.optimizer.weight_decay = 1e-4
-  config.optimizer.decay_exclude = ""
+  # PyTorch's Adam decays all that it is given.
+  config.optimizer.decay_exclude = ()
   return config
 
 

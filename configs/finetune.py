@@ -30,16 +30,16 @@ import models
 from configs import common, digits
 from training import paths
 
-# How the parameters of each kind of layer begin, in all families, from the
-# images on.
+# The first components of each kind of layer's parameters, in all families, from
+# the images on.
 _LAYERS = (
-  r"(trunk/)?stem",
-  r"(trunk/)?stage_\d+/block_\d+/",
-  r"scale_tokens/",
-  r"scale_block_\d+/",
-  r"patch_tokens/",
-  r"patch_layer_\d+/",
-  r"final_conv/",
+  r"(trunk/)?stem(?=/)",
+  r"(trunk/)?stage_\d+/block_\d+(?=/)",
+  r"scale_tokens(?=/)",
+  r"scale_block_\d+(?=/)",
+  r"patch_tokens(?=/)",
+  r"patch_layer_\d+(?=/)",
+  r"final_conv(?=/)",
 )
 
 VARIANTS = ("digits_0_4", "digits_5_9", "digits_5_9_layers")
@@ -88,7 +88,7 @@ def layer_rules(
   found = filter(None, map(_layer, paths.flatten_with_names(parameters)))
   layers = sorted(set(found))
   return tuple(
-    (f"^{prefix}", stem_factor ** (1 - index / len(layers)))
+    (prefix, stem_factor ** (1 - index / len(layers)))
     for index, (_, prefix) in enumerate(layers)
   )
 

@@ -13,11 +13,15 @@ import optax
 
 import input_pipeline
 import models
+from experiment.ranges import RANGES
 from training import (
   classification,
   console,
   durations,
+  metrics,
   optimizers,
+  paths,
+  ranges,
   schedules,
   sharding,
   train_state,
@@ -38,6 +42,8 @@ class Experiment(NamedTuple):
   clock: durations.Clock | None
   train_step: Callable[[Any, Any], Any]
   init: Callable[[], train_state.TrainState]
+  # What rules by parameter name take, a line for each kind that there is.
+  rules: list[str]
   # The train state as `jax.ShapeDtypeStruct`s with their shardings.
   state: train_state.TrainState
 
@@ -48,6 +54,7 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     ValueError: for any field that does not fit, before any work is done.
   """
+  ranges.check(config, RANGES)
   mesh = sharding.create_mesh(config.mesh)
   sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
   sharding.check_batch_size(config.batch_size, mesh, "batch_size")
@@ -58,9 +65,11 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
   clock, schedule = None, optax.constant_schedule(0.0)
   if info.num_train_examples:
     clock = _create_clock(config, info.num_train_examples)
+    optimizers.check_unused(config.optimizer)
     schedule = schedules.create_schedule(config.optimizer, clock)
   tx = optimizers.create_optimizer(config.optimizer, schedule)
   task = _create_task(config, info.num_classes)
+  metrics.check_best_metric(config.checkpoint.best_metric, task.metric_names())
   if config.frozen_trunk:
     tx = optimizers.freeze(tx, task.trainable())
 
@@ -71,7 +80,7 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
     )
 
   shapes = jax.eval_shape(init)
-  optimizers.check_rules(config.optimizer, shapes.params)
+  rules = _describe_rules(config, task, shapes.params)
   shardings = sharding.state_shardings(shapes, mesh, config.sharding_rules)
   rows = sharding.batch_sharding(mesh)
   jitted_step = jax.jit(
@@ -89,6 +98,7 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
     train_step=jitted_step,
     # Each array is made where it will live: no device ever holds them all.
     init=jax.jit(init, out_shardings=shardings),
+    rules=rules,
     state=jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding
@@ -97,6 +107,45 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
       shardings,
     ),
   )
+
+
+def _describe_rules(
+  config: ml_collections.ConfigDict, task: Any, params: Any
+) -> list[str]:
+  """Says how many parameters each rule takes.
+
+  Raises:
+    ValueError: for a rule that takes nothing.
+  """
+  sizes = {n: leaf.size for n, leaf in paths.flatten_with_names(params).items()}
+  groups = {
+    f"optimizer.{field}": found
+    for field, found in optimizers.group_by_rules(
+      config.optimizer, sizes
+    ).items()
+  }
+  if not config.optimizer.weight_decay:
+    del groups["optimizer.decay_exclude"]
+  # What these rules do not fit is an error of `sharding.state_shardings`.
+  groups["sharding_rules"] = paths.group_by_rule(
+    "sharding_rules",
+    patterns := paths.check_pairs("sharding_rules", config.sharding_rules),
+    sizes,
+    optional=patterns,
+  )
+  if config.frozen_trunk:
+    groups["frozen_trunk"] = optimizers.group_frozen(task.trainable(), sizes)
+  return [
+    f"{field}: "
+    + ", ".join(
+      f"{rule or 'no rule'} takes {sum(sizes[n] for n in names):,} parameters "
+      f"({len(names)} arrays)"
+      for rule, names in found.items()
+      if names
+    )
+    for field, found in groups.items()
+    if len(found) > 1
+  ]
 
 
 def _create_clock(
@@ -143,6 +192,8 @@ def compile_steps(experiment: Experiment) -> tuple[Any, Any]:
     f"{forward / 1e9:.3g} GFLOP forward per image, "
     f"{step / 1e9:.3g} GFLOP per training step"
   )
+  for line in experiment.rules:
+    console.say(line)
   mesh = " x ".join(f"{n} {axis}" for axis, n in experiment.mesh.shape.items())
   console.say(
     f"{jax.device_count()} device(s) {jax.devices()[0].device_kind}: {mesh}"
