@@ -109,7 +109,6 @@ def train_and_evaluate(
         mesh,
         should_stop=lambda: guard.should_stop(step),
       )
-      progress.pause()
       writer.write(step, {f"eval/{k}": v for k, v in result.items()})
       say(f"step {step}: {summary.describe_evaluation(result)}")
       return result
@@ -127,24 +126,24 @@ def train_and_evaluate(
         run_evaluation()
       while step < total_steps and not guard.should_stop(step):
         profiler.before_step(step)
-        batch = next(batches)
-        state, step_metrics = train_step(
-          state, evaluation.put_batch(batch, mesh)
-        )
+        batch = evaluation.put_batch(next(batches), mesh)
+        state, step_metrics = train_step(state, batch)
         step += 1
-        step_metrics["damaged"] = input_pipeline.count_damaged(batch)
+        step_metrics["damaged"] = evaluation.count_damaged(batch)
         reporter.push(step, step_metrics)
         evaluate_now = durations.is_due(step, evaluate_every, total_steps)
         save_now = durations.is_due(step, save_every, total_steps)
         if evaluate_now or save_now or guard.should_stop(step):
           # First the pending metrics: a diverged state is never saved.
           reporter.flush()
+          progress.pause()
           try:
             result = run_evaluation() if evaluate_now else None
           except evaluation.EvaluationInterrupted:
             save(None, evaluated=False)
           else:
             save(result, evaluated=True)
+          progress.resume()
       store.wait()
     except evaluation.EvaluationInterrupted:
       say("stopped before the evaluation that was left to do")
@@ -168,6 +167,8 @@ def train_and_evaluate(
         setup.info.class_names,
         workdir,
       )
+    seconds = time.perf_counter() - started
+    say(f"took {metrics.format_seconds(seconds)}, of all starts together")
     say(summary.describe_run(workdir, store))
   return state
 

@@ -33,7 +33,7 @@ from training import paths
 # The first components of each kind of layer's parameters, in all families, from
 # the images on.
 _LAYERS = (
-  r"(trunk/)?stem(?=/)",
+  r"(trunk/)?stem",
   r"(trunk/)?stage_\d+/block_\d+(?=/)",
   r"scale_tokens(?=/)",
   r"scale_block_\d+(?=/)",
@@ -88,17 +88,18 @@ def layer_rules(
   found = filter(None, map(_layer, paths.flatten_with_names(parameters)))
   layers = sorted(set(found))
   return tuple(
-    (prefix, stem_factor ** (1 - index / len(layers)))
-    for index, (_, prefix) in enumerate(layers)
+    (pattern, stem_factor ** (1 - index / len(layers)))
+    for index, (_, pattern) in enumerate(layers)
   )
 
 
 def _layer(name: str) -> tuple[tuple[int, ...], str] | None:
-  """Returns where a parameter's layer lies, to sort by, and its prefix."""
+  """Returns where a parameter's layer lies, to sort by, and its pattern."""
   for kind, pattern in enumerate(_LAYERS):
     if match := re.match(pattern, name):
       numbers = map(int, re.findall(r"\d+", match[0]))
-      return (kind, *numbers), match[0]
+      # A stem may be several modules, as stem_conv and stem_pool.
+      return (kind, *numbers), match[0] + ("" if kind else "(_.+)?")
   return None
 
 

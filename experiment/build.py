@@ -41,6 +41,9 @@ class Experiment(NamedTuple):
   # None if the data set has no training split, which evaluation does without.
   clock: durations.Clock | None
   train_step: Callable[[Any, Any], Any]
+  # The same without accumulation, to count work by: XLA counts what a scan
+  # does once, not once for each micro-batch.
+  whole_step: Callable[[Any, Any], Any]
   init: Callable[[], train_state.TrainState]
   # What rules by parameter name take, a line for each kind that there is.
   rules: list[str]
@@ -83,19 +86,26 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
   rules = _describe_rules(config, task, shapes.params)
   shardings = sharding.state_shardings(shapes, mesh, config.sharding_rules)
   rows = sharding.batch_sharding(mesh)
-  jitted_step = jax.jit(
-    train_step.make_train_step(task, tx, schedule, config),
-    in_shardings=(shardings, rows),
-    out_shardings=(shardings, None),
-    donate_argnums=0,
-  )
+
+  def jit_step(accumulation_steps: int) -> Any:
+    step = train_step.make_train_step(
+      task, tx, schedule, config, accumulation_steps=accumulation_steps
+    )
+    return jax.jit(
+      step,
+      in_shardings=(shardings, rows),
+      out_shardings=(shardings, None),
+      donate_argnums=0,
+    )
+
   return Experiment(
     config=config,
     mesh=mesh,
     info=info,
     task=task,
     clock=clock,
-    train_step=jitted_step,
+    train_step=jit_step(config.accumulation_steps),
+    whole_step=jit_step(1),
     # Each array is made where it will live: no device ever holds them all.
     init=jax.jit(init, out_shardings=shardings),
     rules=rules,
@@ -186,7 +196,7 @@ def compile_steps(experiment: Experiment) -> tuple[Any, Any]:
   )
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   forward = evaluate.cost_analysis()["flops"] / config.eval_batch_size
-  step = train.cost_analysis()["flops"]
+  step = count_step_flops(experiment, train)
   console.say(
     f"{config.model.name}: {parameters:,} parameters, "
     f"{forward / 1e9:.3g} GFLOP forward per image, "
@@ -204,6 +214,23 @@ def compile_steps(experiment: Experiment) -> tuple[Any, Any]:
   return compiled
 
 
+def count_step_flops(
+  experiment: Experiment, lowered: jax.stages.Lowered
+) -> float:
+  """Counts a training step's floating-point operations, of the whole batch.
+
+  Args:
+    experiment: with the config.
+    lowered: its training step.
+  """
+  config = experiment.config
+  if config.accumulation_steps > 1:
+    lowered = experiment.whole_step.lower(
+      experiment.state, batch_shapes(experiment, config.batch_size)
+    )
+  return lowered.cost_analysis()["flops"]
+
+
 def batch_shapes(experiment: Experiment, batch_size: int) -> dict[str, Any]:
   """A global batch as the input pipeline makes it, as shapes."""
   size = experiment.config.data.image_size
@@ -213,6 +240,7 @@ def batch_shapes(experiment: Experiment, batch_size: int) -> dict[str, Any]:
     "image": ((batch_size, size, size, channels), "uint8"),
     "label": ((batch_size,), "int32"),
     "mask": ((batch_size,), "float32"),
+    "damaged": ((batch_size,), "bool"),
   }
   return {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)

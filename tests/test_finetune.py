@@ -172,7 +172,7 @@ def test_rules_of_the_digits():
   config = finetune.get_config("digits_5_9_layers")
   patterns, factors = zip(*config.optimizer.learning_rate_rules, strict=True)
   assert patterns == (
-    "stem",
+    "stem(_.+)?",
     "stage_0/block_0",
     "stage_1/block_0",
     "stage_2/block_0",
@@ -182,14 +182,14 @@ def test_rules_of_the_digits():
 
 # By family: a model, and layers of it in order of depth.
 LAYERS = {
-  "maxvit": ("maxvit_tiny_384", ["stem", "stage_2/block_4"]),
-  "resnet": ("resnetrs_50_160", ["stem", "stage_0/block_2"]),
-  "halonet": ("halonet_h4", ["stem", "stage_3/block_2", "final_conv"]),
-  "u_halonet": ("u_halonet_micro", ["stem", "stage_3/block_1"]),
+  "maxvit": ("maxvit_tiny_384", ["stem(_.+)?", "stage_2/block_4"]),
+  "resnet": ("resnetrs_50_160", ["stem(_.+)?", "stage_0/block_2"]),
+  "halonet": ("halonet_h4", ["stem(_.+)?", "stage_3/block_2", "final_conv"]),
+  "u_halonet": ("u_halonet_micro", ["stem(_.+)?", "stage_3/block_1"]),
   "duoformer": (
     "duoformer_r50_2s",
     [
-      "trunk/stem",
+      "trunk/stem(_.+)?",
       "trunk/stage_3/block_2",
       "scale_tokens",
       "scale_block_9",

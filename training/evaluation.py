@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import input_pipeline
 from training import sharding
 
 
@@ -21,8 +20,14 @@ def put_batch(
   rows = sharding.batch_sharding(mesh)
   return {
     name: jax.make_array_from_process_local_data(rows, batch[name])
-    for name in ("image", "label", "mask")
+    for name in ("image", "label", "mask", "damaged")
   }
+
+
+@jax.jit
+def count_damaged(batch: dict[str, jax.Array]) -> jax.Array:
+  """How many images of a global batch, on all processes, were skipped."""
+  return batch["damaged"].sum()
 
 
 def evaluate(
@@ -46,26 +51,27 @@ def evaluate(
 
   Returns:
     Means over the examples as Python floats, `examples`, their number,
-    `damaged`, how many images of this process were skipped, and of sums that
-    are arrays these sums.
+    `damaged`, how many images were skipped on all processes together, and of
+    sums that are arrays these sums.
 
   Raises:
     EvaluationInterrupted: if `should_stop()` became true.
     ValueError: if there was nothing to evaluate.
   """
   totals: dict[str, np.ndarray] = {}
-  damaged = 0
   pending = None
   for batch in batches:
     if should_stop():
       raise EvaluationInterrupted
-    sums = evaluate_step(variables, put_batch(batch, mesh))
-    damaged += input_pipeline.count_damaged(batch)
+    batch = put_batch(batch, mesh)
+    sums = evaluate_step(variables, batch)
+    sums["damaged"] = count_damaged(batch)
     # The sums of the batch before: the device already works on this one.
     _add(totals, pending)
     pending = sums
   _add(totals, pending)
   weight = float(totals.pop("weight", 0.0))
+  damaged = int(totals.pop("damaged", 0))
   if not weight:
     raise ValueError(
       "The evaluation split has no usable example: it is empty, or all of its "
