@@ -16,7 +16,8 @@ from absl import flags
 from matplotlib.figure import Figure
 
 import input_pipeline
-from training import classification, cli
+from experiment.ranges import RANGES
+from training import classification, cli, ranges
 
 _COLUMNS = 8
 
@@ -37,6 +38,7 @@ def load_batch(
   Raises:
     ValueError: for a config that does not fit.
   """
+  ranges.check(config, RANGES)
   config = config.copy_and_resolve_references()
   config.loss.label_smoothing = 0.0
   # Nothing is read ahead for a single batch.
