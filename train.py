@@ -108,7 +108,6 @@ def train_and_evaluate(
         mesh,
         should_stop=guard.should_stop,
       )
-      progress.pause()
       writer.write(step, {f"eval/{k}": v for k, v in result.items()})
       say(f"step {step}: {summary.describe_evaluation(result)}")
       return result
@@ -130,24 +129,24 @@ def train_and_evaluate(
           save(result, evaluated=True)
       while step < total_steps and not guard.should_stop():
         profiler.before_step(step)
-        batch = next(batches)
-        state, step_metrics = train_step(
-          state, evaluation.put_batch(batch, mesh)
-        )
+        batch = evaluation.put_batch(next(batches), mesh)
+        state, step_metrics = train_step(state, batch)
         step += 1
-        step_metrics["damaged"] = evaluation.count_damaged(batch, mesh)
+        step_metrics["damaged"] = evaluation.count_damaged(batch)
         reporter.push(step, step_metrics)
         evaluate_now = durations.is_due(step, evaluate_every, total_steps)
         save_now = durations.is_due(step, save_every, total_steps)
         if evaluate_now or save_now or guard.should_stop():
           # First the pending metrics: a diverged state is never saved.
           reporter.flush()
+          progress.pause()
           try:
             result = run_evaluation() if evaluate_now else None
           except evaluation.EvaluationInterrupted:
             save(None, evaluated=False)
           else:
             save(result, evaluated=True)
+          progress.resume()
       store.wait()
     except evaluation.EvaluationInterrupted:
       say("stopped before the evaluation that was left to do")
@@ -161,6 +160,8 @@ def train_and_evaluate(
     # All is trained and saved: from here on nothing makes the run a failure.
     with summary.attempt("closing the files of the run"):
       stack.close()
+    seconds = time.perf_counter() - started
+    say(f"took {metrics.format_seconds(seconds)}, of all starts together")
     if guard.should_stop():
       say(f"stopped at step {step}, saved; the same command goes on from there")
     else:

@@ -96,7 +96,9 @@ def _from_scratch(model: str) -> ml_collections.ConfigDict:
   config.optimizer.learning_rate = 1.6
   config.optimizer.warmup = "5 epochs"
   config.optimizer.weight_decay = 4e-5
-  config.optimizer.decay_exclude = r"norm/(scale|bias)$"
+  # All but normalisation, also the `attention_norm` of a block. The tables of
+  # relative positions are multiplied with queries, as kernels are.
+  config.optimizer.decay_exclude = (r"(.+_)?norm/(scale|bias)",)
   config.ema.decay = 0.9999
   return config
 

@@ -72,7 +72,7 @@ def _recipe(model: str, setting: resnet_rs_scaling.Setting):
   config.optimizer.warmup = "5 epochs"
   config.optimizer.weight_decay = 4e-5
   # The biases of squeeze-excite and of the logits do decay.
-  config.optimizer.decay_exclude = r"norm/(scale|bias)$"
+  config.optimizer.decay_exclude = (r"norm/(scale|bias)",)
   config.ema.decay = 0.9999
   return config
 
@@ -168,7 +168,7 @@ def _digits() -> ml_collections.ConfigDict:
   config.optimizer.learning_rate = 0.1
   config.optimizer.final_learning_rate = 0.0
   config.optimizer.weight_decay = 1e-4
-  config.optimizer.decay_exclude = r"norm/(scale|bias)$"
+  config.optimizer.decay_exclude = (r"norm/(scale|bias)",)
   config.optimizer.clip_norm = 0.0
   return config
 

@@ -14,12 +14,15 @@ import ml_collections
 import input_pipeline
 import models
 from experiment import layer_rates
+from experiment.ranges import RANGES
 from training import (
   classification,
   console,
   durations,
+  metrics,
   optimizers,
   paths,
+  ranges,
   schedules,
   sharding,
   train_state,
@@ -48,7 +51,12 @@ class Experiment(Evaluation):
 
   clock: durations.Clock
   train_step: Callable[[Any, Any], Any]
+  # The same without accumulation, to count work by: XLA counts what a scan
+  # does once, not once for each micro-batch.
+  whole_step: Callable[[Any, Any], Any]
   init: Callable[[], train_state.TrainState]
+  # What rules by parameter name take, a line for each kind that there is.
+  rules: list[str]
   # The train state as `jax.ShapeDtypeStruct`s with their shardings.
   state: train_state.TrainState
 
@@ -59,6 +67,7 @@ def create_evaluation(config: ml_collections.ConfigDict) -> Evaluation:
   Raises:
     ValueError: for a field of these that does not fit, before any work is done.
   """
+  ranges.check(config, RANGES)
   mesh = sharding.create_mesh(config.mesh)
   sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
   info = input_pipeline.dataset_info(config.data)
@@ -85,10 +94,12 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
     config.batch_size, config.accumulation_steps, mesh
   )
   clock = _create_clock(config, input_pipeline.num_train_examples(config.data))
+  optimizers.check_unused(config.optimizer)
   schedule = schedules.create_schedule(config.optimizer, clock)
   names = paths.flatten_with_names(evaluation.variables["params"])
   config = layer_rates.with_layer_rules(config, names)
   tx = optimizers.create_optimizer(config.optimizer, schedule)
+  metrics.check_best_metric(config.checkpoint.best_metric, task.metric_names())
   if config.frozen_trunk:
     tx = optimizers.freeze(tx, task.trainable())
 
@@ -99,19 +110,27 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
     )
 
   init, state = _place(init_state, mesh, config.sharding_rules)
-  optimizers.check_rules(config.optimizer, state.params)
+  rules = _describe_rules(config, task, state.params)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  jitted_step = jax.jit(
-    train_step.make_train_step(task, tx, schedule, config),
-    in_shardings=(shardings, sharding.batch_sharding(mesh)),
-    out_shardings=(shardings, None),
-    donate_argnums=0,
-  )
+
+  def jit_step(accumulation_steps: int) -> Any:
+    step = train_step.make_train_step(
+      task, tx, schedule, config, accumulation_steps=accumulation_steps
+    )
+    return jax.jit(
+      step,
+      in_shardings=(shardings, sharding.batch_sharding(mesh)),
+      out_shardings=(shardings, None),
+      donate_argnums=0,
+    )
+
   return Experiment(
     **vars(evaluation),
     clock=clock,
-    train_step=jitted_step,
+    train_step=jit_step(config.accumulation_steps),
+    whole_step=jit_step(1),
     init=init,
+    rules=rules,
     state=state,
   )
 
@@ -136,6 +155,45 @@ def _place(
   )
   # Each array is made where it will live: no device ever holds them all.
   return jax.jit(init, out_shardings=shardings), placed
+
+
+def _describe_rules(
+  config: ml_collections.ConfigDict, task: Any, params: Any
+) -> list[str]:
+  """Says how many parameters each rule takes.
+
+  Raises:
+    ValueError: for a rule that takes nothing.
+  """
+  sizes = {n: leaf.size for n, leaf in paths.flatten_with_names(params).items()}
+  groups = {
+    f"optimizer.{field}": found
+    for field, found in optimizers.group_by_rules(
+      config.optimizer, sizes
+    ).items()
+  }
+  if not config.optimizer.weight_decay:
+    del groups["optimizer.decay_exclude"]
+  # What these rules do not fit is an error of `sharding.state_shardings`.
+  groups["sharding_rules"] = paths.group_by_rule(
+    "sharding_rules",
+    patterns := paths.check_pairs("sharding_rules", config.sharding_rules),
+    sizes,
+    optional=patterns,
+  )
+  if config.frozen_trunk:
+    groups["frozen_trunk"] = optimizers.group_frozen(task.trainable(), sizes)
+  return [
+    f"{field}: "
+    + ", ".join(
+      f"{rule or 'no rule'} takes {sum(sizes[n] for n in names):,} parameters "
+      f"({len(names)} arrays)"
+      for rule, names in found.items()
+      if names
+    )
+    for field, found in groups.items()
+    if len(found) > 1
+  ]
 
 
 def _create_clock(
@@ -176,12 +234,14 @@ def compile_steps(experiment: Experiment) -> tuple[Any, Any]:
   )
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   forward = evaluate.cost_analysis()["flops"] / config.eval_batch_size
-  step = train.cost_analysis()["flops"]
+  step = count_step_flops(experiment, train)
   console.say(
     f"{config.model.name}: {parameters:,} parameters, "
     f"{forward / 1e9:.3g} GFLOP forward per image, "
     f"{step / 1e9:.3g} GFLOP per training step"
   )
+  for line in experiment.rules:
+    console.say(line)
   mesh = " x ".join(f"{n} {axis}" for axis, n in experiment.mesh.shape.items())
   console.say(
     f"{jax.device_count()} device(s) {jax.devices()[0].device_kind}: {mesh}"
@@ -190,6 +250,23 @@ def compile_steps(experiment: Experiment) -> tuple[Any, Any]:
   compiled = train.compile(), evaluate.compile()
   console.say(f"compiled in {time.perf_counter() - started:.0f} s")
   return compiled
+
+
+def count_step_flops(
+  experiment: Experiment, lowered: jax.stages.Lowered
+) -> float:
+  """Counts a training step's floating-point operations, of the whole batch.
+
+  Args:
+    experiment: with the config.
+    lowered: its training step.
+  """
+  config = experiment.config
+  if config.accumulation_steps > 1:
+    lowered = experiment.whole_step.lower(
+      experiment.state, batch_shapes(experiment, config.batch_size)
+    )
+  return lowered.cost_analysis()["flops"]
 
 
 def batch_shapes(experiment: Experiment, batch_size: int) -> dict[str, Any]:
@@ -201,6 +278,7 @@ def batch_shapes(experiment: Experiment, batch_size: int) -> dict[str, Any]:
     "image": ((batch_size, size, size, channels), "uint8"),
     "label": ((batch_size,), "int32"),
     "mask": ((batch_size,), "float32"),
+    "damaged": ((batch_size,), "bool"),
   }
   return {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)

@@ -4,7 +4,6 @@ from input_pipeline.config import default_config
 from input_pipeline.decode import DamagedImageError
 from input_pipeline.pipeline import (
   DatasetInfo,
-  count_damaged,
   dataset_info,
   eval_batches,
   num_train_examples,
@@ -15,7 +14,6 @@ from input_pipeline.pipeline import (
 __all__ = [
   "DamagedImageError",
   "DatasetInfo",
-  "count_damaged",
   "dataset_info",
   "default_config",
   "eval_batches",

@@ -237,11 +237,6 @@ def eval_batches(
   return _prefetch(_batch_rows(examples, batch_size, rows), config)
 
 
-def count_damaged(batch: Batch) -> int:
-  """How many images of a batch were skipped because they are damaged."""
-  return int(np.sum(batch["damaged"]))
-
-
 def _prefetch(
   dataset: grain.MapDataset, config: ml_collections.ConfigDict
 ) -> grain.IterDataset:

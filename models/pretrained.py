@@ -68,6 +68,7 @@ def load(
       f"overrides are {sorted(overrides)}; with a model in place of a name set "
       "its fields directly"
     )
+  init = _init(model, input_channels, seed)
   tensors = _read(source)
   try:
     variables = from_tensors(
@@ -80,7 +81,7 @@ def load(
     )
   except ValueError as error:
     raise ValueError(f"source is {str(source)!r}: {error}") from None
-  return _initialise_missing(variables, _init(model, input_channels, seed))
+  return _initialise_missing(variables, init)
 
 
 def adapt(
@@ -98,6 +99,7 @@ def adapt(
   Raises:
     ValueError: if some are missing, surplus or do not fit; lists all.
   """
+  init = _init(model, input_channels, seed)
   flat = traverse_util.flatten_dict(variables)
   return _initialise_missing(
     from_tensors(
@@ -109,7 +111,7 @@ def adapt(
       input_channels=input_channels,
       weight_map=lambda path: ("/".join(path), layouts.SAME),
     ),
-    _init(model, input_channels, seed),
+    init,
   )
 
 
@@ -187,6 +189,11 @@ def to_tensors(variables: Variables, model: nn.Module) -> Tensors:
 def _init(
   model: nn.Module, input_channels: int, seed: int = 0
 ) -> Callable[[], Variables]:
+  if not 0 <= seed < 2**32:
+    # JAX would take it for another one.
+    raise ValueError(
+      f"seed is {seed}, but must have 32 bits: from 0 to 2**32-1"
+    )
   size = model.size_multiple
   image = jnp.zeros((1, size, size, input_channels))
   return functools.partial(model.init, jax.random.key(seed), image)

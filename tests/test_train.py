@@ -132,10 +132,12 @@ def test_eval_errors_say_what_is_there(config, finished, tmp_path):
 
 
 def test_the_same_command_after_the_end_changes_nothing(
-  config, finished, monkeypatch, caplog
+  config, finished, monkeypatch, caplog, capsys
 ):
   state, workdir = finished
   before = read_rows(workdir)
+  # Seconds of earlier starts are in the checkpoint, those of this one are not.
+  monkeypatch.setattr(train.time, "perf_counter", lambda: 100.0)
 
   def fail(*args):
     raise OSError(28, "No space left on device")
@@ -145,6 +147,13 @@ def test_the_same_command_after_the_end_changes_nothing(
   monkeypatch.setattr(plots, "plot_predictions", fail)
   monkeypatch.setattr(storage.GrowingFile, "close", fail)
   again = train.train_and_evaluate(config, workdir)
+  (took,) = [
+    line
+    for line in capsys.readouterr().out.splitlines()
+    if line.startswith("took ")
+  ]
+  assert took.endswith("of all starts together")
+  assert not took.startswith("took 0 s")
   assert_same_state(state, again)
   assert read_rows(workdir) == before
   for what in (
@@ -265,6 +274,7 @@ def test_divergence_stops_the_run_and_names_the_step(config, tmp_path):
   config.optimizer.clip_norm = 0.0
   config.optimizer.boundaries = ("7 steps",)
   config.optimizer.decay_factor = 1e30
+  config.optimizer.final_learning_rate = 0.0
   with pytest.raises(reporting.NonFiniteError, match=r"at step (8|9)\b") as e:
     train.train_and_evaluate(config, str(tmp_path))
   assert "[3, 6]" in str(e.value)

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 import experiment
 import input_pipeline
 import storage
-from training import classification, cli
+from experiment.ranges import RANGES
+from training import classification, cli, ranges
 
 _COLUMNS = 8
 
@@ -39,6 +40,7 @@ def load_batch(
   Raises:
     ValueError: for a config that does not fit.
   """
+  ranges.check(config, RANGES)
   config = config.copy_and_resolve_references()
   config.loss.label_smoothing = 0.0
   # Nothing is read ahead for a single batch.

@@ -217,11 +217,15 @@ class ProgressLine:
     self._in_place = sys.stdout.isatty()
     self._interval = 0.1 if self._in_place else interval
     self._started: tuple[int, float] | None = None
+    self._paused: float | None = None
     self._shown = 0.0
     self._width = 0
 
   def update(self, step: int, metrics: dict[str, float]) -> float:
-    """Shows the step and returns images per second since the first update."""
+    """Shows the step and returns images per second since the first update.
+
+    Neither counts the time between `pause` and `resume`.
+    """
     now = time.perf_counter()
     if self._started is None:
       # The first step's time is compilation and start-up.
@@ -244,10 +248,19 @@ class ProgressLine:
     return rate * self._batch_size
 
   def pause(self) -> None:
-    """Ends the line, so that something else can be printed below it."""
+    """Stops the clock and ends the line, for what is not training."""
+    if self._paused is None:
+      self._paused = time.perf_counter()
     if self._width:
       print(flush=True)
       self._width = 0
+
+  def resume(self) -> None:
+    """Lets the clock go on after `pause`."""
+    if self._paused is not None and self._started is not None:
+      step, start = self._started
+      self._started = (step, start + time.perf_counter() - self._paused)
+    self._paused = None
 
   def _print(self, text: str) -> None:
     if self._in_place:

@@ -1,16 +1,49 @@
 """Optimizers by name, with weight decay by parameter-name rules."""
 
-import re
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import optax
 
-from training import paths
+from training import paths, ranges, schedules
+from training.ranges import Number
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "lamb")
+# The fields that not all of them use.
+OPTIMIZERS = {
+  "adamw": ("b1", "b2", "eps"),
+  "adam": ("b1", "b2", "eps"),
+  "sgd": ("momentum",),
+  "rmsprop": ("rms_decay", "eps", "momentum"),
+  "lamb": ("b1", "b2", "eps"),
+}
+RANGES = {
+  "learning_rate": Number(0),
+  "final_learning_rate": Number(0),
+  "decay_factor": Number(0),
+  "b1": Number(0, 1, below=True),
+  "b2": Number(0, 1, below=True),
+  # With 0 a gradient of 0 gives NaN.
+  "eps": Number(0, above=True),
+  "momentum": Number(0, 1, below=True),
+  "rms_decay": Number(0, 1, below=True),
+  "weight_decay": Number(0),
+  "clip_norm": Number(0),
+}
+# What nobody decays in transformers: biases, factors of normalisation and of
+# layers, and what is looked up and not multiplied with, which are positions and
+# learned tokens. A model need not have all of them.
+DECAY_EXCLUDE = (
+  "bias",
+  "scale",
+  ".+_layer_scale",
+  "relative_bias_table",
+  "position",
+  "class_token",
+  "scale_token",
+)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -30,12 +63,11 @@ def default_config() -> ml_collections.ConfigDict:
       momentum=0.9,
       rms_decay=0.9,
       weight_decay=0.0,
-      # Parameters whose path matches are not decayed. MaxViT's rule is this
-      # one; ResNet-RS decays everything but normalisation.
-      decay_exclude=r"bias|scale",
-      clip_norm=0.0,
-      # Pairs (pattern of a parameter's path, factor of its learning rate); the
-      # first that matches counts, and without one the factor is 1.
+      # What no weight decay reaches, by path as `training.paths` says.
+      decay_exclude=DECAY_EXCLUDE,
+      clip_norm=0.0,  # Of the gradient; 0 does not clip.
+      # Pairs (pattern of a path, factor of the learning rate); the first that
+      # matches counts, and without one the factor is 1.
       learning_rate_rules=(),
       # Of the stem's learning rate against the head's; the layers between have
       # rates with a constant ratio from one to the next. 1 is none of this.
@@ -62,9 +94,10 @@ def create_optimizer(
     An optax transformation.
 
   Raises:
-    ValueError: for an unknown optimizer or a pattern that is no regular
-      expression.
+    ValueError: for an unknown optimizer, a number out of its range, or a
+      pattern that cannot be read.
   """
+  ranges.check(config, RANGES, "optimizer.")
   decay = _weight_decay(config)
   rules = {
     "adamw": lambda: (
@@ -109,6 +142,25 @@ def create_optimizer(
   return optax.chain(*steps)
 
 
+def check_unused(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for a field that is set and would do nothing.
+
+  Set is what differs from `default_config`. Of the optimizer and the schedule
+  that are chosen, each uses some fields only.
+  """
+  default = default_config()
+  kinds = (("name", OPTIMIZERS), ("schedule", schedules.SCHEDULES))
+  for kind, uses in kinds:
+    for field in {field for fields in uses.values() for field in fields}:
+      users = [name for name, fields in uses.items() if field in fields]
+      if config[field] != default[field] and config[kind] not in users:
+        raise ValueError(
+          f"optimizer.{field}={config[field]!r} does nothing with "
+          f"optimizer.{kind}={config[kind]!r}: {', '.join(users)} would use "
+          f"it. Leave it at {default[field]!r}."
+        )
+
+
 def freeze(
   tx: optax.GradientTransformation, trainable: Callable[[str], bool]
 ) -> optax.GradientTransformation:
@@ -126,67 +178,89 @@ def freeze(
   return optax.partition({"train": tx, "freeze": optax.set_to_zero()}, label)
 
 
-def decay_mask(params: Any, exclude: str) -> Any:
-  """True for each parameter that decays: its path does not match `exclude`."""
-  pattern = re.compile(exclude) if exclude else None
+def group_frozen(
+  trainable: Callable[[str], bool], names: Collection[str]
+) -> dict[str, list[str]]:
+  """Which parameters `freeze` leaves as they are, and under "" which not.
+
+  Raises:
+    ValueError: if there are none of either.
+  """
+  groups = {
+    "the trunk": [name for name in names if not trainable(name)],
+    "": [name for name in names if trainable(name)],
+  }
+  if not all(groups.values()):
+    which = "every" if groups["the trunk"] else "no"
+    raise ValueError(
+      f"frozen_trunk=True freezes {which} parameter of {', '.join(names)}."
+    )
+  return groups
+
+
+def decay_mask(params: Any, exclude: Sequence[str]) -> Any:
+  """True for each parameter that decays: no pattern of `exclude` takes it."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: not (pattern and pattern.search(paths.path_name(path))),
+    lambda path, _: paths.first_match(exclude, paths.path_name(path)) is None,
     params,
   )
 
 
-def check_rules(config: ml_collections.ConfigDict, params: Any) -> None:
-  """Raises ValueError if a rule for learning rates matches no parameter.
+def group_by_rules(
+  config: ml_collections.ConfigDict, names: Collection[str]
+) -> dict[str, dict[str, list[str]]]:
+  """Which parameters each rule for decay and for learning rates takes.
 
   Args:
     config: as `default_config`.
-    params: a tree with the paths of all parameters, frozen ones too.
+    names: the paths of all parameters, frozen ones too.
+
+  Returns:
+    By field of the config, what `paths.group_by_rule` returns.
+
+  Raises:
+    ValueError: if one that is not a default takes no parameter.
   """
-  names = paths.flatten_with_names(params)
-  for pattern, _ in config.learning_rate_rules:
-    if not any(re.search(pattern, name) for name in names):
-      raise ValueError(
-        f"optimizer.learning_rate_rules has {pattern!r}, which matches no "
-        f"parameter; there are {', '.join(names)}."
-      )
+  rates = paths.check_pairs(
+    "optimizer.learning_rate_rules", config.learning_rate_rules
+  )
+  return {
+    "decay_exclude": paths.group_by_rule(
+      "optimizer.decay_exclude",
+      config.decay_exclude,
+      names,
+      optional=DECAY_EXCLUDE,
+    ),
+    "learning_rate_rules": paths.group_by_rule(
+      "optimizer.learning_rate_rules", rates, names
+    ),
+  }
 
 
 def _scale_by_rules(
   rules: Sequence[tuple[str, float]],
 ) -> optax.GradientTransformation:
-  compiled = []
-  for rule in rules:
-    if len(rule) != 2 or not isinstance(rule[1], (int, float)) or rule[1] < 0:
+  patterns = paths.check_pairs("optimizer.learning_rate_rules", rules)
+  for pattern, factor in rules:
+    if not (ranges.is_number(factor) and 0 <= factor < math.inf):
       raise ValueError(
-        f"optimizer.learning_rate_rules has {rule!r}; each must be a pair "
-        "(pattern of a path, factor that is not negative)."
+        f"optimizer.learning_rate_rules has {factor!r} for {pattern!r}; it "
+        "must be a finite factor that is not negative."
       )
-    pattern = _compile("learning_rate_rules", rule[0])
-    compiled.append((pattern, float(rule[1])))
 
   def scale(path, update):
-    name = paths.path_name(path)
-    factors = (f for pattern, f in compiled if pattern.search(name))
-    return update * next(factors, 1.0)
+    index = paths.first_match(patterns, paths.path_name(path))
+    return update if index is None else update * float(rules[index][1])
 
   return optax.stateless(
     lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)
   )
 
 
-def _compile(field: str, pattern: str) -> re.Pattern[str]:
-  try:
-    return re.compile(pattern)
-  except re.error as error:
-    raise ValueError(
-      f"optimizer.{field}={pattern!r} is not a regular expression: {error}."
-    ) from None
-
-
 def _weight_decay(
   config: ml_collections.ConfigDict,
 ) -> optax.GradientTransformation:
-  _compile("decay_exclude", config.decay_exclude)
+  paths.check_patterns("optimizer.decay_exclude", config.decay_exclude)
   if not config.weight_decay:
     return optax.identity()
   return optax.add_decayed_weights(

@@ -1,7 +1,6 @@
 """The device mesh, and which axis of each array lies on which mesh axis."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,7 +78,8 @@ def state_shardings(
 ) -> Any:
   """Chooses a sharding for every leaf of a tree of shapes, by its path.
 
-  The first rule whose pattern is found in the leaf's path gives its axes.
+  The first rule that takes the leaf's path (see `training.paths`) gives its
+  axes.
   Without a rule, the largest axis that divides by the size of the mesh axis
   "fsdp" is split over it, and small arrays are replicated. Optimizer state and
   moving averages repeat the parameters' paths, so they follow them.
@@ -87,21 +87,26 @@ def state_shardings(
   Args:
     tree: arrays or `jax.ShapeDtypeStruct`s.
     mesh: from `create_mesh`.
-    rules: pairs (regular expression, axes), such as
+    rules: pairs (pattern of a path, axes), such as
       `("ffn/expand/kernel", (None, "model"))`.
 
   Returns:
     A tree of `NamedSharding`s.
 
   Raises:
-    ValueError: if a rule does not fit the array that it matches.
+    ValueError: if a rule takes nothing or does not fit an array that it takes.
   """
+  patterns = paths.check_pairs("sharding_rules", rules)
+  named = paths.flatten_with_names(tree)
+  paths.group_by_rule(
+    "sharding_rules", patterns, [n for n, leaf in named.items() if leaf.ndim]
+  )
 
   def choose(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
     name = paths.path_name(path)
-    for pattern, axes in rules:
-      if leaf.ndim and re.search(pattern, name):
-        return _sharding_by_rule(name, leaf, mesh, pattern, axes)
+    index = paths.first_match(patterns, name) if leaf.ndim else None
+    if index is not None:
+      return _sharding_by_rule(name, leaf, mesh, *rules[index])
     return NamedSharding(mesh, _fsdp_spec(name, leaf, mesh))
 
   return jax.tree_util.tree_map_with_path(choose, tree)

@@ -19,12 +19,14 @@ def make_train_step(
   tx: optax.GradientTransformation,
   schedule: optax.Schedule,
   config: ml_collections.ConfigDict,
+  *,
+  accumulation_steps: int = 1,
 ) -> Callable[
   [train_state.TrainState, Batch], tuple[Any, dict[str, jax.Array]]
 ]:
   """Builds `step(state, batch) -> (state, metrics)`, to be jitted.
 
-  With `config.accumulation_steps` = n the batch is cut into n micro-batches
+  With `accumulation_steps` = n the batch is cut into n micro-batches
   that a scan walks through; gradients and metrics are sums over examples,
   divided once by the weight of the whole batch, so the update is that of the
   large batch. Batch normalisation normalises within each micro-batch, and its
@@ -34,13 +36,14 @@ def make_train_step(
     task: `prepare` and `loss` as in `training.classification`.
     tx: the optimizer.
     schedule: step -> learning rate, for the metrics.
-    config: `accumulation_steps`, `ema.decay` (0: none) and `ema.warmup`.
+    config: `ema.decay` (0: none) and `ema.warmup`.
+    accumulation_steps: how many micro-batches a batch is cut into.
 
   Returns:
     The step. Metrics are float32 scalars: means over the batch's examples,
     `learning_rate`, and the global norms `grad_norm` and `param_norm`.
   """
-  n = config.accumulation_steps
+  n = accumulation_steps
 
   def step(state, batch):
     key = jax.random.fold_in(state.key, state.step)

@@ -25,7 +25,7 @@ def test_the_script_of_the_release(variant):
   assert optimizer.warmup == "30 percent"
   assert optimizer.final_learning_rate == pytest.approx(rate / 250_000)
   # PyTorch's Adam decays every parameter.
-  assert (optimizer.weight_decay, optimizer.decay_exclude) == (1e-4, "")
+  assert (optimizer.weight_decay, optimizer.decay_exclude) == (1e-4, ())
   assert config.loss.name == "softmax"
   assert config.loss.label_smoothing == 0
   assert not config.frozen_trunk

@@ -59,7 +59,9 @@ def test_table_12(variant, pattern, size):
   assert config.optimizer.warmup == warmup
   assert config.optimizer.schedule == schedule
   assert config.optimizer.weight_decay == decay
-  assert config.optimizer.decay_exclude == "bias|scale"
+  # The official code's: all whose name contains bias, scale, gamma or beta.
+  excluded = {"bias", "scale", "relative_bias_table"}
+  assert excluded <= set(config.optimizer.decay_exclude)
   assert config.optimizer.clip_norm == 1.0
   assert config.ema.decay == ema
 

@@ -254,3 +254,11 @@ def test_timm_file(tmp_path):
   model = models.create("maxvit_tiny_224", num_classes=10)
   logits = small.apply(model, variables, images)
   np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_would_be_taken_for_another(seed):
+  with pytest.raises(
+    ValueError, match=f"seed is {seed}, but must have 32 bits"
+  ):
+    pretrained.adapt({}, models.create("resnet18"), seed=seed)

@@ -79,3 +79,9 @@ def test_picture_has_a_place_for_each_image(
   # The black square is there, and colours of the others.
   assert (pixels == 0).all(axis=-1).mean() > 0.3 / count
   assert (pixels.max(axis=-1) - pixels.min(axis=-1) > 60).mean() > 0.05
+
+
+def test_a_seed_that_would_be_taken_for_another(fake_config):
+  fake_config.seed = 2**32
+  with pytest.raises(ValueError, match="seed=4294967296 must be"):
+    show_batch.load_batch(fake_config, 3)

@@ -117,6 +117,26 @@ def test_damaged_examples_are_counted_and_left_out(mesh):
   )
 
 
+def test_damaged_examples_of_all_processes_are_counted(mesh, monkeypatch):
+  _, images, labels = make_examples(16)
+  mine, other = batches_of(images, labels, 8)
+  other["damaged"][[1, 2, 6]] = True
+  mine["damaged"][3] = True
+  put = jax.make_array_from_process_local_data
+
+  def put_with_other_process(sharding, rows):
+    name = next(name for name, value in mine.items() if value is rows)
+    return put(sharding, np.concatenate([rows, other[name]]))
+
+  monkeypatch.setattr(
+    jax, "make_array_from_process_local_data", put_with_other_process
+  )
+  result = evaluation.evaluate(jax.jit(make_task().evaluate), {}, [mine], mesh)
+  assert (result["examples"], result["damaged"]) == (16, 4)
+  batch = evaluation.put_batch(mine, mesh)
+  assert evaluation.count_damaged(batch) == 4
+
+
 def test_nothing_to_evaluate_is_an_error(mesh):
   with pytest.raises(ValueError, match="no usable example"):
     evaluation.evaluate(None, {}, [], mesh)

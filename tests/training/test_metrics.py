@@ -143,6 +143,28 @@ def test_the_progress_line_is_updated_in_place(monkeypatch):
   ]
 
 
+def test_the_rate_leaves_out_what_is_no_training(monkeypatch):
+  now = 0.0
+  monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
+  line = metrics.ProgressLine(total_steps=10, batch_size=8)
+  row = {"train/loss": 1.5, "train/accuracy": 0.25}
+  # Before the first step there is no clock that could stop.
+  line.pause()
+  now = 5.0
+  line.resume()
+  rates = []
+  for step in range(1, 5):
+    now += 2.0
+    rates.append(line.update(step, row))
+    line.pause()
+    now += 100.0
+    # A second call, as at the end of a run, does not start the pause anew.
+    line.pause()
+    now += 100.0
+    line.resume()
+  assert rates == [0, 4, 4, 4]
+
+
 def test_a_log_file_gets_few_lines(capsys):
   line = metrics.ProgressLine(total_steps=50, batch_size=8, interval=1e9)
   for step in range(1, 51):

@@ -91,23 +91,81 @@ def test_clips_by_the_global_norm():
 def test_decay_follows_the_name_rule():
   params = {
     "attention": {"relative_bias": 0, "query": {"kernel": 0, "bias": 0}},
-    "norm": {"scale": 0},
+    "scale_block": {"scale": 0, "kernel": 0},
     "head": {"kernel": 0},
   }
-  mask = optimizers.decay_mask(params, r"bias|scale")
+  mask = optimizers.decay_mask(params, ("bias", "scale"))
   assert mask == {
     "attention": {
-      "relative_bias": False,
+      "relative_bias": True,
       "query": {"kernel": True, "bias": False},
     },
-    "norm": {"scale": False},
+    "scale_block": {"scale": False, "kernel": True},
     "head": {"kernel": True},
   }
-  assert optimizers.decay_mask(params, "")["norm"]["scale"]
+  assert optimizers.decay_mask(params, ())["scale_block"]["scale"]
 
 
-def test_errors_name_the_field():
-  with pytest.raises(ValueError, match=r"optimizer.name='adan'.*adamw"):
-    create(name="adan")
-  with pytest.raises(ValueError, match=r"decay_exclude='\('"):
-    create(decay_exclude="(")
+def test_own_rules_must_take_something():
+  config = optimizers.default_config()
+  names = ["head/kernel"]
+  assert optimizers.group_by_rules(config, names)["decay_exclude"][""] == names
+  for field, value in (
+    ("decay_exclude", (*config.decay_exclude, "haed")),
+    ("learning_rate_rules", (("haed", 0.1),)),
+  ):
+    config = optimizers.default_config()
+    config[field] = value
+    with pytest.raises(ValueError, match=rf"{field} has 'haed'.* are head"):
+      optimizers.group_by_rules(config, names)
+
+
+def test_freezing_must_leave_something_and_take_something():
+  names = ["trunk/kernel", "head/kernel"]
+  groups = optimizers.group_frozen(lambda n: n.startswith("head"), names)
+  assert list(groups.values()) == [names[:1], names[1:]]
+  for which, trainable in (("every", False), ("no", True)):
+    with pytest.raises(ValueError, match=f"freezes {which} parameter"):
+      optimizers.group_frozen(lambda n, answer=trainable: answer, names)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (dict(name="adan"), r"optimizer.name='adan'.*adamw"),
+    (dict(decay_exclude=("(",)), r"decay_exclude has '\('"),
+    (dict(learning_rate_rules=(("a", -1.0),)), r"-1.0 for 'a'.*not negative"),
+    (dict(learning_rate_rules=(("a", np.nan),)), "nan for 'a'"),
+    (dict(learning_rate_rules=(("a", True),)), "True for 'a'"),
+    (dict(clip_norm=-1.0), r"optimizer.clip_norm=-1.0 must be a number in \["),
+    (dict(b1=1.0), r"optimizer.b1=1.0 must be a number in \[0, 1\)"),
+    (dict(eps=0.0), r"optimizer.eps=0.0 must be a number in \(0, inf\)"),
+    (dict(weight_decay=np.nan), "optimizer.weight_decay=nan"),
+    (dict(learning_rate=np.inf), "optimizer.learning_rate=inf"),
+    (dict(momentum=None), "optimizer.momentum=None"),
+  ],
+)
+def test_errors_name_the_field(fields, message):
+  with pytest.raises(ValueError, match=message):
+    create(**fields)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (dict(momentum=0.8), "momentum=0.8 does nothing .*'adamw': sgd, rmsprop"),
+    (dict(name="sgd", b1=0.8), "b1=0.8 does nothing .*: adamw, adam, lamb"),
+    (dict(name="lamb", rms_decay=0.8), "rms_decay=0.8 .*: rmsprop would"),
+    (dict(boundaries=("1 epochs",)), "boundaries=.*'cosine': stepwise"),
+    (
+      dict(schedule="stepwise", final_learning_rate=1e-5),
+      "final_learning_rate=1e-05 .*: cosine, linear, onecycle would use it",
+    ),
+  ],
+)
+def test_what_would_do_nothing_is_an_error(fields, message):
+  config = optimizers.default_config()
+  optimizers.check_unused(config)
+  config.update(fields)
+  with pytest.raises(ValueError, match=message):
+    optimizers.check_unused(config)

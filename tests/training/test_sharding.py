@@ -69,6 +69,19 @@ def test_rules_apply_to_parameters_and_what_repeats_their_paths():
 
 
 @pytest.mark.parametrize(
+  ("rules", "message"),
+  [
+    ([("kernal", (None, "model"))], "'kernal', which matches no .*are kernel"),
+    ([("(", (None, "model"))], "not a regular expression"),
+    ([("kernel",)], "not a pair"),
+  ],
+)
+def test_a_rule_that_takes_nothing_is_an_error(rules, message):
+  with pytest.raises(ValueError, match=f"sharding_rules.*{message}"):
+    specs({"kernel": shape(64, 256)}, create(2, 1, 2), rules)
+
+
+@pytest.mark.parametrize(
   "axes", [("model",), (None, "tensor"), ("model", None)]
 )
 def test_a_rule_that_does_not_fit_is_an_error(axes):

@@ -31,7 +31,6 @@ class Net(nn.Module):
 def get_config(**fields):
   config = ml_collections.ConfigDict(
     dict(
-      accumulation_steps=1,
       frozen_trunk=False,
       data=dict(image_size=SIZE, channels=3, mean=(0.4,) * 3, std=(0.3,) * 3),
       loss=dict(name="softmax", label_smoothing=0.1),
@@ -55,7 +54,7 @@ def make_batch(seed=0):
   }
 
 
-def make(config, model=None, tx=None):
+def make(config, model=None, tx=None, accumulation_steps=1):
   tx = tx or optax.sgd(0.1)
   task = classification.Classification(
     model or Net(), config, num_classes=CLASSES
@@ -66,7 +65,13 @@ def make(config, model=None, tx=None):
     jax.random.key(1),
     use_ema=config.ema.decay > 0,
   )
-  step = train_step.make_train_step(task, tx, lambda step: 0.1, config)
+  step = train_step.make_train_step(
+    task,
+    tx,
+    lambda step: 0.1,
+    config,
+    accumulation_steps=accumulation_steps,
+  )
   return state, jax.jit(step), task
 
 
@@ -106,7 +111,7 @@ def test_accumulation_gives_the_update_of_the_large_batch(n):
   batch = make_batch()
   tx = optax.adamw(0.01)
   state, step, _ = make(get_config(), tx=tx)
-  _, accumulating, _ = make(get_config(accumulation_steps=n), tx=tx)
+  _, accumulating, _ = make(get_config(), tx=tx, accumulation_steps=n)
   large, large_metrics = step(state, batch)
   small, small_metrics = accumulating(state, batch)
   assert_trees_close(small.params, large.params, rtol=2e-5, atol=1e-6)
@@ -117,7 +122,7 @@ def test_accumulation_moves_running_statistics_once():
   model = Net(batch_norm=True)
   batch = make_batch()
   state, step, _ = make(get_config(), model)
-  _, accumulating, _ = make(get_config(accumulation_steps=4), model)
+  _, accumulating, _ = make(get_config(), model, accumulation_steps=4)
   large, _ = step(state, batch)
   small, _ = accumulating(state, batch)
   # Means of equal parts average to the mean of the whole; variances do not.
@@ -133,7 +138,7 @@ def test_micro_batches_draw_different_dropout():
   model = Net(dropout=0.5)
   one_image = make_batch()
   one_image = {k: np.repeat(v[:1], BATCH, 0) for k, v in one_image.items()}
-  state, _, task = make(get_config(accumulation_steps=2), model)
+  state, _, task = make(get_config(), model)
   seen = []
 
   def loss(params, batch_stats, batch, key):
@@ -144,7 +149,11 @@ def test_micro_batches_draw_different_dropout():
 
   spy = types.SimpleNamespace(prepare=task.prepare, loss=loss)
   spied = train_step.make_train_step(
-    spy, optax.sgd(0.1), lambda step: 0.1, get_config(accumulation_steps=2)
+    spy,
+    optax.sgd(0.1),
+    lambda step: 0.1,
+    get_config(),
+    accumulation_steps=2,
   )
   with jax.disable_jit():
     spied(state, one_image)
@@ -191,10 +200,10 @@ def test_ema_warmup_is_tensorflows(t, decay):
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 1), (2, 1, 2)])
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_sharded_step_equals_the_step_on_one_device(sizes, n):
-  config = get_config(accumulation_steps=n, **{"mixing.mixup_alpha": 0.5})
+  config = get_config(**{"mixing.mixup_alpha": 0.5})
   model = Net(batch_norm=True)
   batch = make_batch()
-  state, step, _ = make(config, model)
+  state, step, _ = make(config, model, accumulation_steps=n)
   expected, expected_metrics = step(state, batch)
   mesh = sharding.create_mesh(
     ml_collections.ConfigDict(dict(zip(sharding.AXES, sizes, strict=True)))

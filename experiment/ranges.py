@@ -1,0 +1,34 @@
+"""Which values the numbers of a config may have.
+
+Those of `config.optimizer` stand in `training/optimizers.py`. What depends on
+more than one field is checked where it is used.
+"""
+
+from training.ranges import Number, OneOf
+
+RANGES = {
+  # JAX makes a key of 32 bits, and would take other seeds for one of these.
+  "seed": Number(0, 2**32 - 1, whole=True),
+  "dtype": OneOf(("float32", "bfloat16", "float16")),
+  "batch_size": Number(1, whole=True),
+  "eval_batch_size": Number(1, whole=True),
+  "accumulation_steps": Number(1, whole=True),
+  "loss.label_smoothing": Number(0, 1, below=True),
+  "mixing.mixup_alpha": Number(0),
+  "mixing.cutmix_alpha": Number(0),
+  "ema.decay": Number(0, 1, below=True),
+  "mesh.data": Number(-1, whole=True),
+  "mesh.fsdp": Number(-1, whole=True),
+  "mesh.model": Number(-1, whole=True),
+  "checkpoint.keep_last": Number(1, whole=True),
+  "data.image_size": Number(1, whole=True),
+  "data.channels": Number(1, 3, whole=True),
+  "data.mean": Number(-float("inf"), length=1),
+  "data.std": Number(0, above=True, length=1),
+  "data.num_threads": Number(0, whole=True),
+  "data.num_workers": Number(0, whole=True),
+  "data.fake.train_examples": Number(1, whole=True),
+  "data.fake.test_examples": Number(1, whole=True),
+  "data.fake.image_shape": Number(1, whole=True, length=3),
+  "data.fake.num_classes": Number(1, whole=True),
+}
