@@ -46,8 +46,9 @@ def evaluate(
 
   Returns:
     Means over the examples as Python floats, `examples`, their number,
-    `damaged`, how many images of this process were skipped, and of sums that
-    are arrays these sums.
+    `damaged`, how many images of this process were skipped, `unlabelled`, how
+    many were left out for want of a class, and of sums that are arrays these
+    sums.
 
   Raises:
     EvaluationInterrupted: if `should_stop()` became true.
@@ -66,16 +67,21 @@ def evaluate(
     pending = sums
   _add(totals, pending)
   weight = float(totals.pop("weight", 0.0))
+  unlabelled = int(totals.pop("unlabelled", 0))
   if not weight:
     raise ValueError(
       "The evaluation split has no usable example: it is empty, or all of its "
-      "records are damaged."
+      f"records are damaged or have no label that is a class ({unlabelled})."
     )
   means = {
     name: total if total.ndim else float(total / weight)
     for name, total in totals.items()
   }
-  return means | {"examples": int(weight), "damaged": damaged}
+  return means | {
+    "examples": int(weight),
+    "damaged": damaged,
+    "unlabelled": unlabelled,
+  }
 
 
 def _add(

@@ -62,11 +62,12 @@ def plot_predictions(
     panels, images, labels, probabilities, strict=False
   ):
     guess = int(p.argmax())
+    known = 0 <= label < len(class_names)  # Test splits may have -1.
     panel.imshow(image.squeeze(), cmap="gray")
     panel.set_title(
       f"{class_names[guess]} ({p[guess]:.0%})"
-      + ("" if guess == label else f"\nis {class_names[label]}"),
-      color="black" if guess == label else "red",
+      + (f"\nis {class_names[label]}" if known and guess != label else ""),
+      color="red" if known and guess != label else "black",
       fontsize=9,
     )
   figure.savefig(path, dpi=100)
