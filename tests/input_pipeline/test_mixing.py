@@ -146,17 +146,15 @@ def test_sharded_batch_gives_the_same(options):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", METHODS)
-@pytest.mark.parametrize("missing", [[2], [0, 7], [1, 2, 3, 4, 5, 6], [0], []])
-def test_missing_examples_are_passed_over(options, missing):
+@pytest.mark.parametrize("missing", [[2], [0], [0, 7], [1, 2, 3, 4, 5, 6]])
+def test_missing_examples_are_passed_over(missing):
   images, labels, mask = get_batch()
   mask[missing] = 0
   kept = mask > 0
-  expected = mix(
-    jax.random.key(0), images[kept], labels[kept], mask[kept], **options
-  )
+  key, options = jax.random.key(0), METHODS[0]
+  expected = mix(key, images[kept], labels[kept], mask[kept], **options)
   images[~kept], labels[~kept] = np.nan, np.nan
-  mixed = mix(jax.random.key(0), images, labels, mask, **options)
+  mixed = mix(key, images, labels, mask, **options)
   for a, b in zip(mixed, expected, strict=True):
     np.testing.assert_array_equal(a[kept], b)
 
