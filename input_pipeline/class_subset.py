@@ -7,13 +7,19 @@ import ml_collections
 import numpy as np
 
 from input_pipeline import source
+from input_pipeline.config import check_config
 from input_pipeline.source import Source
 
 
 def open_source(
   config: ml_collections.ConfigDict, split: str
 ) -> "Source | ClassSubset":
-  """Opens a split as `source.open_source`, with `config.classes` only."""
+  """Opens a split as `source.open_source`, with `config.classes` only.
+
+  Raises:
+    ValueError: as it does, or for a number in `config` that does not fit.
+  """
+  check_config(config)
   whole = source.open_source(config, split)
   return ClassSubset(whole, config.classes) if config.classes else whole
 

@@ -28,11 +28,10 @@ def color_jitter(
   Raises:
     ValueError: for negative numbers or a hue above 0.5.
   """
-  if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
-    raise ValueError(
-      f"brightness={brightness}, contrast={contrast}, saturation={saturation}"
-      f" and hue={hue} must not be negative, and hue not above 0.5."
-    )
+  images.check_number("brightness", brightness)
+  images.check_number("contrast", contrast)
+  images.check_number("saturation", saturation)
+  images.check_number("hue", hue, 0.5)
   enhancements = [
     (enhancement, strength)
     for enhancement, strength in (

@@ -3,6 +3,8 @@
 import ml_collections
 from ml_collections import config_dict
 
+from input_pipeline import decode, images
+
 
 def default_config() -> ml_collections.ConfigDict:
   """Handwritten digits, enlarged to 32x32 and slightly moved in training."""
@@ -42,3 +44,14 @@ def default_config() -> ml_collections.ConfigDict:
     )
   )
   return config
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises `ValueError` for numbers of which no pipeline can be made.
+
+  Transforms, splits and the data set itself are checked where they are made.
+  """
+  decode.check_channels(config.channels)
+  images.check_integer("image_size", config.image_size, 1)
+  images.check_integer("num_threads", config.num_threads, 0)
+  images.check_integer("num_workers", config.num_workers, 0)

@@ -45,6 +45,9 @@ def random_erasing(
     raise ValueError(f"fill is {fill!r}, but must be {' or '.join(FILLS)}.")
   if len(mean) != len(std):
     raise ValueError(f"mean={mean} and std={std} differ in length.")
+  for name, values in (("mean", mean), ("std", std)):
+    for value in values:
+      images.check_number(name, value)
   scales = np.array(std) * (fill == "noise")
 
   def apply(image, rng):

@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from input_pipeline import decode
+from input_pipeline import decode, images
 
 # Records repeat after this many (or after one of each class): encoding takes
 # longer than decoding, which is what a throughput is to show.
@@ -60,13 +60,13 @@ class FakeRecords:
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises `ValueError` for fields of which no data set can be made."""
   shape = tuple(config.image_shape)
-  if len(shape) != 3 or min(shape) < 1 or shape[2] not in (1, 3):
+  sizes = all(type(size) is int and size > 0 for size in shape)
+  if len(shape) != 3 or not sizes or shape[2] not in (1, 3):
     raise ValueError(
       f"fake.image_shape is {shape}, but must be (height, width, 1 or 3)."
     )
   for name in ("train_examples", "test_examples", "num_classes"):
-    if config[name] < 1:
-      raise ValueError(f"fake.{name} is {config[name]}, but must be positive.")
+    images.check_integer(f"fake.{name}", config[name], 1)
   if config.encoding not in ("png", "jpeg"):
     raise ValueError(
       f"fake.encoding is {config.encoding!r}, but must be png or jpeg."

@@ -17,8 +17,7 @@ _METHODS = {
 
 def shift(pixels: int = 4) -> images.Transform:
   """Moves the image by up to `pixels` each way; what enters is black."""
-  if pixels < 0:
-    raise ValueError(f"pixels is {pixels}, but it must not be negative.")
+  images.check_integer("pixels", pixels, 0)
 
   def apply(image, rng):
     height, width, _ = image.shape
@@ -49,11 +48,11 @@ def affine(
     method: of interpolation; what comes from outside the image is black.
   """
   images.check_size(size)
-  if min(rotate, shift, zoom) < 0 or zoom >= 1:
-    raise ValueError(
-      f"rotate={rotate}, shift={shift} and zoom={zoom} must not be negative,"
-      " and zoom must be less than 1."
-    )
+  images.check_number("rotate", rotate)
+  images.check_number("shift", shift)
+  images.check_number("zoom", zoom)
+  if zoom >= 1:
+    raise ValueError(f"zoom is {zoom}, but must be less than 1.")
   if method not in _METHODS:
     raise ValueError(f"method is {method!r}, but must be one of {[*_METHODS]}.")
 

@@ -4,6 +4,8 @@ Mixup: Zhang et al., https://arxiv.org/abs/1710.09412, equation 1.
 CutMix: Yun et al., https://arxiv.org/abs/1905.04899, equations 1 and 2.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +19,7 @@ def mix(
   mixup_alpha: float = 0.0,
   cutmix_alpha: float = 0.0,
   switch_probability: float = 0.5,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array]:
   """Mixes each example with the one before it in the batch.
 
   Both methods take `weight * x + (1 - weight) * partner` with a weight for
@@ -27,8 +29,9 @@ def mix(
   clipped at the border) the share 1 - lambda of the area, and 1 elsewhere, so
   the mean weight is recomputed from the clipped box.
 
-  The partner is a roll by one: in a shuffled batch it is as random as a
-  permutation, and shards of the batch exchange one example and no more.
+  In a shuffled batch the one before is as random as a permutation, and shards
+  of the batch exchange one example and no more. Examples that are not there are
+  passed over, so that the others are mixed as if they were a batch.
 
   Args:
     key: randomness of this batch.
@@ -40,7 +43,7 @@ def mix(
     switch_probability: of CutMix where both are on.
 
   Returns:
-    Mixed images, labels and mask. A mixture counts if both its parts do.
+    Mixed images and labels; what is masked may be anything.
 
   Raises:
     ValueError: for images of integers, unequal batches or a negative alpha.
@@ -49,7 +52,7 @@ def mix(
   height, width = images.shape[1:3]
   mixup_key, cutmix_key, switch_key = jax.random.split(key, 3)
   if not mixup_alpha and not cutmix_alpha:
-    return images, labels, mask
+    return images, labels
   if not cutmix_alpha:
     weights = _mixup_weights(mixup_key, mixup_alpha, height, width)
   elif not mixup_alpha:
@@ -63,9 +66,22 @@ def mix(
   pixel_weights = weights[None, :, :, None].astype(images.dtype)
   label_weight = weights.mean().astype(labels.dtype)
   return (
-    _blend(images, pixel_weights),
-    _blend(labels, label_weight),
-    mask * jnp.roll(mask, 1, axis=0),
+    _blend(images, _before(images, mask), pixel_weights),
+    _blend(labels, _before(labels, mask), label_weight),
+  )
+
+
+def _before(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """For each example the last one before it whose mask is not 0."""
+  present = mask > 0
+  # Twice the batch, so that what is before the first is looked for at the end.
+  rows = jnp.where(jnp.tile(present, 2), jnp.arange(2 * len(mask)), -1)
+  before = jax.lax.cummax(rows)[len(mask) - 1 : -1] % len(mask)
+  # Nearly always a roll will do, for which shards exchange one example.
+  return jax.lax.cond(
+    present.all(),
+    lambda: jnp.roll(x, 1, axis=0),
+    lambda: jnp.take(x, before, axis=0),
   )
 
 
@@ -97,9 +113,9 @@ def _random_interval(key: jax.Array, size: int, share: jax.Array) -> jax.Array:
   return inside.astype(jnp.float32)
 
 
-def _blend(x: jax.Array, weight: jax.Array) -> jax.Array:
-  """`x` and its neighbour in the batch."""
-  return weight * x + (1 - weight) * jnp.roll(x, 1, axis=0)
+def _blend(x: jax.Array, partner: jax.Array, weight: jax.Array) -> jax.Array:
+  """The sum of both, by weight."""
+  return weight * x + (1 - weight) * partner
 
 
 def _check(images, labels, mask, mixup_alpha, cutmix_alpha, switch_probability):
@@ -120,8 +136,10 @@ def _check(images, labels, mask, mixup_alpha, cutmix_alpha, switch_probability):
       f" {labels.shape[0]} and {mask.shape[0]}, but must be of one batch."
     )
   for name, alpha in dict(mixup=mixup_alpha, cutmix=cutmix_alpha).items():
-    if alpha < 0:
-      raise ValueError(f"{name}_alpha is {alpha}, but must be at least 0.")
+    if not 0 <= alpha < math.inf:
+      raise ValueError(
+        f"{name}_alpha is {alpha}, but must be finite and at least 0."
+      )
   if not 0 <= switch_probability <= 1:
     raise ValueError(
       f"switch_probability is {switch_probability}, but must be in [0, 1]."

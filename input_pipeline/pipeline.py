@@ -49,9 +49,7 @@ def present_classes(config: ml_collections.ConfigDict) -> np.ndarray:
   Reads all of its records once.
   """
   source = class_subset.open_source(config, config.eval_split)
-  present = np.zeros(len(source.class_names), bool)
-  present[source.read_labels()] = True
-  return present
+  return np.isin(np.arange(len(source.class_names)), source.read_labels())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +214,7 @@ def eval_batches(
     An iterable of dicts as `train_iterator` has them, and index int32
     `[local_batch]`, the example's position in the split. Padding has index -1
     and mask 0. Of images with many labels, label is uint8 `[local_batch,
-    classes]` with ones there, and mask is 0 where it has none. It can be
+    classes]` with ones there, none where no label is a class. It can be
     iterated again.
 
   Raises:
@@ -241,9 +239,6 @@ def _prefetch(
   dataset: grain.MapDataset, config: ml_collections.ConfigDict
 ) -> grain.IterDataset:
   """Reads ahead, in threads and, if so configured, in processes."""
-  for name in ("num_threads", "num_workers"):
-    if config[name] < 0:
-      raise ValueError(f"{name} is {config[name]}, but must not be negative.")
   batches = dataset.to_iter_dataset(
     grain.ReadOptions(
       num_threads=config.num_threads,

@@ -77,13 +77,9 @@ def rand_augment(
   ]
   if not chosen:
     raise ValueError(f"exclude={exclude!r} leaves no operation.")
-  if not isinstance(layers, int) or layers < 0:
-    raise ValueError(f"layers is {layers!r}, but it must be an int from 0 on.")
-  if magnitude < 0 or magnitude_std < 0:
-    raise ValueError(
-      f"magnitude={magnitude} and magnitude_std={magnitude_std} must not be"
-      " negative."
-    )
+  images.check_integer("layers", layers, 0)
+  images.check_number("magnitude", magnitude)
+  images.check_number("magnitude_std", magnitude_std)
   strength = tf_operations.Strength(100, 40, increasing)
 
   def apply(image, rng):

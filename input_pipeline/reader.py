@@ -35,7 +35,6 @@ class Reader:
     Raises:
       ValueError: if the transform or its result does not fit the config.
     """
-    decode.check_channels(config.channels)
     self.num_examples = len(source)
     self._source = source
     self._num_labels = len(source.class_names) if source.many_labels else 0
@@ -77,13 +76,10 @@ class Reader:
         ) from error
       logging.warning("%s", message)
       return self._blank() | {"damaged": np.True_}
-    label = self._encode(record["label"])
-    # Of many labels there may be none, and then nothing can be right.
-    known = not self._num_labels or label.any()
     return {
       "image": pixels,
-      "label": label,
-      "mask": np.float32(known),
+      "label": self._encode(record["label"]),
+      "mask": np.float32(1),
       "damaged": np.False_,
     }
 
@@ -105,6 +101,5 @@ class Reader:
   def _encode(self, label: Any) -> np.ndarray:
     if not self._num_labels:
       return np.int32(label)
-    is_label = np.zeros(self._num_labels, np.uint8)
-    is_label[label] = 1
-    return is_label
+    # Neither -1 nor any other number that is no class.
+    return np.isin(np.arange(self._num_labels), label).astype(np.uint8)

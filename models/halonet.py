@@ -12,9 +12,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from models import halonet_blocks, layers
+from models import halonet_blocks, layers, normalization
+from models.backbone import Backbone
 
 Dtype = layers.Dtype
 
@@ -31,7 +31,7 @@ CHOICES = {
 BLOCKS = ("conv", "halo", "global")
 
 
-class HaloNet(nn.Module):
+class HaloNet(Backbone):
   """HaloNet and its hybrids, from an image to logits or a feature pyramid.
 
   Attributes:
@@ -75,12 +75,8 @@ class HaloNet(nn.Module):
     dropout_rate: probability of dropping a channel before the logits.
     num_classes: number of logits; if 0, `model.apply` gives the mean of the
       last feature map.
-    remat: whether the backward pass computes each block again instead of
-      keeping its activations.
     attention_implementation: which implementation of the attention runs, see
       `attention.kernels.dispatch`.
-    dtype: dtype of the computation; statistics, softmax and logits are float32.
-    param_dtype: dtype of the parameters.
   """
 
   layout: tuple[tuple[str, ...], ...] = (("halo",) * 3,) * 4
@@ -108,13 +104,8 @@ class HaloNet(nn.Module):
   activation: str = "relu"
   image_size: int = 256
   batch_norm_momentum: float = 0.9
-  stochastic_depth_rate: float = 0.0
   dropout_rate: float = 0.0
-  num_classes: int = 1000
-  remat: bool = False
   attention_implementation: str = "auto"
-  dtype: Dtype = jnp.float32
-  param_dtype: Dtype = jnp.float32
 
   def setup(self):
     self._check_fields()
@@ -128,15 +119,6 @@ class HaloNet(nn.Module):
     self.head = layers.Head(
       self.num_classes, self.dropout_rate, self.dtype, self.param_dtype
     )
-
-  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-    """Maps images [batch, height, width, channels] to logits [batch, classes].
-
-    Raises:
-      ValueError: if `x` is no such array of floating point, or if a "global"
-        block has positions for another size.
-    """
-    return self.classify(self.features(x, train=train), train=train)
 
   def features(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
     """Returns the feature maps of stem and stages: strides 2, 4, 8, ...
@@ -186,9 +168,9 @@ class HaloNet(nn.Module):
   @property
   def _conv(self) -> functools.partial:
     """Makes a convolution, its normalisation and activation, given a width."""
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = self.dtypes
     batch_norm = functools.partial(
-      nn.BatchNorm,
+      normalization.BatchNorm,
       momentum=self.batch_norm_momentum,
       epsilon=BATCH_NORM_EPSILON,
       **dtypes,
@@ -208,7 +190,7 @@ class HaloNet(nn.Module):
     block_class = halonet_blocks.Block
     if self.remat:
       block_class = nn.remat(block_class, static_argnums=(2,))
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = self.dtypes
     stages, stride = [], 2 if self.stem == "conv3" else 4
     for i, kinds in enumerate(self.layout):
       stride *= self.strides[i]

@@ -7,7 +7,6 @@ are equal to the official TensorFlow graph.
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,16 +14,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import layers, token_mixers
+from models import layers, normalization
+from models.backbone import Backbone
+from models.maxvit_blocks import KERNEL_INIT, Block, LayerNorm
 
 Dtype = layers.Dtype
 
-KERNEL_INIT = nn.initializers.normal(0.02)
 BATCH_NORM_EPSILON = 1e-3
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5)
 
 
-class MaxViT(nn.Module):
+class MaxViT(Backbone):
   """MaxViT, from an image to logits or to a pyramid of feature maps.
 
   Attributes:
@@ -46,12 +45,8 @@ class MaxViT(nn.Module):
       after the last one would be dropped; it grows linearly from 0.
     num_classes: number of logits; if 0, `model.apply` gives the normalised mean
       of the last feature map.
-    remat: whether the backward pass computes each block again instead of
-      keeping its activations.
     attention_implementation: which implementation of the attention runs, see
       `attention.kernels.dispatch`.
-    dtype: dtype of the computation; statistics, softmax and logits are float32.
-    param_dtype: dtype of the parameters.
   """
 
   stem_widths: tuple[int, int] = (64, 64)
@@ -64,30 +59,17 @@ class MaxViT(nn.Module):
   expansion: int = 4
   squeeze_ratio: float = 0.25
   batch_norm_momentum: float = 0.99
-  stochastic_depth_rate: float = 0.0
-  num_classes: int = 1000
-  remat: bool = False
   attention_implementation: str = "auto"
-  dtype: Dtype = jnp.float32
-  param_dtype: Dtype = jnp.float32
 
   def setup(self):
     if len(self.depths) != len(self.widths):
       raise ValueError(
         f"depths is {self.depths}; widths {self.widths} need one depth each"
       )
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = self.dtypes
     self.stem = Stem(self.stem_widths, self._batch_norm, **dtypes)
     self.stage = self._stages()
     self.head = Head(self.num_classes, **dtypes)
-
-  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-    """Maps images [batch, height, width, channels] to logits [batch, classes].
-
-    Raises:
-      ValueError: if windows would not tile the feature maps of such images.
-    """
-    return self.classify(self.features(x, train=train), train=train)
 
   def classify(
     self, maps: list[jax.Array], *, train: bool = False
@@ -143,7 +125,7 @@ class MaxViT(nn.Module):
   @property
   def _batch_norm(self) -> functools.partial:
     return functools.partial(
-      nn.BatchNorm,
+      normalization.BatchNorm,
       momentum=self.batch_norm_momentum,
       epsilon=BATCH_NORM_EPSILON,
       dtype=self.dtype,
@@ -194,165 +176,6 @@ class Stem(nn.Module):
     x = self.batch_norm(use_running_average=not train, name="norm_0")(x)
     x = conv(self.widths[1], name="conv_1")(nn.gelu(x))
     return layers.tap(self, "hidden_state", x)
-
-
-class Block(nn.Module):
-  """The layers of `layout`, by default MBConv, block and grid attention."""
-
-  width: int
-  stride: int
-  layout: tuple[str, ...]
-  head_dim: int
-  window_size: int
-  bias_table_window: int | None
-  attention_implementation: str
-  expansion: int
-  squeeze_ratio: float
-  batch_norm: functools.partial
-  stochastic_depth_rate: float
-  dtype: Dtype
-  param_dtype: Dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    stride, seen = self.stride, Counter()
-    if "mbconv" not in self.layout:
-      x = Shortcut(self.width, stride, name="shortcut", **dtypes)(x)
-    for kind in self.layout:
-      name = f"{kind}_{seen[kind]}" if seen[kind] else kind
-      seen[kind] += 1
-      if kind == "mbconv":
-        x = MBConv(
-          self.width,
-          stride,
-          self.expansion,
-          self.squeeze_ratio,
-          self.batch_norm,
-          self.stochastic_depth_rate,
-          name=name,
-          **dtypes,
-        )(x, train)
-        stride = 1
-      else:
-        x = self._transformer_layer(kind, name)(x, train)
-    return layers.tap(self, "hidden_state", x)
-
-  def _transformer_layer(self, kind: str, name: str) -> "TransformerLayer":
-    offered = {
-      "head_dim": self.head_dim,
-      "window_size": self.window_size,
-      "bias_table_window": self.bias_table_window,
-      "implementation": self.attention_implementation,
-      "kernel_init": KERNEL_INIT,
-      "dtype": self.dtype,
-      "param_dtype": self.param_dtype,
-    }
-    return TransformerLayer(
-      functools.partial(token_mixers.create, kind, offered),
-      self.expansion,
-      self.stochastic_depth_rate,
-      self.dtype,
-      self.param_dtype,
-      name=name,
-    )
-
-
-class MBConv(nn.Module):
-  """Inverted bottleneck with squeeze-excite, normalised before and within."""
-
-  width: int
-  stride: int
-  expansion: int
-  squeeze_ratio: float
-  batch_norm: functools.partial
-  stochastic_depth_rate: float
-  dtype: Dtype
-  param_dtype: Dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    options = {"kernel_init": KERNEL_INIT, **dtypes}
-    norm = functools.partial(self.batch_norm, use_running_average=not train)
-    hidden = self.expansion * self.width
-    # A 1 x 1 convolution is a dense layer, and faster as one.
-    y = norm(name="pre_norm")(x)
-    y = layers.Dense(hidden, use_bias=False, name="expand_conv", **options)(y)
-    y = nn.gelu(norm(name="expand_norm")(y))
-    y = layers.DepthwiseConv(
-      stride=self.stride, name="depthwise_conv", **options
-    )(y)
-    y = nn.gelu(norm(name="depthwise_norm")(y))
-    y = layers.SqueezeExcite(
-      round(self.squeeze_ratio * self.width), nn.silu, name="se", **options
-    )(y)
-    y = layers.Dense(self.width, name="shrink_conv", **options)(y)
-    y = layers.StochasticDepth(self.stochastic_depth_rate)(y, train)
-    return Shortcut(self.width, self.stride, name="shortcut", **dtypes)(x) + y
-
-
-class Shortcut(nn.Module):
-  """The identity, but for the stride and for a change of width."""
-
-  width: int
-  stride: int
-  dtype: Dtype
-  param_dtype: Dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    if self.stride == 2:
-      x = layers.average_pool(x)
-    if x.shape[-1] == self.width:
-      return x
-    return layers.Dense(
-      self.width,
-      kernel_init=KERNEL_INIT,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name="conv",
-    )(x)
-
-
-class TransformerLayer(nn.Module):
-  """A token mixer and a feed-forward layer, each normalised and residual."""
-
-  token_mixer: functools.partial
-  expansion: int
-  stochastic_depth_rate: float
-  dtype: Dtype
-  param_dtype: Dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    drop = functools.partial(layers.StochasticDepth, self.stochastic_depth_rate)
-    y = LayerNorm(name="attention_norm", **dtypes)(x)
-    y = self.token_mixer(name="attention")(y)
-    x += drop()(y, train)
-    y = LayerNorm(name="ffn_norm", **dtypes)(x)
-    y = FeedForward(self.expansion * x.shape[-1], name="ffn", **dtypes)(y)
-    return x + drop()(y, train)
-
-
-class FeedForward(nn.Module):
-  """Dense, GELU, dense."""
-
-  hidden_width: int
-  dtype: Dtype
-  param_dtype: Dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    dense = functools.partial(
-      layers.Dense,
-      kernel_init=KERNEL_INIT,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-    )
-    y = nn.gelu(dense(self.hidden_width, name="expand")(x))
-    return dense(x.shape[-1], name="shrink")(y)
 
 
 class Head(nn.Module):

@@ -14,9 +14,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from models import layers, resnet_rs_scaling
+from models import layers, normalization, resnet_rs_scaling
+from models.backbone import Backbone
 
 Dtype = layers.Dtype
 
@@ -32,7 +32,7 @@ CHOICES = {
 }
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
   """A residual network, from an image to logits or to a feature pyramid.
 
   Attributes:
@@ -66,10 +66,6 @@ class ResNet(nn.Module):
     dropout_rate: probability of dropping a channel before the logits.
     num_classes: number of logits; if 0, `model.apply` gives the mean of the
       last feature map.
-    remat: whether the backward pass computes each block again instead of
-      keeping its activations.
-    dtype: dtype of the computation; statistics and logits are float32.
-    param_dtype: dtype of the parameters.
   """
 
   depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -83,13 +79,8 @@ class ResNet(nn.Module):
   padding: str = "symmetric"
   batch_norm_momentum: float = 0.0
   zero_last_scale: bool = True
-  stochastic_depth_rate: float = 0.0
   stochastic_depth_rule: str = "stage"
   dropout_rate: float = 0.0
-  num_classes: int = 1000
-  remat: bool = False
-  dtype: Dtype = jnp.float32
-  param_dtype: Dtype = jnp.float32
 
   def setup(self):
     self._check_fields()
@@ -103,16 +94,6 @@ class ResNet(nn.Module):
     self.head = layers.Head(
       self.num_classes, self.dropout_rate, self.dtype, self.param_dtype
     )
-
-  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-    """Maps images [batch, height, width, channels] to logits [batch, classes].
-
-    Any height and width will do.
-
-    Raises:
-      ValueError: if `x` is no such array of floating point.
-    """
-    return self.classify(self.features(x, train=train), train=train)
 
   def classify(
     self, maps: list[jax.Array], *, train: bool = False
@@ -180,9 +161,9 @@ class ResNet(nn.Module):
   @property
   def _conv(self) -> functools.partial:
     """Makes a convolution with its normalisation, given width and size."""
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = self.dtypes
     batch_norm = functools.partial(
-      nn.BatchNorm,
+      normalization.BatchNorm,
       momentum=self.batch_norm_momentum,
       epsilon=BATCH_NORM_EPSILON,
       **dtypes,

@@ -13,22 +13,22 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from models import layers, token_mixers
+from models import layers, normalization, token_mixers
+from models.backbone import Backbone
 
 Dtype = layers.Dtype
 
 # Of the convolutions and stages; PyTorch's default within blocks.
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
-BlockNorm = functools.partial(nn.LayerNorm, epsilon=1e-5)
+LayerNorm = functools.partial(normalization.LayerNorm, epsilon=1e-6)
+BlockNorm = functools.partial(normalization.LayerNorm, epsilon=1e-5)
 BATCH_NORM_EPSILON = 1e-5
 KERNEL_INIT = nn.initializers.truncated_normal(0.02)
 LAYER_SCALE = 1e-6
 gelu = functools.partial(nn.gelu, approximate=False)
 
 
-class UHaloNet(nn.Module):
+class UHaloNet(Backbone):
   """U-HaloNet, from an image of any size to logits or a feature pyramid.
 
   Where blocks do not tile a feature map the zeros around it are keys as well;
@@ -51,12 +51,8 @@ class UHaloNet(nn.Module):
       block are dropped; it grows linearly from 0 in the first.
     num_classes: number of logits; if 0, `model.apply` gives the mean of the
       last convolution.
-    remat: whether the backward pass computes each block again instead of
-      keeping its activations.
     attention_implementation: which implementation of the attention runs, see
       `attention.kernels.dispatch`.
-    dtype: dtype of the computation; statistics, softmax and logits are float32.
-    param_dtype: dtype of the parameters.
   """
 
   widths: tuple[int, ...] = (96, 192, 384, 768)
@@ -69,25 +65,20 @@ class UHaloNet(nn.Module):
   expansion: int = 4
   final_ratio: float = 1.5
   batch_norm_momentum: float = 0.9
-  stochastic_depth_rate: float = 0.0
-  num_classes: int = 1000
-  remat: bool = False
   attention_implementation: str = "auto"
-  dtype: Dtype = jnp.float32
-  param_dtype: Dtype = jnp.float32
 
   def setup(self):
     if len(self.depths) != len(self.widths):
       raise ValueError(
         f"depths is {self.depths}; widths {self.widths} need one depth each"
       )
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = self.dtypes
     self.stem = Stem(self.widths[0], **dtypes)
     self.stage = self._stages(dtypes)
     self.final_conv = layers.ConvNorm(
       int(self.final_ratio * self.widths[-1]),
       batch_norm=functools.partial(
-        nn.BatchNorm,
+        normalization.BatchNorm,
         momentum=self.batch_norm_momentum,
         epsilon=BATCH_NORM_EPSILON,
         **dtypes,
@@ -99,14 +90,6 @@ class UHaloNet(nn.Module):
     self.head = layers.Head(
       self.num_classes, dropout_rate=0.0, kernel_init=KERNEL_INIT, **dtypes
     )
-
-  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-    """Maps images [batch, height, width, channels] to logits [batch, classes].
-
-    Raises:
-      ValueError: if `x` is no such array of floating point.
-    """
-    return self.classify(self.features(x, train=train), train=train)
 
   def classify(
     self, maps: list[jax.Array], *, train: bool = False

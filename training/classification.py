@@ -23,7 +23,9 @@ class Classification:
 
   A task is what `training.train_step` and `training.evaluation` know of a job:
   `init`, `prepare`, `loss` and `evaluate`. All its sums are over examples with
-  mask 1, so that padding and damaged records weigh nothing.
+  mask 1, so that padding and damaged records weigh nothing. Nor do images whose
+  label is no class, as -1 in the test splits of competitions: `_masked` takes
+  them out, and they are summed as "unlabelled".
   """
 
   def __init__(
@@ -70,14 +72,17 @@ class Classification:
         `[batch]`, mask float32 `[batch]`.
 
     Returns:
-      image, target `[batch, classes]`, label and mask.
+      image, target `[batch, classes]`, label, mask and unlabelled.
     """
-    images = self.normalize(batch["image"])
-    targets = jax.nn.one_hot(batch["label"], self.num_classes)
+    batch = self._masked(batch)
     mask = batch["mask"]
+    images = self.normalize(batch["image"])
+    # Whatever is there, as NaN times a gradient of 0 is NaN.
+    images = jnp.where(mask[:, None, None, None] > 0, images, 0)
+    targets = jax.nn.one_hot(batch["label"], self.num_classes)
     mix = self.config.mixing
     if mix.mixup_alpha or mix.cutmix_alpha:
-      images, targets, mask = mixing.mix(
+      images, targets = mixing.mix(
         key,
         images,
         targets,
@@ -91,6 +96,20 @@ class Classification:
       # Of a mixture, the class that has the larger share.
       "label": targets.argmax(-1),
       "mask": mask,
+      "unlabelled": batch["unlabelled"],
+    }
+
+  def _masked(self, batch: Batch) -> Batch:
+    """Takes out what has no class; unlabelled `[batch]` is 1 for that."""
+    label, mask = batch["label"], batch["mask"]
+    if label.ndim == 1:
+      known = (label >= 0) & (label < self.num_classes)
+    else:
+      known = (label > 0).any(-1)
+    return {
+      **batch,
+      "mask": jnp.where(known, mask, 0),
+      "unlabelled": jnp.where(known, 0, mask),
     }
 
   def loss(
@@ -108,14 +127,15 @@ class Classification:
         jax.lax.stop_gradient(variables), inputs, method="features"
       )
       method = "classify"
-    logits, new = self.model.apply(
-      variables,
-      inputs,
-      train=True,
-      method=method,
-      rngs={"dropout": key},
-      mutable=["batch_stats"],
-    )
+    with _masked_statistics(batch["mask"]):
+      logits, new = self.model.apply(
+        variables,
+        inputs,
+        train=True,
+        method=method,
+        rngs={"dropout": key},
+        mutable=["batch_stats"],
+      )
     sums = self._sums(logits, batch)
     return sums["loss"], (new.get("batch_stats", {}), sums)
 
@@ -146,9 +166,10 @@ class Classification:
         (arXiv 2006.07159).
 
     Returns:
-      Sums over the examples with mask 1: weight, their number; loss, which for
-      several labels is that of equal shares; accuracy; and accuracy_top5, if
-      there are more classes.
+      Sums over the examples with mask 1: weight, the number of those with a
+      class, and unlabelled, of those without; loss, which for several labels is
+      that of equal shares; accuracy; and accuracy_top5, if there are more
+      classes.
     """
     sums = self.evaluate_classes(variables, batch)
     # Unused, so that jit leaves them out.
@@ -169,6 +190,7 @@ class Classification:
       batch: as for `evaluate`.
       among: bool [classes], those that the model may choose; all if None.
     """
+    batch = self._masked(batch)
     logits = self.model.apply(
       variables, self.normalize(batch["image"]), train=False
     )
@@ -204,6 +226,7 @@ class Classification:
     # `where`, since a padded row may be infinite and 0 * inf is NaN.
     sums = {
       "weight": mask.sum(),
+      "unlabelled": batch["unlabelled"].sum(),
       "loss": jnp.where(mask > 0, loss * mask, 0).sum(),
       "accuracy": (mask * (rank < 1)).sum(),
     }
@@ -233,3 +256,24 @@ def _check_pixel_statistics(data: ml_collections.ConfigDict) -> None:
         f"data.{field}={data[field]} does not fit data.channels="
         f"{data.channels}: give one {number}, or one for each channel."
       )
+
+
+def _masked_statistics(mask: jax.Array) -> Any:
+  """A context in which batch norms of any model leave out what is masked.
+
+  Args:
+    mask: float `[batch]`, 0 for examples that move no statistics.
+  """
+  # Statistics of nothing would be NaN; a batch of nothing has no weight.
+  counted = jnp.where(mask.any(), mask, 1)
+
+  def add_mask(call, args, kwargs, context):
+    # Here and not in each signature from the model down to the layer: nothing
+    # between them has to know.
+    called = context.method_name == "__call__"
+    if called and isinstance(context.module, nn.BatchNorm):
+      shape = (-1,) + (1,) * (args[0].ndim - 1)
+      kwargs = {**kwargs, "mask": counted.reshape(shape)}
+    return call(*args, **kwargs)
+
+  return nn.intercept_methods(add_mask)

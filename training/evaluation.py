@@ -51,8 +51,9 @@ def evaluate(
 
   Returns:
     Means over the examples as Python floats, `examples`, their number,
-    `damaged`, how many images were skipped on all processes together, and of
-    sums that are arrays these sums.
+    `damaged`, how many images were skipped on all processes together,
+    `unlabelled`, how many were left out for want of a class, and of sums that
+    are arrays these sums.
 
   Raises:
     EvaluationInterrupted: if `should_stop()` became true.
@@ -71,11 +72,13 @@ def evaluate(
     pending = sums
   _add(totals, pending)
   weight = float(totals.pop("weight", 0.0))
-  counts = {"examples": int(weight), "damaged": int(totals.pop("damaged", 0))}
+  counts = {"examples": int(weight)}
+  for name in ("damaged", "unlabelled"):
+    counts[name] = int(totals.pop(name, 0))
   if not weight:
     raise ValueError(
       "The evaluation split has no usable example: it is empty, or all of its "
-      "records are damaged."
+      f"records are damaged or have no label that is a class ({counts['unlabelled']})."
     )
   means = {
     name: total if total.ndim else float(total / weight)

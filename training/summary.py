@@ -69,11 +69,12 @@ def finish(
 
 def describe_evaluation(result: dict[str, float]) -> str:
   """ "accuracy 98.06 %, loss 0.0812 on 360 examples"."""
-  damaged = result.get("damaged", 0)
+  damaged, unlabelled = (result.get(k, 0) for k in ("damaged", "unlabelled"))
   return (
     f"accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f} "
     f"on {result['examples']} examples"
     + (f", {damaged} damaged ones left out" if damaged else "")
+    + (f", {unlabelled} without a class left out" if unlabelled else "")
   )
 
 

@@ -30,7 +30,8 @@ def make_train_step(
   that a scan walks through; gradients and metrics are sums over examples,
   divided once by the weight of the whole batch, so the update is that of the
   large batch. Batch normalisation normalises within each micro-batch, and its
-  running statistics move once, by the mean of the micro-batches' statistics.
+  running statistics move once, by the mean of the micro-batches' statistics,
+  weighted by their numbers of examples.
 
   Args:
     task: `prepare` and `loss` as in `training.classification`.
@@ -41,7 +42,8 @@ def make_train_step(
 
   Returns:
     The step. Metrics are float32 scalars: means over the batch's examples,
-    `learning_rate`, and the global norms `grad_norm` and `param_norm`.
+    `unlabelled`, how many were left out for want of a class, `learning_rate`,
+    and the global norms `grad_norm` and `param_norm`.
   """
   n = accumulation_steps
 
@@ -56,16 +58,25 @@ def make_train_step(
       loss, aux = task.loss(params, state.batch_stats, micro_batch, key)
       return loss / weight, aux
 
-    grad_fn = jax.grad(mean_loss, has_aux=True)
-    if n == 1:
-      grads, (batch_stats, sums) = grad_fn(state.params, batch, model_key)
-    else:
-      grads, (batch_stats, sums) = _accumulate(
-        lambda micro, key: grad_fn(state.params, micro, key),
-        _split(batch, n),
-        jax.random.split(model_key, n),
+    def gradient(micro_batch, key):
+      grads, (batch_stats, sums) = jax.grad(mean_loss, has_aux=True)(
+        state.params, micro_batch, key
       )
-      batch_stats = jax.tree.map(lambda x: x / n, batch_stats)
+      share = sums["weight"] / weight
+      return grads, jax.tree.map(lambda x: x * share, batch_stats), sums
+
+    if n == 1:
+      grads, batch_stats, sums = gradient(batch, model_key)
+    else:
+      grads, batch_stats, sums = _accumulate(
+        gradient, _split(batch, n), jax.random.split(model_key, n)
+      )
+    # Where there was no example at all statistics stay what they are.
+    batch_stats = jax.tree.map(
+      lambda new, old: jnp.where(sums["weight"] > 0, new, old),
+      batch_stats,
+      state.batch_stats,
+    )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -77,8 +88,10 @@ def make_train_step(
         state.step,
         warmup=config.ema.warmup,
       )
+    unlabelled = sums.pop("unlabelled")
     metrics = {k: v / weight for k, v in sums.items() if k != "weight"}
     metrics |= {
+      "unlabelled": unlabelled,
       "learning_rate": schedule(state.step),
       "grad_norm": optax.tree.norm(grads),
       "param_norm": optax.tree.norm(params),

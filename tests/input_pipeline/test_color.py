@@ -129,10 +129,10 @@ def test_three_augment_is_each_of_three_a_third_of_the_time():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (dict(brightness=-1), "brightness=-1"),
-    (dict(contrast=-1), "contrast=-1"),
-    (dict(saturation=-1), "saturation=-1"),
-    (dict(hue=0.6), "hue not above 0.5"),
+    (dict(brightness=-1), "brightness is -1, but must be a number from 0"),
+    (dict(contrast=-1), "contrast is -1"),
+    (dict(saturation=-1), "saturation is -1"),
+    (dict(hue=0.6), "hue is 0.6, but must be a number from 0 to 0.5"),
   ],
 )
 def test_faults(options, message):

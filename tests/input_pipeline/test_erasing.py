@@ -80,6 +80,8 @@ def test_what_fits_nowhere_is_left_out():
     (dict(ratio=(0, 1)), "ratio is"),
     (dict(fill="black"), "fill is 'black', but must be noise or mean"),
     (dict(mean=(0.5,)), "differ in length"),
+    (dict(std=(0.1, -0.1, 0.1)), "std is -0.1, but must be a number from 0"),
+    (dict(area=(0.1, 0.2, 0.3)), "area is"),
   ],
 )
 def test_faults(options, message):

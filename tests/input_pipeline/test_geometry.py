@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -92,7 +94,11 @@ def test_flip_mirrors_half_of_the_time():
   ("operation", "options", "message"),
   [
     (geometry.shift, dict(pixels=-1), "pixels is -1"),
-    (geometry.affine, dict(size=8, rotate=-1), "rotate=-1"),
+    (geometry.shift, dict(pixels=1.5), "pixels is 1.5"),
+    (geometry.affine, dict(size=8, rotate=-1), "rotate is -1"),
+    (geometry.affine, dict(size=8, rotate=math.inf), "rotate is inf"),
+    (geometry.affine, dict(size=8, shift=-1), "shift is -1, but must be a num"),
+    (geometry.affine, dict(size=8, zoom=-0.1), "zoom is -0.1"),
     (geometry.affine, dict(size=8, zoom=1.0), "less than 1"),
     (geometry.affine, dict(size=8, method="cubic"), "bilinear"),
     (geometry.flip, dict(probability=2), "probability is 2"),

@@ -33,7 +33,7 @@ def test_batches(config):
   assert joined["label"].dtype == np.uint8
   labels = [[1, 0], [0, 0], [1, 1], [0, 1], [0, 0], [1, 1]]
   np.testing.assert_array_equal(joined["label"][:6], labels)
-  np.testing.assert_array_equal(joined["mask"][:6], [1, 0, 1, 1, 0, 1])
+  np.testing.assert_array_equal(joined["mask"], [1] * 10 + [0] * 2)
   np.testing.assert_array_equal(joined["index"], [*range(10), -1, -1])
   # What has no label is not damaged.
   assert not joined["damaged"].any()
@@ -51,7 +51,7 @@ def test_right_is_any_of_them(config):
     for guess, labels in zip(probabilities.argmax(-1), labels, strict=True)
     if labels
   ]
-  assert result["examples"] == 7
+  assert (result["examples"], result["unlabelled"]) == (7, 3)
   assert result["accuracy"] == pytest.approx(np.mean(right))
   losses = [
     -np.mean([np.log(p[label]) for label in labels])
@@ -71,15 +71,17 @@ def test_the_best_of_them_is_ranked(config):
     "image": rng.integers(0, 256, (40, 16, 16, 3), np.uint8),
     "label": (rng.random((40, 10)) < 0.15).astype(np.uint8),
   }
-  batch["mask"] = batch["label"].any(-1).astype(np.float32)
-  assert 0 < batch["mask"].sum() < 40
+  labelled = batch["label"].any(-1)
+  assert 0 < labelled.sum() < 40
+  batch["mask"] = np.ones(40, np.float32)
   sums = jax.jit(task.evaluate_classes)(variables, batch)
   best = np.argsort(-task.predict(variables, batch["image"]), -1)
   hits = np.take_along_axis(batch["label"], best, -1)
-  assert sums["weight"] == batch["mask"].sum()
+  assert sums["weight"] == labelled.sum()
+  assert sums["unlabelled"] == 40 - labelled.sum()
   assert sums["accuracy"] == hits[:, 0].sum()
   assert sums["accuracy_top5"] == hits[:, :5].any(-1).sum()
-  examples = (batch["label"] * batch["mask"][:, None]).sum(0)
+  examples = batch["label"].sum(0)
   np.testing.assert_array_equal(sums["class_examples"], examples)
 
 

@@ -315,6 +315,15 @@ def test_damaged_image_can_be_skipped(damaged_config, caplog):
     (dict(num_workers=-1), {}, "num_workers is -1"),
     (dict(num_threads=-1), {}, "num_threads is -1"),
     (dict(channels=4), {}, "channels is 4"),
+    (dict(image_size=0), {}, "image_size is 0, but it must be an int"),
+    # Before all records are read for their labels.
+    (dict(num_threads=-1, classes=(77,)), {}, "num_threads is -1"),
+    (
+      {"name": "fake", "fake.num_classes": 0},
+      {},
+      "fake.num_classes is 0, but it must be an int of at least 1",
+    ),
+    ({"name": "fake", "fake.image_shape": (8, 0, 3)}, {}, "fake.image_shape"),
     (dict(train_split="train[:0]"), {}, "no examples"),
     (dict(train_transform="resize(16)"), {}, r"end it with resize\(\)"),
     (dict(train_transform="rezise"), {}, "train_transform: 'rezise' is no"),
@@ -322,7 +331,7 @@ def test_damaged_image_can_be_skipped(damaged_config, caplog):
   ],
 )
 def test_faults(config, fields, options, message):
-  config.update(fields)
+  config.update_from_flattened_dict(fields)
   options = dict(seed=0, global_batch_size=12) | options
   with pytest.raises(ValueError, match=message):
     input_pipeline.train_iterator(config, **options)

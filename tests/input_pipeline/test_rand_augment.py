@@ -151,8 +151,8 @@ def test_operation_is_timms_where_it_is_the_same(name, increasing):
     (dict(operations=("Cutout",), exclude=("Cutout",)), "no operation"),
     (dict(layers=-1), "layers is -1"),
     (dict(layers=1.5), "layers is 1.5"),
-    (dict(magnitude=-1), "magnitude=-1"),
-    (dict(magnitude_std=-1), "magnitude_std=-1"),
+    (dict(magnitude=-1), "magnitude is -1"),
+    (dict(magnitude_std=-1), "magnitude_std is -1"),
   ],
 )
 def test_faults(options, message):

@@ -71,6 +71,7 @@ def test_only_a_crop_that_comes_first_reduces_the_image():
     ("resize(side=3)", "size, method=bicubic, antialias=True"),
     ("resize(3, 4, 5)", "size, method=bicubic, antialias=True"),
     ("resize(-3)", "size is -3"),
+    ("flip(1e999)", "probability is inf, but must be a number from 0 to 1"),
     ("resize(1 + open)", "neither a literal nor a word"),
     ("flip(__import__('os').getpid())", "neither a literal nor a word"),
     ("(lambda: 3)()", "is no operation"),

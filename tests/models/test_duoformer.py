@@ -9,7 +9,7 @@ import pytest
 from flax import traverse_util
 
 import models
-from models import duoformer
+from models import duoformer, duoformer_tokens
 from models.duoformer import DuoFormer
 from tests import parity_helper
 
@@ -111,14 +111,16 @@ def index_table(side, steps):
 def test_tokens_are_those_of_an_index_table(steps):
   table = np.array(index_table(7, steps))
   pixels = np.arange((7 * steps) ** 2).reshape(1, 7 * steps, 7 * steps, 1)
-  tokens = np.asarray(duoformer.patch_tokens(jnp.asarray(pixels), steps))
+  tokens = np.asarray(duoformer_tokens.patch_tokens(jnp.asarray(pixels), steps))
   np.testing.assert_array_equal(tokens[0, ..., 0], table)
 
 
 def test_index_table_of_the_released_model():
   def indices(steps, **options):
     pixels = jnp.arange((7 * steps) ** 2).reshape(1, 7 * steps, -1, 1)
-    return duoformer.patch_tokens(pixels, steps, **options)[0, :, :, 0].tolist()
+    return duoformer_tokens.patch_tokens(pixels, steps, **options)[
+      0, :, :, 0
+    ].tolist()
 
   assert indices(2, column_major=True)[0] == [0, 14, 1, 15]
   assert indices(4)[0][:6] == [0, 1, 2, 3, 28, 29]
@@ -245,8 +247,8 @@ def test_only_the_unused_normalisation_gets_no_gradient():
 
 def test_positions_are_interpolated_for_other_sizes():
   table = jnp.asarray(np.random.default_rng(0).standard_normal((50, 4)))
-  assert duoformer.resize_positions(table, (7, 7)) is table
-  wide = duoformer.resize_positions(table, (14, 7))
+  assert duoformer_tokens.resize_positions(table, (7, 7)) is table
+  wide = duoformer_tokens.resize_positions(table, (14, 7))
   assert wide.shape == (99, 4)
   np.testing.assert_array_equal(wide[0], table[0])
   grid, old = wide[1:].reshape(14, 7, 4), table[1:].reshape(7, 7, 4)

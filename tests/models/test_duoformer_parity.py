@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from models import duoformer, pretrained
+from models import duoformer, duoformer_tokens, pretrained
 from models.weight_maps import duoformer as duoformer_map
 from tests import parity_helper
 from tests.models import duoformer_torch
@@ -91,7 +91,7 @@ def test_golden_patch_layer():
 def test_golden_first_patch_layer():
   patches = jnp.asarray(wave((1, 49, 6, 8), 0)[:, :, 0], jnp.float32)
   params = {"class_token": wave((8,), 1), "position": wave((50, 8), 2, 0.1)}
-  x = duoformer.PatchTokens(7, jnp.float32).apply(
+  x = duoformer_tokens.PatchTokens(7, jnp.float32).apply(
     {"params": params}, patches, (7, 7)
   )
   layer = duoformer.SelfAttention(heads=2, implementation="xla", **DTYPES)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import models
-from models import maxvit
+from models import layers, maxvit
 from tests.models import small
 
 # Trainable parameters with 1000 classes: tables of 13 x 13 offsets (official
@@ -93,7 +93,7 @@ def test_stochastic_depth_grows_from_zero_to_below_the_rate():
   rates = {}
 
   def record(next_call, args, kwargs, context):
-    if isinstance(context.module, maxvit.layers.StochasticDepth):
+    if isinstance(context.module, layers.StochasticDepth):
       block = context.module.path[:2]
       rates.setdefault(block, set()).add(round(context.module.rate, 6))
     return next_call(*args, **kwargs)

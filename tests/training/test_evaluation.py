@@ -1,10 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
-from training import classification, evaluation, sharding
+from training import classification, evaluation, sharding, summary
 
 CLASSES = 8
 
@@ -42,9 +44,10 @@ def batches_of(images, labels, size):
   for start in range(0, len(images), size):
     count = len(images[start : start + size])
     pad = [(0, size - count)]
+    rest = [(0, 0)] * (labels.ndim - 1)
     yield {
       "image": np.pad(images[start : start + size], pad + [(0, 0)] * 3),
-      "label": np.pad(labels[start : start + size], pad),
+      "label": np.pad(labels[start : start + size], pad + rest),
       "mask": np.pad(np.ones(count, np.float32), pad),
       "damaged": np.zeros(size, bool),
     }
@@ -72,6 +75,7 @@ def test_counts_every_example_once(count, mesh):
     "loss": -log_p[np.arange(count), labels].mean(),
     "examples": count,
     "damaged": 0,
+    "unlabelled": 0,
   }
   assert result == pytest.approx(expected, rel=1e-5)
 
@@ -135,6 +139,45 @@ def test_damaged_examples_of_all_processes_are_counted(mesh, monkeypatch):
   assert (result["examples"], result["damaged"]) == (16, 4)
   batch = evaluation.put_batch(mine, mesh)
   assert evaluation.count_damaged(batch) == 4
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_labels_that_are_no_classes_weigh_nothing(mesh, loss, many):
+  _, images, labels = make_examples(11)
+  out = [0, 4, 5, 10]
+  kept = np.delete(np.arange(11), out)
+  if many:
+    labels = np.eye(CLASSES, dtype=np.uint8)[labels]
+    labels[kept, (labels[kept].argmax(1) + 3) % CLASSES] = 1
+    labels[out] = 0
+  else:
+    labels[out] = [-1, CLASSES, -7, 10**9]
+  among = jnp.arange(CLASSES) != 2
+  step = jax.jit(
+    functools.partial(make_task(loss).evaluate_classes, among=among)
+  )
+  result = evaluation.evaluate(step, {}, batches_of(images, labels, 8), mesh)
+  expected = evaluation.evaluate(
+    step, {}, batches_of(images[kept], labels[kept], 8), mesh
+  )
+  assert (result.pop("unlabelled"), expected.pop("unlabelled")) == (4, 0)
+  assert result["examples"] == 7
+  for name, value in expected.items():
+    np.testing.assert_allclose(result[name], value, rtol=1e-6, err_msg=name)
+  text = summary.describe_evaluation(result | {"unlabelled": 4})
+  assert text.endswith("on 7 examples, 4 without a class left out")
+
+
+def test_a_split_without_any_class_says_so(mesh):
+  _, images, labels = make_examples(3)
+  with pytest.raises(ValueError, match=r"no label that is a class \(3\)"):
+    evaluation.evaluate(
+      jax.jit(make_task().evaluate),
+      {},
+      batches_of(images, np.full_like(labels, -1), 4),
+      mesh,
+    )
 
 
 def test_nothing_to_evaluate_is_an_error(mesh):

@@ -134,6 +134,70 @@ def test_accumulation_moves_running_statistics_once():
   )
 
 
+def _without_three(why):
+  """A batch of which three rows do not count, and that of the others."""
+  batch, out = make_batch(), [3, 4, 10]
+  batch["mask"][:] = 1
+  if why == "masked":
+    batch["mask"][out] = 0
+  else:
+    batch["label"][out] = -1 if why == "no class" else CLASSES
+  return batch, {k: np.delete(v, out, axis=0) for k, v in batch.items()}
+
+
+def test_what_does_not_count_acts_on_nothing():
+  state, step, _ = make(get_config(), Net(batch_norm=True))
+  for why in ("masked", "no class", "beyond the classes"):
+    batch, rest = _without_three(why)
+    new, metrics = step(state, batch)
+    expected, expected_metrics = step(state, rest)
+    assert metrics.pop("unlabelled") == (0 if why == "masked" else 3)
+    assert expected_metrics.pop("unlabelled") == 0
+    assert_trees_close(metrics, expected_metrics, rtol=2e-5)
+    for part in ("params", "batch_stats"):
+      assert_trees_close(
+        getattr(new, part), getattr(expected, part), rtol=1e-5, atol=1e-6
+      )
+
+
+def test_what_has_no_class_is_in_no_mixture():
+  batch, rest = _without_three("no class")
+  _, _, task = make(get_config(**{"mixing.mixup_alpha": 0.8}))
+  prepared, expected = (
+    jax.jit(task.prepare)(jax.random.key(0), b) for b in (batch, rest)
+  )
+  kept = np.asarray(prepared["mask"]) > 0
+  assert kept.sum() == BATCH - 3
+  assert_trees_close(
+    {k: v[kept] for k, v in prepared.items()}, expected, rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_statistics_of_micro_batches_weigh_by_their_examples(n):
+  batch = make_batch()
+  # Of the four micro-batches one is empty, and one has one example only.
+  batch["mask"][:] = 1
+  batch["mask"][0::4] = 0
+  batch["mask"][1:12:4] = 0
+  state, step, _ = make(get_config(accumulation_steps=n), Net(batch_norm=True))
+  new, metrics = step(state, batch)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new.params))
+  assert np.isfinite(metrics["loss"])
+  params = state.params["Dense_0"]
+  images = (batch["image"] / 255 - 0.4) / 0.3
+  hidden = images.reshape(BATCH, -1) @ params["kernel"] + params["bias"][None]
+  mean = hidden[batch["mask"] > 0].mean(0)
+  np.testing.assert_allclose(
+    new.batch_stats["BatchNorm_0"]["mean"], 0.1 * mean, rtol=1e-4, atol=1e-5
+  )
+  batch["mask"][:] = 0
+  new, _ = step(state, batch)
+  jax.tree.map(
+    np.testing.assert_array_equal, new.batch_stats, state.batch_stats
+  )
+
+
 def test_micro_batches_draw_different_dropout():
   model = Net(dropout=0.5)
   one_image = make_batch()

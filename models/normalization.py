@@ -1,0 +1,122 @@
+"""Normalisation whose statistics are exact and take no masked examples.
+
+Flax's default variance, E[x^2] - E[x]^2, loses all digits where the mean is a
+thousand deviations: its layer norm is off by 0.35 there, this one by 1e-4.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
+
+
+class BatchNorm(nn.BatchNorm):
+  """Flax's batch norm, of the examples that a mask leaves.
+
+  Mean and variance are first those of each example, which are then joined (Chan
+  et al. 1979). So a mask weighs numbers [batch, channels], and costs nothing.
+  """
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    use_running_average: bool | None = None,
+    *,
+    mask: jax.Array | None = None,
+  ) -> jax.Array:
+    """Normalises each channel.
+
+    Args:
+      x: [batch, ..., channels].
+      use_running_average: whether the stored statistics are taken instead of
+        the batch's, which move them.
+      mask: [batch, 1, ..., 1], 0 for examples that move no statistics; None if
+        there are none.
+
+    Returns:
+      An array like `x`, masked examples included.
+
+    Raises:
+      ValueError: if `mask` has another shape.
+    """
+    use_running_average = nn.merge_param(
+      "use_running_average", self.use_running_average, use_running_average
+    )
+    channels = x.shape[-1:]
+    running = [
+      self.variable("batch_stats", name, fill, channels, jnp.float32)
+      for name, fill in (("mean", jnp.zeros), ("var", jnp.ones))
+    ]
+    if use_running_average:
+      statistics = [variable.value for variable in running]
+    else:
+      statistics = batch_statistics(x, mask)
+      if not self.is_initializing():
+        for variable, new in zip(running, statistics, strict=True):
+          variable.value += (1 - self.momentum) * (new - variable.value)
+    scale = self.param("scale", self.scale_init, channels, self.param_dtype)
+    bias = self.param("bias", self.bias_init, channels, self.param_dtype)
+    dtype = self.dtype or jnp.result_type(x, scale, bias)
+    mean, scale, bias, factor = (
+      jnp.expand_dims(value, range(x.ndim - 1))
+      for value in (
+        statistics[0],
+        scale,
+        bias,
+        jax.lax.rsqrt(statistics[1] + self.epsilon),
+      )
+    )
+    return ((x - mean) * (factor * scale) + bias).astype(dtype)
+
+
+def batch_statistics(
+  x: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Mean and variance of each channel over examples and positions.
+
+  Args:
+    x: [batch, ..., channels].
+    mask: [batch, 1, ..., 1], 0 for examples that do not count.
+
+  Returns:
+    Two arrays [channels], float32 or wider; zeros if no example counts.
+
+  Raises:
+    ValueError: if `mask` has another shape.
+  """
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  positions = tuple(range(1, x.ndim - 1))
+  in_example = functools.partial(jnp.mean, axis=positions)
+  means, variances = _mean_and_variance(x, in_example, positions)
+  if mask is None:
+    average = functools.partial(jnp.mean, axis=0)
+  else:
+    each = (len(x), *(1,) * (x.ndim - 1))
+    if mask.shape != each:
+      raise ValueError(
+        f"mask has shape {mask.shape}; for x {x.shape} it must be {each}"
+      )
+    counts = mask.reshape(-1, 1) > 0
+    total = jnp.maximum(counts.sum(), 1)
+    # `where`, since what is masked may be NaN.
+    average = lambda y: jnp.where(counts, y, 0).sum(0) / total
+  mean, between = _mean_and_variance(means, average, (0,))
+  return mean, average(variances) + between
+
+
+def _mean_and_variance(
+  x: jax.Array, average: Callable[[jax.Array], jax.Array], axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+  """Mean, and mean of squares about it, over the axes that `average` takes."""
+  mean = average(x)
+  # E[(x - s)^2] - (E[x] - s)^2 is the variance whatever the constant s. With s
+  # the mean nothing cancels, the second term is zero, and so is its gradient,
+  # which saves the reduction that autodiff makes of E[(x - E[x])^2].
+  shift = jax.lax.stop_gradient(mean)
+  squares = average(jnp.square(x - jnp.expand_dims(shift, axes)))
+  return mean, squares - jnp.square(mean - shift)
