@@ -30,3 +30,5 @@ install_import_hook("attention", "beartype.beartype")
 import jax  # noqa: E402, the hook must come first.
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+pytest_plugins = ["tests.cpu_seconds"]
