@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+from tests import compiler_flags
+
 # Before JAX starts its backend: tests of sharding need more than one device,
 # and small models are compiled more often than they are run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,7 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
   [
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=4",
-    "--xla_backend_optimization_level=1",
+    compiler_flags.QUICK,
   ]
 )
 

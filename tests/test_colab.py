@@ -6,6 +6,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests import compiler_flags
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("colab/*.ipynb"))
 
@@ -19,7 +21,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
   # A few steps are enough to see every cell work.
   monkeypatch.setenv("FOVEAL_TRAIN_FOR", "8 steps")
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=1")
+  monkeypatch.setenv("XLA_FLAGS", compiler_flags.QUICK)
   notebook = nbformat.read(path, as_version=4)
   assert not any(cell.get("outputs") for cell in notebook.cells)
   client = NotebookClient(
