@@ -33,4 +33,4 @@ import jax  # noqa: E402, the hook must come first.
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-pytest_plugins = ["tests.cpu_seconds"]
+pytest_plugins = ["tests.cpu_seconds", "tests.smoke"]

@@ -16,6 +16,7 @@ import pytest
 # Of a test that is not marked slow: its own seconds, fixtures not counted,
 # since the first test that asks for a shared one would pay for all.
 LIMIT = 5.0
+UNLIMITED = ("slow", "kill")
 # The same test takes longer where a neighbour has the cache, and the first to
 # need a program compiles it for those that follow, so what is over the limit
 # is reported, and fails only from this multiple of it.
@@ -119,7 +120,7 @@ class Meter:
     report = outcome.get_result()
     # An attribute of a report travels from a worker with the rest of it.
     report.cpu_seconds = getattr(item, "cpu_seconds", 0.0)
-    report.slow = item.get_closest_marker("slow") is not None
+    report.slow = any(map(item.get_closest_marker, UNLIMITED))
     if (
       report.when == "call"
       and report.passed

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 
 import jax
@@ -36,6 +37,12 @@ def finished(data_dir, tmp_path_factory):
   config.data.data_dir = data_dir
   workdir = str(tmp_path_factory.mktemp("finished"))
   return train.train_and_evaluate(config, workdir), workdir
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+  """The folder of a copy of that run, to be changed."""
+  return shutil.copytree(finished[1], tmp_path / "copied")
 
 
 def read_rows(workdir):
@@ -142,11 +149,14 @@ def test_the_seed_decides(config, finished, tmp_path):
   again = train.train_and_evaluate(config, str(tmp_path / "same"))
   assert_same_state(state, again)
   config.seed = 1
+  config.train_for = "4 steps"
+  config.evaluate_every = config.checkpoint.every = "4 steps"
   other = train.train_and_evaluate(config, str(tmp_path / "other"))
   kernels = [np.asarray(jax.tree.leaves(s.params)[0]) for s in (state, other)]
   assert not np.array_equal(*kernels)
 
 
+@pytest.mark.smoke
 def test_a_stopped_run_goes_on_to_the_same_bits(
   config, finished, tmp_path, monkeypatch
 ):
@@ -196,28 +206,23 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(
   assert strip_rates(read_rows(tmp_path)) == strip_rates(read_rows(workdir))
 
 
-def test_a_damaged_checkpoint_is_passed_over(
-  config, finished, tmp_path, capsys
-):
+def test_a_damaged_checkpoint_is_passed_over(config, finished, copied, capsys):
   state, _ = finished
-  config.checkpoint.keep_last = 3
-  train.train_and_evaluate(config, str(tmp_path))
-  newest = tmp_path / "checkpoints" / "12" / "state"
+  newest = copied / "checkpoints" / "12" / "state"
   largest = max(newest.rglob("*"), key=lambda p: p.stat().st_size)
   os.truncate(largest, 100)
-  again = train.train_and_evaluate(config, str(tmp_path))
+  again = train.train_and_evaluate(config, str(copied))
   assert "going on from step 9" in capsys.readouterr().out
   assert_same_state(state, again)
 
 
-def test_all_checkpoints_damaged_is_an_error(config, tmp_path):
-  train.train_and_evaluate(config, str(tmp_path))
-  for step in (tmp_path / "checkpoints").iterdir():
+def test_all_checkpoints_damaged_is_an_error(config, copied):
+  for step in (copied / "checkpoints").iterdir():
     (step / "record" / "metadata").write_text("{")
-  before = sorted(tmp_path.rglob("*"))
+  before = sorted(copied.rglob("*"))
   with pytest.raises(checkpoints.CheckpointError, match="nothing was changed"):
-    train.train_and_evaluate(config, str(tmp_path))
-  assert sorted(tmp_path.rglob("*")) == before
+    train.train_and_evaluate(config, str(copied))
+  assert sorted(copied.rglob("*")) == before
 
 
 def test_divergence_stops_the_run_and_names_the_step(config, tmp_path):
@@ -243,10 +248,9 @@ def test_another_config_is_refused(config, finished):
     train.train_and_evaluate(config, workdir)
 
 
-def test_another_config_goes_on_when_asked(config, tmp_path):
-  train.train_and_evaluate(config, str(tmp_path))
+def test_another_config_goes_on_when_asked(config, copied):
   config.train_for = "14 steps"
-  state = train.train_and_evaluate(config, str(tmp_path), override_config=True)
+  state = train.train_and_evaluate(config, str(copied), override_config=True)
   assert int(state.step) == 14
 
 
@@ -296,6 +300,7 @@ def test_a_profile_is_written(config, tmp_path):
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
   "fields",
   [
