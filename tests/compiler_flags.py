@@ -1,4 +1,4 @@
-"""XLA's flags for tests, which compile small models and run them a few times."""
+"""XLA's flags for tests: they compile small models and run them a few times."""
 
 from importlib import metadata
 
