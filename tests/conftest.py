@@ -16,6 +16,10 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 )
 
+# Each core has a worker: more threads would wait for one another.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+  os.environ.setdefault(_name, "1")
+
 # What one worker of pytest has compiled, the others and the processes that
 # tests start read from here.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -30,7 +34,17 @@ from jaxtyping import install_import_hook
 install_import_hook("attention", "beartype.beartype")
 
 import jax  # noqa: E402, the hook must come first.
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 pytest_plugins = ["tests.cpu_seconds", "tests.smoke"]
+
+
+@pytest.fixture(autouse=True)
+def _import_what_is_compared_with(request):
+  """So that importing timm is not counted as the first such test's own time."""
+  if request.node.get_closest_marker("parity"):
+    from tests import parity_helper
+
+    parity_helper.import_timm()
