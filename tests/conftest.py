@@ -17,8 +17,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 # Each core has a worker: more threads would wait for one another.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-  os.environ.setdefault(_name, "1")
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 # What one worker of pytest has compiled, the others and the processes that
 # tests start read from here.
