@@ -16,6 +16,8 @@ def test_there_are_notebooks():
   assert NOTEBOOKS
 
 
+# A kernel of its own, and a run in it.
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
   # A few steps are enough to see every cell work.

@@ -27,12 +27,18 @@ def test_files_of_the_table_exist():
 
 
 @pytest.mark.parametrize(
-  ("seconds", "marks", "outcome"),
-  [(9.0, (), "passed"), (11.0, (), "failed"), (99.0, ("slow",), "passed")],
+  ("seconds", "marks", "no_limit", "outcome"),
+  [
+    (9.0, (), False, "passed"),
+    (11.0, (), False, "failed"),
+    (99.0, ("slow",), False, "passed"),
+    (99.0, (), True, "passed"),
+  ],
 )
-def test_the_limit(monkeypatch, seconds, marks, outcome):
+def test_the_limit(monkeypatch, seconds, marks, no_limit, outcome):
   monkeypatch.setattr(cpu_seconds, "slowness", lambda: 1.0)
-  meter = cpu_seconds.Meter(types.SimpleNamespace())
+  option = types.SimpleNamespace(no_cpu_limit=no_limit)
+  meter = cpu_seconds.Meter(types.SimpleNamespace(option=option))
   item = types.SimpleNamespace(
     cpu_seconds=seconds,
     get_closest_marker=lambda name: name if name in marks else None,

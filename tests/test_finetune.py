@@ -14,6 +14,9 @@ from experiment import weights
 from models import registry
 from training import checkpoints, paths
 
+# Each trains, or makes models of published size.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):

@@ -91,6 +91,8 @@ def test_a_run_leaves_what_it_promises(finished):
       assert file.read(4) == b"\x89PNG"
 
 
+# As many steps as a loss takes to go down.
+@pytest.mark.slow
 def test_the_loss_goes_down(config, tmp_path):
   config.train_for = "120 steps"
   config.evaluate_every = config.checkpoint.every = "120 steps"
@@ -144,6 +146,8 @@ def test_the_same_command_after_the_end_changes_nothing(config, finished):
   assert read_rows(workdir) == before
 
 
+# Several runs.
+@pytest.mark.slow
 def test_the_seed_decides(config, finished, tmp_path):
   state, _ = finished
   again = train.train_and_evaluate(config, str(tmp_path / "same"))
@@ -156,6 +160,8 @@ def test_the_seed_decides(config, finished, tmp_path):
   assert not np.array_equal(*kernels)
 
 
+# Several runs.
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_a_stopped_run_goes_on_to_the_same_bits(
   config, finished, tmp_path, monkeypatch
@@ -184,6 +190,8 @@ def strip_rates(rows):
   ]
 
 
+# Several runs.
+@pytest.mark.slow
 def test_a_run_stopped_in_an_evaluation_makes_up_for_it(
   config, finished, tmp_path, monkeypatch
 ):
@@ -286,6 +294,8 @@ def test_what_does_not_fit_is_an_error_before_any_work(
   assert not workdir.exists()
 
 
+# A run in a process that imports everything anew.
+@pytest.mark.slow
 def test_a_profile_is_written(config, tmp_path):
   # In a process of its own: where another test has compiled for a chip that is
   # not here, the profiler asks that chip as well and crashes.
@@ -300,6 +310,8 @@ def test_a_profile_is_written(config, tmp_path):
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+# Several runs.
+@pytest.mark.slow
 @pytest.mark.smoke
 @pytest.mark.parametrize(
   "fields",

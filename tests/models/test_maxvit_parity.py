@@ -68,12 +68,16 @@ def test_depths_are_timm_s(size):
   assert models.create(name).depths == depths
 
 
+# A network of the published depth.
+@pytest.mark.slow
 @pytest.mark.parity
 def test_golden_logits_are_timm_s():
   stored = np.load(make_golden.PATH)["logits"]
   np.testing.assert_allclose(make_golden.timm_logits(), stored, atol=1e-5)
 
 
+# A network of the published depth.
+@pytest.mark.slow
 def test_golden_logits():
   """For those without timm: what it said of weights drawn by numpy."""
   assert pathlib.Path(make_golden.PATH).stat().st_size < 50_000

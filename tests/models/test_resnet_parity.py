@@ -27,6 +27,8 @@ def _pair(name, seed, fields=None, **options):
   return model, variables, theirs.eval()
 
 
+# Networks of the published depths.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "size"),
   [
