@@ -155,10 +155,11 @@ class Meter:
     """The files that cost most first, so that no core waits at the end.
 
     With `--dist=loadfile` each goes to one worker whole, in this order, so
-    fixtures of a module are made once.
+    fixtures of a module are made once. What a new file costs is not known, so
+    it goes before the others.
     """
     budgets = read_budgets(DOCUMENT.read_text())
-    items.sort(key=lambda item: -budgets.get(_file_of(item), 0))
+    items.sort(key=lambda item: -budgets.get(_file_of(item), math.inf))
 
   def pytest_sessionfinish(self):
     outside = cpu_seconds() - self.in_tests
