@@ -10,10 +10,14 @@ from typing import Any
 
 import jax
 from etils import epath
-from tensorboardX.proto import event_pb2, summary_pb2
-from tensorboardX.record_writer import RecordWriter, directory_check
 
 import storage
+from training.event_files import (
+  RecordWriter,
+  directory_check,
+  event_pb2,
+  summary_pb2,
+)
 
 _FLUSH_SECONDS = 60.0
 
