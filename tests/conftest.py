@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+from tests import compiler_flags
+
 # Before JAX starts its backend: tests of sharding need more than one device,
 # and small models are compiled more often than they are run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,9 +12,13 @@ os.environ["XLA_FLAGS"] = " ".join(
   [
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=4",
-    "--xla_backend_optimization_level=1",
+    compiler_flags.QUICK,
   ]
 )
+
+# Each core has a worker: more threads would wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 # What one worker of pytest has compiled, the others and the processes that
 # tests start read from here.
@@ -28,5 +34,17 @@ from jaxtyping import install_import_hook
 install_import_hook("attention", "beartype.beartype")
 
 import jax  # noqa: E402, the hook must come first.
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+pytest_plugins = ["tests.cpu_seconds", "tests.smoke"]
+
+
+@pytest.fixture(autouse=True)
+def _import_what_is_compared_with(request):
+  """So that importing timm is not counted as the first such test's own time."""
+  if request.node.get_closest_marker("parity"):
+    from tests import parity_helper
+
+    parity_helper.import_timm()

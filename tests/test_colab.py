@@ -10,6 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests import compiler_flags
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("colab/*.ipynb"))
 
@@ -18,6 +20,8 @@ def test_there_are_notebooks():
   assert NOTEBOOKS
 
 
+# A kernel of its own, and a run in it.
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_clones_what_is_published(path, monkeypatch):
   """It has the address that `setup.py` has, and says so if there is none."""
@@ -46,7 +50,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
   # A few steps are enough to see every cell work.
   monkeypatch.setenv("FOVEAL_TRAIN_FOR", "8 steps")
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=1")
+  monkeypatch.setenv("XLA_FLAGS", compiler_flags.QUICK)
   notebook = nbformat.read(path, as_version=4)
   assert not any(cell.get("outputs") for cell in notebook.cells)
   client = NotebookClient(

@@ -12,6 +12,9 @@ from experiment import layer_rates, weights
 from models import registry
 from training import checkpoints, paths
 
+# Each trains, or makes models of published size.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):

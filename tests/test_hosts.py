@@ -11,6 +11,7 @@ import pytest
 
 import train
 from configs import digits
+from tests import compiler_flags
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.kill
@@ -23,8 +24,8 @@ def run_pair(folder, stage):
     port = probe.getsockname()[1]
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=1"
-    " --xla_force_host_platform_device_count=2",
+    "XLA_FLAGS": compiler_flags.QUICK
+    + " --xla_force_host_platform_device_count=2",
     "PYTHONPATH": str(ROOT),
   }
   logs = [folder / f"{stage}_{index}.log" for index in range(2)]

@@ -19,6 +19,8 @@ def test_links_lead_somewhere(link):
   assert (ROOT / link).exists()
 
 
+# Without jit each operation is compiled by itself.
+@pytest.mark.slow
 def test_the_example_runs():
   (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
   names = {}

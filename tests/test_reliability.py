@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests import compiler_flags
+
 ROOT = Path(__file__).parent.parent
 STEPS = 120
 pytestmark = pytest.mark.kill
@@ -42,7 +44,7 @@ def start(shared, workdir, *overrides, wrapper=()):
   ]
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=1",
+    "XLA_FLAGS": compiler_flags.QUICK,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   log = Path(f"{workdir}.log")

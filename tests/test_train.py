@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 
 import jax
@@ -38,6 +39,12 @@ def finished(data_dir, tmp_path_factory):
   config.data.data_dir = data_dir
   workdir = str(tmp_path_factory.mktemp("finished"))
   return train.train_and_evaluate(config, workdir), workdir
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+  """The folder of a copy of that run, to be changed."""
+  return shutil.copytree(finished[1], tmp_path / "copied")
 
 
 def read_rows(workdir):
@@ -86,6 +93,8 @@ def test_a_run_leaves_what_it_promises(finished):
       assert file.read(4) == b"\x89PNG"
 
 
+# As many steps as a loss takes to go down.
+@pytest.mark.slow
 def test_the_loss_goes_down(config, tmp_path):
   config.train_for = "120 steps"
   config.evaluate_every = config.checkpoint.every = "120 steps"
@@ -184,16 +193,25 @@ def test_another_shape_does_not_fit(config, finished):
     train.train_and_evaluate(config, workdir, override_config=True)
 
 
+# A run of its own.
+@pytest.mark.slow
 def test_the_seed_decides(config, finished, tmp_path):
   state, _ = finished
-  again = train.train_and_evaluate(config, str(tmp_path / "same"))
+  again = train.train_and_evaluate(config, str(tmp_path))
   assert_same_state(state, again)
-  config.seed = 1
-  other = train.train_and_evaluate(config, str(tmp_path / "other"))
-  kernels = [np.asarray(jax.tree.leaves(s.params)[0]) for s in (state, other)]
-  assert not np.array_equal(*kernels)
+  fresh = []
+  for seed in (0, 1):
+    config.seed = seed
+    built = experiment.create(config)
+    with jax.set_mesh(built.mesh):
+      leaves = jax.tree.leaves(built.init().params)
+    fresh.append(np.concatenate([np.ravel(leaf) for leaf in leaves]))
+  assert not np.array_equal(*fresh)
 
 
+# Several runs.
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_a_stopped_run_goes_on_to_the_same_bits(
   config, finished, tmp_path, monkeypatch
 ):
@@ -221,6 +239,8 @@ def strip_rates(rows):
   ]
 
 
+# Several runs.
+@pytest.mark.slow
 def test_a_run_stopped_in_an_evaluation_makes_up_for_it(
   config, finished, tmp_path, monkeypatch
 ):
@@ -243,28 +263,23 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(
   assert strip_rates(read_rows(tmp_path)) == strip_rates(read_rows(workdir))
 
 
-def test_a_damaged_checkpoint_is_passed_over(
-  config, finished, tmp_path, capsys
-):
+def test_a_damaged_checkpoint_is_passed_over(config, finished, copied, capsys):
   state, _ = finished
-  config.checkpoint.keep_last = 3
-  train.train_and_evaluate(config, str(tmp_path))
-  newest = tmp_path / "checkpoints" / "12" / "state"
+  newest = copied / "checkpoints" / "12" / "state"
   largest = max(newest.rglob("*"), key=lambda p: p.stat().st_size)
   os.truncate(largest, 100)
-  again = train.train_and_evaluate(config, str(tmp_path))
+  again = train.train_and_evaluate(config, str(copied))
   assert "going on from step 9" in capsys.readouterr().out
   assert_same_state(state, again)
 
 
-def test_all_checkpoints_damaged_is_an_error(config, tmp_path):
-  train.train_and_evaluate(config, str(tmp_path))
-  for step in (tmp_path / "checkpoints").iterdir():
+def test_all_checkpoints_damaged_is_an_error(config, copied):
+  for step in (copied / "checkpoints").iterdir():
     (step / "record" / "metadata").write_text("{")
-  before = sorted(tmp_path.rglob("*"))
+  before = sorted(copied.rglob("*"))
   with pytest.raises(checkpoints.CheckpointError, match="nothing was changed"):
-    train.train_and_evaluate(config, str(tmp_path))
-  assert sorted(tmp_path.rglob("*")) == before
+    train.train_and_evaluate(config, str(copied))
+  assert sorted(copied.rglob("*")) == before
 
 
 def test_divergence_stops_the_run_and_names_the_step(config, tmp_path):
@@ -291,10 +306,9 @@ def test_another_config_is_refused(config, finished):
     train.train_and_evaluate(config, workdir)
 
 
-def test_another_config_goes_on_when_asked(config, tmp_path):
-  train.train_and_evaluate(config, str(tmp_path))
+def test_another_config_goes_on_when_asked(config, copied):
   config.train_for = "14 steps"
-  state = train.train_and_evaluate(config, str(tmp_path), override_config=True)
+  state = train.train_and_evaluate(config, str(copied), override_config=True)
   assert int(state.step) == 14
 
 
@@ -330,6 +344,8 @@ def test_what_does_not_fit_is_an_error_before_any_work(
   assert not workdir.exists()
 
 
+# A run in a process that imports everything anew.
+@pytest.mark.slow
 def test_a_profile_is_written(config, tmp_path):
   # In a process of its own: where another test has compiled for a chip that is
   # not here, the profiler asks that chip as well and crashes.
@@ -344,6 +360,9 @@ def test_a_profile_is_written(config, tmp_path):
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+# Several runs.
+@pytest.mark.slow
+@pytest.mark.smoke
 @pytest.mark.parametrize(
   "fields",
   [

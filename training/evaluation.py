@@ -78,7 +78,8 @@ def evaluate(
   if not weight:
     raise ValueError(
       "The evaluation split has no usable example: it is empty, or all of its "
-      f"records are damaged or have no label that is a class ({counts['unlabelled']})."
+      "records are damaged or have no label that is a class "
+      f"({counts['unlabelled']})."
     )
   means = {
     name: total if total.ndim else float(total / weight)

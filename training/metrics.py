@@ -12,10 +12,9 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
-from tensorboardX.proto import event_pb2, summary_pb2
-from tensorboardX.record_writer import masked_crc32c
 
 import storage
+from training.event_files import event_pb2, masked_crc32c, summary_pb2
 
 _FLUSH_SECONDS = 60.0
 # Of the metrics that a checkpoint can be the best by: which is better.

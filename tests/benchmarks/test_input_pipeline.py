@@ -27,6 +27,8 @@ def run(*options):
   )
 
 
+# A process that imports everything anew.
+@pytest.mark.slow
 def test_rows():
   result = run(
     "--stages=crop",
@@ -51,6 +53,8 @@ def test_rows():
   assert pipeline["images per second of wall time"] > 0
 
 
+# A process that imports everything anew.
+@pytest.mark.slow
 def test_unknown_stage():
   result = run("--stages=crops")
   assert result.returncode != 0

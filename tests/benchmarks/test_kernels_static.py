@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.compile
+# A process that compiles for a chip.
+pytestmark = [pytest.mark.compile, pytest.mark.slow]
 pytest.importorskip("libtpu")
 
 

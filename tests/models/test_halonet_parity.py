@@ -38,6 +38,8 @@ def _pair(name):
   return model, variables, theirs.eval()
 
 
+# Networks of up to 50 layers: timm has no shallow ones of their layouts.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in SMOOTH])
 def test_logits(name):
   model, variables, theirs = _pair(name)
@@ -48,6 +50,8 @@ def test_logits(name):
   np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+# Networks of up to 50 layers: timm has no shallow ones of their layouts.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMOOTH)
 def test_logits_and_gradients(name):
   model, variables, theirs = _pair(name)

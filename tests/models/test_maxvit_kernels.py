@@ -16,6 +16,7 @@ SMALL = {
 }
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("implementation", ["tpu_interpret", "gpu_interpret"])
 def test_kernels_give_the_logits_and_gradients_of_the_reference(
   implementation,

@@ -245,13 +245,14 @@ def test_timm_file(tmp_path):
   torch, timm = parity_helper.import_timm()
   safetensors = pytest.importorskip("safetensors.torch")
   torch.manual_seed(0)
-  theirs = timm.create_model("maxvit_tiny_tf_224", num_classes=10).eval()
+  fields = {"num_classes": 10, "depths": (1, 1, 1, 1)}
+  theirs = timm.create_model("maxvit_tiny_tf_224", **fields).eval()
   path = str(tmp_path / "model.safetensors")
   safetensors.save_file(theirs.state_dict(), path)
   images = parity_helper.random_images(1, 224)
   expected = parity_helper.timm_logits(theirs, images)
-  variables = pretrained.load(path, "maxvit_tiny_224", num_classes=10)
-  model = models.create("maxvit_tiny_224", num_classes=10)
+  variables = pretrained.load(path, "maxvit_tiny_224", **fields)
+  model = models.create("maxvit_tiny_224", **fields)
   logits = small.apply(model, variables, images)
   np.testing.assert_allclose(logits, expected, atol=1e-5)
 

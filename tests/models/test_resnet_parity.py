@@ -7,6 +7,7 @@ import pytest
 
 import models
 from models import pretrained
+from models.resnet import VARIANTS
 from tests import parity_helper
 from tests.models import small
 
@@ -26,13 +27,13 @@ def _pair(name, seed, fields=None, **options):
   return model, variables, theirs.eval()
 
 
+# Networks of the published depths.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "size"),
   [
     ("resnet18", 64),
-    ("resnet50", 64),
-    ("resnetrs101", 64),
-    ("resnetrs152", 64),
+    ("resnet26", 64),
     # Maps of 53, 27, 14, 7 and 4 pixels, and of 35, 18, 9, 5 and 3.
     ("resnetrs50", 105),
     ("resnet18", 69),
@@ -45,6 +46,19 @@ def test_logits(name, size):
   logits = small.apply(model, variables, images)
   assert expected.std() > 0.3
   np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if "_" not in n])
+def test_depths_are_timm_s(name):
+  """So deeper networks than those whose logits are compared are theirs too."""
+  torch, timm = parity_helper.import_timm()
+  with torch.device("meta"):
+    theirs = timm.create_model(name)
+  stages = (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4)
+  model = models.create(name)
+  assert model.depths == tuple(map(len, stages))
+  blocks = {"BasicBlock": "basic", "Bottleneck": "bottleneck"}
+  assert model.block == blocks[type(stages[0][0]).__name__]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +87,10 @@ def test_fields(fields, options):
 def test_gradients():
   """In float64: in float32 a ReLU whose input is almost 0 may differ."""
   torch, _ = parity_helper.import_timm()
-  model, variables, theirs = _pair("resnetrs50", seed=0)
+  depths = (1, 2, 1, 1)
+  model, variables, theirs = _pair(
+    "resnetrs50", 0, {"depths": depths}, layers=depths
+  )
   theirs = theirs.double()
   images = parity_helper.random_images(2, 64).astype(np.float64)
   direction = np.random.default_rng(2).standard_normal((2, 1000), np.float32)

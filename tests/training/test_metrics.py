@@ -3,11 +3,13 @@ import json
 import math
 import resource
 import struct
+import subprocess
+import sys
 
 import pytest
-from tensorboardX.proto import event_pb2
 
 from training import metrics
+from training.event_files import event_pb2
 
 
 def write(workdir, rows, resume_step=0, evaluated=True):
@@ -185,3 +187,10 @@ def test_a_log_file_gets_few_lines(capsys):
 )
 def test_formats_seconds(seconds, text):
   assert metrics.format_seconds(seconds) == text
+
+
+def test_a_run_does_not_wait_for_pytorch():
+  """Which tensorboardX imports where it is installed."""
+  pytest.importorskip("torch")
+  code = "import sys, training.metrics; sys.exit('torch' in sys.modules)"
+  subprocess.run([sys.executable, "-c", code], check=True)
