@@ -234,8 +234,8 @@ def _forward_kernel(q_ref, k_ref, v_ref, bias_ref, out_ref, *, plan, chunk):
     k = _load(plan, k_ref, window, head, keys)
     v = _load(plan, v_ref, window, head, keys)
     scores = _scores(plan, q, k, bias, keys[None, :])
-    weights = triton.exp(scores - jnp.max(scores, axis=1, keepdims=True))
-    weights /= jnp.sum(weights, axis=1, keepdims=True)
+    weights = triton.exp(scores - _peaks(scores)[:, None])
+    weights /= _totals(weights)[:, None]
     out = triton.dot(weights.astype(v.dtype), v)
     _store(plan, out_ref, window, head, queries, out)
 
@@ -266,9 +266,9 @@ def _backward_kernel(
     out_bar = _load(plan, out_bar_ref, window, head, queries)
     bias = _load_bias(bias_ref, head, queries[:, None], keys[None, :])
     scores = _scores(plan, q, k, bias, keys[None, :])
-    peak = jnp.max(scores, axis=1)
+    peak = _peaks(scores)
     scores = triton.exp(scores - peak[:, None])
-    total = jnp.sum(scores, axis=1)
+    total = _totals(scores)
     weights = scores / total[:, None]
     weights_bar = triton.dot(out_bar, v, transpose_b=True)
     mean = jnp.sum(weights * weights_bar, axis=1)
@@ -330,6 +330,21 @@ def _scores(plan, rows, columns, bias, keys):
   if plan.tokens < plan.block_k:
     return jnp.where(keys < plan.tokens, scores, -jnp.inf)
   return scores
+
+
+def _peaks(scores):
+  """Returns the maxima of rows, 0 where a bias of -inf hides all keys.
+
+  There -inf - 0 has weight zero, where -inf - -inf would be NaN.
+  """
+  peak = jnp.max(scores, axis=1)
+  return jnp.where(peak == -jnp.inf, 0.0, peak)
+
+
+def _totals(weights):
+  """Returns the sums of rows, 1 where all weights are zero, which then stay."""
+  total = jnp.sum(weights, axis=1)
+  return jnp.where(total == 0.0, 1.0, total)
 
 
 def _load_bias(bias_ref, head, queries, keys):
