@@ -101,8 +101,9 @@ def flash_attention(
   kv_len = k.shape[1]
   kernels = _KERNELS[target.platform]
   block_q, block_k = kernels.block_sizes(q, k, mask)
-  if kv_len % block_k:
-    inside = planning.KeysInside(kv_len)
+  hides_queries = bool(mods) and q_len % block_q > 0
+  if kv_len % block_k or hides_queries:
+    inside = planning.Inside(q_len if hides_queries else None, kv_len)
     mask = inside if mask is None else mask & inside
   lists = []
   if mask is not None:
