@@ -120,8 +120,10 @@ def tile_list(states: np.ndarray | Array) -> np.ndarray | Array:
   static = isinstance(states, np.ndarray)
   library = np if static else jnp
   empty = states == EMPTY
+  # Stable: the tiles of a row stay in order, so that sums are always the same.
   order = library.argsort(empty, axis=-1, stable=True)
   count = (~empty).sum(axis=-1, keepdims=True)
+  # As many steps as the fullest row has; only NumPy knows before it runs.
   if static:
     order = order[..., : max(int(count.max()), 1)]
   place = library.arange(order.shape[-1])[None, None, None]
@@ -187,10 +189,12 @@ def _split(a: Array, b: Array, dtype) -> tuple[Array, Array]:
   """
   a_parts, b_parts = [], []
   for x, parts in ((a, a_parts), (b, b_parts)):
+    # Each part is what the ones before have left, 8 bits of it in bfloat16.
     for _ in range(3):
       part = x.astype(dtype)
       parts.append(part)
       x = x - part.astype(jnp.float32)
+  # The other three products are below the last bit of float32.
   pairs = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0))
   return (
     jnp.concatenate([a_parts[i] for i, _ in pairs], axis=-1),
