@@ -1,9 +1,9 @@
 """Linear attention on TPUs: the features live in VMEM only.
 
 One kernel computes out_i = f(a_i) . sum_j g(b_j) h(c_j)^T over all j, j <= i or
-j >= i, with the memory in scratch. Its three gradients are of the same form, so
-it is also its own backward pass: nothing of size length x features x v_dim, and
-no features, ever reach HBM.
+j >= i, with the memory in scratch. Its three gradients are of the same form
+(`linear_sums`): nothing of size length x features x v_dim, and no features,
+ever reach HBM.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from attention import features
-from attention.kernels import tpu
+from attention.kernels import linear_sums, tpu
 from attention.kernels.tpu import Blocked, unsupported_arrays
 
 # Maps that Mosaic lowers, with the vector-Jacobian product JAX derives.
@@ -96,38 +96,12 @@ def weighted_sums(q, k, terms, *, feature_map, causal, interpret=False):
     # [B, N, H, D] -> [B H, N, D]
     x = x.transpose(0, 2, 1, 3)
     flat.append(x.reshape(batch * heads, *x.shape[2:]))
-  out = _sums((feature_map, causal, interpret), *flat)
+  options = (("interpret", interpret),)
+  out = linear_sums.weighted_sums(_read, options, feature_map, causal, *flat)
   return out.reshape(batch, heads, length, -1).transpose(0, 2, 1, 3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(options, q, k, terms):
-  phi, causal, interpret = options
-  order = "before" if causal else "all"
-  maps = (phi, phi, features.identity)
-  return _read(q, k, terms, maps, order, jnp.float32, interpret)
-
-
-def _sums_forward(options, q, k, terms):
-  return _sums(options, q, k, terms), (q, k, terms)
-
-
-def _sums_backward(options, residuals, bar):
-  phi, causal, interpret = options
-  q, k, terms = residuals
-  same = features.identity
-  before, after = ("before", "after") if causal else ("all", "all")
-  call = functools.partial(_read, interpret=interpret)
-  q_bar = call(bar, terms, k, (same, same, phi), before, q.dtype, pull=(phi, q))
-  k_bar = call(terms, bar, q, (same, same, phi), after, k.dtype, pull=(phi, k))
-  terms_bar = call(k, q, bar, (phi, phi, same), after, terms.dtype)
-  return q_bar, k_bar, terms_bar
-
-
-_sums.defvjp(_sums_forward, _sums_backward)
-
-
-def _read(a, b, c, maps, order, dtype, interpret, pull=None):
+def _read(a, b, c, maps, order, dtype, pull=None, *, interpret):
   """Returns f(a_i) . sum_j g(b_j) h(c_j)^T, or its pullback through a map.
 
   Args:
@@ -135,9 +109,9 @@ def _read(a, b, c, maps, order, dtype, interpret, pull=None):
     maps: f, g and h.
     order: "all", "before" (j <= i) or "after" (j >= i).
     dtype: of the result.
-    interpret: whether Pallas's interpreter runs the kernel.
     pull: (phi, x [rows, q_len, dim]): return the vector-Jacobian product of
       phi at x with the result instead.
+    interpret: whether Pallas's interpreter runs the kernel.
   """
   rows, q_len, _ = a.shape
   kv_len = b.shape[1]
