@@ -96,6 +96,9 @@ def flash_attention(
     in float32 (of softmax only, otherwise zeros).
   """
   factors, mods = planning.leading_factors(mods)
+  if factors and scale == 0:
+    # Factors become channels divided by the scale, which multiplies them again.
+    q, scale = jnp.zeros_like(q), 1.0
   q, k = planning.with_factors(q, k, scale, factors)
   batch, q_len, heads, _ = q.shape
   kv_len = k.shape[1]

@@ -34,7 +34,7 @@ def _assert_close(actual, expected):
 @pytest.mark.parametrize("implementation", KERNELS)
 def test_a_modification_without_a_number_where_it_is_hidden(implementation):
   """Padded operands are zeros, and this divides by them."""
-  q, k, v = (_draw(1, n, 2, 16, seed=n) for n in (5, 7, 7))
+  q, k, v = (_draw(1, n, 1, 16, seed=n) for n in (5, 7, 7))
   # The last key is hidden, and its divisor is zero as well.
   rows, columns = jnp.arange(1.0, 6.0), jnp.arange(6.0, -1.0, -1.0)
   seen = jnp.broadcast_to(columns > 0.0, (1, 1, 5, 7))
@@ -52,16 +52,19 @@ def test_a_modification_without_a_number_where_it_is_hidden(implementation):
       implementation=implementation,
     )
 
-  def formula(q, k, v, rows, columns):
-    s = jnp.einsum("bqhd,bkhd->bhqk", q, k)[..., :-1] / 4.0
-    s = s / (rows[:, None] * columns[None, :-1])[None, None]
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(s), v[:, :-1])
-
   arrays = (q, k, v, rows, columns)
-  with jax.default_matmul_precision("highest"):
-    expected = jax.jit(lambda *x: _results(formula, *x))(*arrays)
-  actual = jax.jit(lambda *x: _results(kernel, *x))(*arrays)
-  _assert_close(actual, expected)
+  out, *gradients = jax.jit(lambda *x: _results(kernel, *x))(*arrays)
+  q, k, v, rows, columns = (np.asarray(x, np.float64) for x in arrays)
+  weights = np.exp(
+    q[0, :, 0] @ k[0, :-1, 0].T / 4 / rows[:, None] / columns[:-1]
+  )
+  weights /= weights.sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(out[0, :, 0], weights @ v[0, :-1, 0], 2e-5, 2e-5)
+  for gradient in gradients:
+    assert np.all(np.isfinite(gradient))
+  # The last key and value, and the divisor of the last key.
+  for gradient in (*(x[0, -1] for x in gradients[1:3]), gradients[4][-1]):
+    assert not np.any(gradient)
 
 
 @pytest.mark.parametrize("implementation", KERNELS)
@@ -90,8 +93,8 @@ def test_integers_of_a_modification_have_no_gradient(implementation):
 
 @pytest.mark.parametrize("implementation", KERNELS)
 def test_a_window_bias_that_hides_all_keys_of_a_query(implementation):
-  q, k, v = (_draw(1, 2, 2, 2, 16, seed=seed) for seed in range(3))
-  bias = _draw(2, 4, 4).at[0, 1].set(-jnp.inf).at[1, 2, 3].set(-jnp.inf)
+  q, k, v = (_draw(1, 2, 2, 1, 16, seed=seed) for seed in range(3))
+  bias = _draw(1, 4, 4).at[0, 1].set(-jnp.inf).at[0, 2, 3].set(-jnp.inf)
 
   def run(name):
     attend = lambda *x: windows.block_attention(
@@ -104,3 +107,17 @@ def test_a_window_bias_that_hides_all_keys_of_a_query(implementation):
   assert not np.any(actual[0][:, 0, 1, 0])
   assert not np.any(actual[1][:, 0, 1, 0])
   _assert_close(actual, run("xla"))
+
+
+def test_factors_beside_a_scale_of_zero():
+  q, k, v = (_draw(1, n, 1, 16, seed=n) for n in (5, 7, 7))
+  a, b = _draw(1, 5, 1, 2), _draw(1, 7, 1, 2)
+  run = lambda name: dot_product_attention(
+    q,
+    k,
+    v,
+    scale=0.0,
+    score_mods=scores.factored_bias(a, b),
+    implementation=name,
+  )
+  _assert_close([run("tpu_interpret")], [run("xla")])
