@@ -96,13 +96,17 @@ def flash_attention(
     in float32 (of softmax only, otherwise zeros).
   """
   factors, mods = planning.leading_factors(mods)
+  if factors and scale == 0:
+    # Factors become channels divided by the scale, which multiplies them again.
+    q, scale = jnp.zeros_like(q), 1.0
   q, k = planning.with_factors(q, k, scale, factors)
   batch, q_len, heads, _ = q.shape
   kv_len = k.shape[1]
   kernels = _KERNELS[target.platform]
   block_q, block_k = kernels.block_sizes(q, k, mask)
-  if kv_len % block_k:
-    inside = planning.KeysInside(kv_len)
+  hides_queries = bool(mods) and q_len % block_q > 0
+  if kv_len % block_k or hides_queries:
+    inside = planning.Inside(q_len if hides_queries else None, kv_len)
     mask = inside if mask is None else mask & inside
   lists = []
   if mask is not None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from attention.kernels import flash_gpu_kernels as kernels
 from attention.kernels import triton
+from attention.kernels.flash_gpu_tiles import WIDE, Arrays, backward_step
 
 # How arrays come; Triton reads rows wherever they lie.
 LAYOUT = "bnhd"
@@ -29,10 +30,10 @@ def unsupported(q, k, v, mask) -> str | None:
   factored biases.
   """
   dim, v_dim = q.shape[-1], v.shape[-1]
-  if dim > MOST_DIM or v_dim > max(dim, 2 * kernels.WIDE):
+  if dim > MOST_DIM or v_dim > max(dim, 2 * WIDE):
     return (
       f"q has heads of dimension {dim} and v of {v_dim}; the kernel takes q of "
-      f"at most {MOST_DIM} and v of at most {2 * kernels.WIDE} or as wide as q"
+      f"at most {MOST_DIM} and v of at most {2 * WIDE} or as wide as q"
     )
   block_q, block_k = block_sizes(q, k, mask)
   if min(block_q, block_k) < triton.LEAST_TILE:
@@ -45,7 +46,7 @@ def unsupported(q, k, v, mask) -> str | None:
 
 def block_sizes(q, k, mask) -> tuple[int, int]:
   """Returns the sides of a tile, powers of two; arguments as above."""
-  most = TILE // 2 if q.shape[-1] > 2 * kernels.WIDE else TILE
+  most = TILE // 2 if q.shape[-1] > 2 * WIDE else TILE
   if q.dtype == jnp.float32:
     # Products in full float32 have no matrix unit and fill the registers.
     most = TILE // 4
@@ -80,7 +81,7 @@ def forward(plan, q, k, v, operands, indices, lists):
     jax.ShapeDtypeStruct((batch, q_len, heads, v.shape[-1]), q.dtype),
     jax.ShapeDtypeStruct((batch, heads, q_len), jnp.float32),
   )
-  arrays = (q, k, v, operands, indices, lists[:1])
+  arrays = Arrays(q, k, v, operands, indices, lists[:1])
   return _call(
     plan,
     kernels.forward_kernel,
@@ -104,9 +105,8 @@ def backward(plan, q, k, v, operands, indices, lists, d_out, lse, delta):
     delta: what the softmax takes away from the gradient to each weight,
       [batch, heads, q_len].
   """
-  call = functools.partial(
-    _Backward, plan, q, k, v, operands, indices, lists, d_out, lse, delta
-  )()
+  arrays = Arrays(q, k, v, operands, indices, (), d_out, lse, delta)
+  call = _Backward(plan, arrays, lists)
   d_q, by_query = call.queries()
   d_k, d_v, by_key = call.keys()
   d_operands = []
@@ -128,30 +128,22 @@ class _Backward:
   """The three kernels of the backward pass, and what they are called with."""
 
   plan: object
-  q: jax.Array
-  k: jax.Array
-  v: jax.Array
-  operands: tuple
-  indices: tuple
+  arrays: Arrays
   lists: tuple
-  d_out: jax.Array
-  lse: jax.Array
-  delta: jax.Array
 
   def queries(self):
     """Returns the gradients to queries and to operands without keys."""
-    plan, q = self.plan, self.q
+    plan, q = self.plan, self.arrays.q
     if plan.weigh == "ones":
-      wanted = _differentiated(plan, self.operands, "", "q")
-      zeros = {n: jnp.zeros_like(self.operands[n]) for n in wanted}
-      return jnp.zeros_like(q), zeros
+      # Sums of values know neither queries nor score modifications.
+      return jnp.zeros_like(q), {}
     batch, q_len, heads, dim = q.shape
     tiles = q_len // plan.block_q
     sums = {
       n: jax.ShapeDtypeStruct(
         (batch, heads, q_len if plan.inner(n) == "q" else tiles), jnp.float32
       )
-      for n in _differentiated(plan, self.operands, "", "q")
+      for n in _differentiated(plan, self.arrays.operands, "", "q")
     }
     d_q, sums = self._call(
       kernels.queries_kernel,
@@ -160,14 +152,14 @@ class _Backward:
       self.lists[:1],
       rows=plan.block_q,
       grid=(tiles, heads, batch),
-      products=2 * dim + self.v.shape[-1],
+      products=2 * dim + self.arrays.v.shape[-1],
     )
     return d_q, {n: self._summed(n, x) for n, x in sums.items()}
 
   def keys(self):
     """Returns the gradients to keys, values and operands along keys."""
-    plan, k, v = self.plan, self.k, self.v
-    batch, _, heads, dim = self.q.shape
+    plan, k, v = self.plan, self.arrays.k, self.arrays.v
+    batch, _, heads, dim = self.arrays.q.shape
     kv_len = k.shape[1]
     # Query heads that share keys add up outside, in float32.
     d_k, d_v = (
@@ -179,7 +171,7 @@ class _Backward:
     )
     sums = {
       n: jax.ShapeDtypeStruct((batch, heads, kv_len), jnp.float32)
-      for n in _differentiated(plan, self.operands, "k")
+      for n in _differentiated(plan, self.arrays.operands, "k")
     }
     d_k, d_v, sums = self._call(
       kernels.keys_kernel,
@@ -200,16 +192,14 @@ class _Backward:
 
   def dense(self, number):
     """Returns the gradient to an operand along queries and keys."""
-    plan, array = self.plan, self.operands[number]
-    if plan.weigh == "ones":
-      return jnp.zeros_like(array)
-    batch, _, heads, _ = self.q.shape
+    plan, array = self.plan, self.arrays.operands[number]
+    batch, _, heads, _ = self.arrays.q.shape
     sizes = [
       size if axis in plan.axes[number] else 1
       for axis, size in (("b", batch), ("h", heads))
     ]
     q_len, kv_len = array.shape[-2:]
-    step = kernels.backward_step(self.q, self.v, plan.block_k)
+    step = backward_step(self.arrays.q, self.arrays.v, plan.block_k)
     d_array = self._call(
       functools.partial(kernels.dense_kernel, number=number),
       "flash_attention_backward_bias",
@@ -217,16 +207,17 @@ class _Backward:
       self.lists[2:],
       rows=plan.block_q,
       grid=(kv_len // step, q_len // plan.block_q, math.prod(sizes)),
-      products=self.q.shape[-1] + self.v.shape[-1],
+      products=self.arrays.q.shape[-1] + self.arrays.v.shape[-1],
     )
     return d_array.reshape(array.shape)
 
   def _call(self, kernel, name, out_shape, lists, **options):
-    arrays = (self.q, self.k, self.v, self.operands, self.indices, lists)
-    arrays += (self.d_out, self.lse, self.delta)
+    arrays = self.arrays._replace(lists=lists)
     # What more stages load ahead must fit into shared memory and registers.
-    wide = max(self.q.shape[3], self.v.shape[3]) > 2 * kernels.WIDE
-    wide |= any(self.plan.inner(n) == "qk" for n in range(len(self.operands)))
+    wide = max(x.shape[3] for x in (self.arrays.q, self.arrays.v)) > 2 * WIDE
+    wide |= any(
+      self.plan.inner(n) == "qk" for n in range(len(self.arrays.operands))
+    )
     return _call(
       self.plan,
       kernel,
@@ -259,9 +250,9 @@ def _differentiated(plan, operands, *inner):
 def _call(
   plan, kernel, name, arrays, out_shape, *, rows, grid, products, num_stages
 ):
-  q, k, _, _, _, lists, *_ = arrays
-  batch, q_len, heads, _ = q.shape
-  scores = batch * heads * q_len * k.shape[1]
+  lists = arrays.lists
+  batch, q_len, heads, _ = arrays.q.shape
+  scores = batch * heads * q_len * arrays.k.shape[1]
   if lists:
     # Rows of a list are as long as the longest of them.
     tiles = math.prod(lists[0].shape[2:])
@@ -277,4 +268,4 @@ def _call(
     num_warps=4 if rows <= 64 else 8,
     num_stages=num_stages,
     interpret=plan.interpret,
-  )(*arrays)
+  )(arrays)

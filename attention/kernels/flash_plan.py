@@ -78,20 +78,32 @@ class Plan:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KeysInside(Mask):
-  """Hides what pads the keys to whole tiles."""
+class Inside(Mask):
+  """Hides what pads keys, and queries, to whole tiles.
 
+  Attributes:
+    q_len: queries that are none of the padding; None if all may see keys. Their
+      outputs are dropped, so that it is the same but for score modifications:
+      these may make NaN of padded operands, and zero times that is NaN in the
+      gradients of keys, values and other operands.
+    kv_len: keys that are none.
+  """
+
+  q_len: int | None = dataclasses.field(metadata={"static": True})
   kv_len: int = dataclasses.field(metadata={"static": True})
 
   def visible(self, tile, *values):
-    return tile.k_index < self.kv_len
+    keys = tile.k_index < self.kv_len
+    return keys if self.q_len is None else keys & (tile.q_index < self.q_len)
 
   def tile_states(self, q_len, kv_len, block_q, block_k):
-    first = np.arange(0, kv_len, block_k)
-    full = first + block_k <= self.kv_len
-    shape = (-(-q_len // block_q), len(first))
-    full = np.broadcast_to(full, shape)
-    return mask_base.states(np.zeros(shape, bool), full)
+    rows = np.arange(-(-q_len // block_q)) + 1
+    columns = np.arange(-(-kv_len // block_k)) + 1
+    full = (columns * block_k <= self.kv_len)[None, :]
+    if self.q_len is not None:
+      full = full & (rows * block_q <= self.q_len)[:, None]
+    full = np.broadcast_to(full, (len(rows), len(columns)))
+    return mask_base.states(np.zeros(full.shape, bool), full)
 
 
 def tile_list(states: np.ndarray | Array) -> np.ndarray | Array:
@@ -108,8 +120,10 @@ def tile_list(states: np.ndarray | Array) -> np.ndarray | Array:
   static = isinstance(states, np.ndarray)
   library = np if static else jnp
   empty = states == EMPTY
+  # Stable: the tiles of a row stay in order, so that sums are always the same.
   order = library.argsort(empty, axis=-1, stable=True)
   count = (~empty).sum(axis=-1, keepdims=True)
+  # As many steps as the fullest row has; only NumPy knows before it runs.
   if static:
     order = order[..., : max(int(count.max()), 1)]
   place = library.arange(order.shape[-1])[None, None, None]
@@ -175,10 +189,12 @@ def _split(a: Array, b: Array, dtype) -> tuple[Array, Array]:
   """
   a_parts, b_parts = [], []
   for x, parts in ((a, a_parts), (b, b_parts)):
+    # Each part is what the ones before have left, 8 bits of it in bfloat16.
     for _ in range(3):
       part = x.astype(dtype)
       parts.append(part)
       x = x - part.astype(jnp.float32)
+  # The other three products are below the last bit of float32.
   pairs = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0))
   return (
     jnp.concatenate([a_parts[i] for i, _ in pairs], axis=-1),

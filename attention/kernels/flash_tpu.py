@@ -2,34 +2,30 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from attention.kernels import flash_tpu_tiles as tiles
 from attention.kernels.flash_plan import LEAST, MASKED, Plan
 from attention.kernels.flash_tpu_backward import backward
-from attention.kernels.flash_tpu_grid import (
-  LANES,
-  Grid,
-  product,
-  scaled,
-  steps,
-  wide,
-)
+from attention.kernels.flash_tpu_grid import Arrays, Grid
+from attention.kernels.tpu import LANES, Blocked
 from attention.mask_base import Mask
 
 __all__ = ["LAYOUT", "backward", "block_sizes", "forward", "unsupported"]
 
 Shaped = Array | jax.ShapeDtypeStruct
 
-# How arrays come.
+# How arrays come: Mosaic's blocks are of the last two axes.
 LAYOUT = "bhnd"
 # Kernels keep the list of tiles in scalar memory, 4 bytes an entry.
 MAX_LISTED_TILES = 180_000
-# Side of a tile of scores.
+# Side of a tile of scores: large enough that a step's products take longer than
+# to fetch its keys and values and to start it.
 BLOCK = 512
 
 
@@ -58,6 +54,8 @@ def unsupported(
 def block_sizes(q: Shaped, k: Shaped, mask: Mask | None) -> tuple[int, int]:
   """Returns the sides of a tile: BLOCK, less for short or fine calls."""
   sizes = (
+    # Queries lie along sublanes, 16 rows in a bfloat16 tile; keys also along
+    # the lanes of scores.
     min(BLOCK, -(-q.shape[1] // 16) * 16),
     min(BLOCK, -(-k.shape[1] // LANES) * LANES),
   )
@@ -90,48 +88,65 @@ def forward(
   """
   grid = Grid(plan, q, k, v, lists, by_rows=True)
   width = v.shape[-1]
-  out, lse = grid.call(
+  out = jax.ShapeDtypeStruct((*q.shape[:3], width), q.dtype)
+  lse = jax.ShapeDtypeStruct((*q.shape[:2], 1, q.shape[2]), jnp.float32)
+  results = grid.call(
     _forward_kernel,
     "flash_forward",
     indices,
-    [grid.q_spec(q), grid.k_spec(k), grid.k_spec(v)],
-    [q, k, v],
-    operands,
-    [grid.row_spec(width), grid.statistic_spec()],
-    [
-      jax.ShapeDtypeStruct((*q.shape[:3], width), q.dtype),
-      jax.ShapeDtypeStruct((*q.shape[:2], 1, q.shape[2]), jnp.float32),
-    ],
-    [
-      pltpu.VMEM((plan.block_q, LANES), jnp.float32),
-      pltpu.VMEM((plan.block_q, LANES), jnp.float32),
-      pltpu.VMEM((plan.block_q, width), jnp.float32),
-    ],
+    Arrays(q, k, v, None, None, None, operands),
+    _Outputs(
+      Blocked(out, grid.q_spec(width)), Blocked(lse, grid.statistic_spec())
+    ),
+    _Scratch(
+      most=(plan.block_q, LANES),
+      total=(plan.block_q, LANES),
+      out=(plan.block_q, width),
+    ),
     products=(q.shape[-1], width),
   )
-  return out, lse[:, :, 0]
+  return results.out, results.lse[:, :, 0]
 
 
-@steps
-def _forward_kernel(grid, scalars, arrays, operands, outputs, scratch):
+class _Outputs(NamedTuple):
+  """[block_q, v_dim], and the log-sum-exp as a row [1, block_q]."""
+
+  out: Any
+  lse: Any
+
+
+class _Scratch(NamedTuple):
+  """What goes on along the tiles of a row of them.
+
+  Attributes:
+    most: the largest score so far, the same in all lanes [block_q, LANES].
+    total: the sum of exp(score - most) so far, likewise.
+    out: the sum of exp(score - most) v so far, [block_q, v_dim].
+  """
+
+  most: Any
+  total: Any
+  out: Any
+
+
+def _forward_kernel(grid, scalars, inputs, outputs, scratch):
   plan = grid.plan
-  q_ref, k_ref, v_ref = arrays
-  out_ref, lse_ref = outputs
-  most_ref, sum_ref, out_sum_ref = scratch
   step, last = pl.program_id(3), grid.size[3] - 1
 
   @pl.when(step == 0)
   def _():
-    most_ref[...] = jnp.full(most_ref.shape, LEAST, jnp.float32)
-    sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
-    out_sum_ref[...] = jnp.zeros(out_sum_ref.shape, jnp.float32)
+    # Not -inf: the difference to a row's first maximum must be a number.
+    scratch.most[...] = jnp.full(scratch.most.shape, LEAST, jnp.float32)
+    scratch.total[...] = jnp.zeros(scratch.total.shape, jnp.float32)
+    scratch.out[...] = jnp.zeros(scratch.out.shape, jnp.float32)
 
   def process(tile, rows, masked):
-    values = grid.values(operands, rows)
+    values = grid.values(inputs.operands, rows)
     if plan.weigh == "ones":
       score = jnp.zeros((grid.part, plan.block_k), jnp.float32)
     else:
-      score = scaled(plan, q_ref[rows, :], k_ref[...])
+      # [part of block_q, block_k]
+      score = tiles.scaled(plan, inputs.q[rows, :], inputs.k[...])
       score = plan.modified(score, tile, values)
     visible = plan.visible(tile, values) if masked else None
     if plan.weigh != "softmax":
@@ -142,36 +157,40 @@ def _forward_kernel(grid, scalars, arrays, operands, outputs, scratch):
       )
       if masked:
         weights = jnp.where(visible, weights, 0.0)
-      out_sum_ref[rows, :] += product(plan, weights, v_ref[...])
+      scratch.out[rows, :] += tiles.product(plan, weights, inputs.v[...])
       return
     if masked:
+      # After the modifications, so that whatever they make of a masked score
+      # is dropped. Below LEAST, so that it weighs nothing even in a row that
+      # has seen no key yet.
       score = jnp.where(visible, score, MASKED)
-    before = most_ref[rows, :]
+    before = scratch.most[rows, :]
     most = jnp.maximum(before, jnp.max(score, axis=1, keepdims=True))
-    weights = jnp.exp(score - wide(most, plan.block_k))
+    weights = jnp.exp(score - tiles.wide(most, plan.block_k))
+    # What was summed with the maximum before is worth less by this.
     kept = jnp.exp(before - most)
-    most_ref[rows, :] = most
-    sum_ref[rows, :] = kept * sum_ref[rows, :] + jnp.sum(
+    scratch.most[rows, :] = most
+    scratch.total[rows, :] = kept * scratch.total[rows, :] + jnp.sum(
       weights, axis=1, keepdims=True
     )
-    out_sum_ref[rows, :] = wide(kept, v_ref.shape[-1]) * out_sum_ref[
+    scratch.out[rows, :] = tiles.wide(kept, inputs.v.shape[-1]) * scratch.out[
       rows, :
-    ] + product(plan, weights, v_ref[...])
+    ] + tiles.product(plan, weights, inputs.v[...])
 
   grid.on_tile(scalars, process)
 
   @pl.when(step == last)
   def _():
     if plan.weigh != "softmax":
-      out_ref[...] = out_sum_ref[...].astype(out_ref.dtype)
-      lse_ref[...] = jnp.zeros(lse_ref.shape, jnp.float32)
+      outputs.out[...] = scratch.out[...].astype(outputs.out.dtype)
+      outputs.lse[...] = jnp.zeros(outputs.lse.shape, jnp.float32)
       return
-    total = sum_ref[...]
+    total = scratch.total[...]
+    # A row that saw no key: its sum of values is zero as well.
     empty = total == 0
     total = jnp.where(empty, 1.0, total)
-    out_ref[...] = (out_sum_ref[...] / wide(total, v_ref.shape[-1])).astype(
-      out_ref.dtype
-    )
-    lse = jnp.where(empty, -jnp.inf, most_ref[...] + jnp.log(total))
+    out = scratch.out[...] / tiles.wide(total, inputs.v.shape[-1])
+    outputs.out[...] = out.astype(outputs.out.dtype)
+    lse = jnp.where(empty, -jnp.inf, scratch.most[...] + jnp.log(total))
     # Rows of statistics are stored as rows: [block_q, lanes] -> [1, block_q]
-    lse_ref[...] = lse.T[:1]
+    outputs.lse[...] = lse.T[:1]

@@ -1,28 +1,71 @@
-"""What the flash kernels on TPU share: their grid, and products of tiles.
+"""The grid of the flash kernels on TPU, and the blocks of a step.
 
 Arrays come as [batch, heads, whole tiles, dim]. The grid is (batch, head, tile
 of rows, step), and the step takes the next tile of the row from a list in
 scalar memory, so that neither time nor memory traffic is spent on empty tiles.
+
+Rows are tiles of queries where `by_rows`, tiles of keys otherwise. Letters: b
+and h are batch and head; i and j number the tile of queries and that of keys,
+whichever of them the grid calls its row; t is the step along a row.
 """
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from attention.kernels.flash_plan import LIST_BASE, Plan
+from attention.kernels import tpu
+from attention.kernels.flash_plan import LIST_BASE
+from attention.kernels.tpu import Blocked
 from attention.mask_base import EMPTY, FULL
 from attention.tiles import Tile
 
-LANES = 128
-# Rows of a tile that are worked on at a time.
+# Rows of a tile that are worked on at a time: what a tile of 512 x 512 float32
+# scores and their exponentials take, 1 MiB each, is many times the registers.
 ROWS = 256
 _VMEM_BYTES = 64 * 2**20
+
+
+class Scalars(NamedTuple):
+  """What scalar memory has, whole at every step, also for index maps.
+
+  Attributes:
+    batch, heads: numbers of the batch elements and of the heads here, in the
+      whole of the call.
+    tiles: the list of tiles, flat: scalar memory pads every last axis.
+  """
+
+  batch: Any
+  heads: Any
+  tiles: Any
+
+
+class Arrays(NamedTuple):
+  """The arrays of a call, and in a kernel the references to their blocks.
+
+  Attributes:
+    q: [batch, heads, q_len, dim], a block of it [block_q, dim].
+    k, v: [batch, few heads, kv_len, dim], blocks [block_k, dim].
+    d_out: gradient of the output, like `q` but as wide as `v`.
+    lse, delta: statistics of queries [batch, heads, 1, q_len]. A row, as a
+      column would take a register of 128 lanes for each 8 numbers; the axis of
+      size one is there because blocks need a sublane axis.
+    operands: arrays of the score modifications and then of the mask.
+
+  The forward pass has None for `d_out`, `lse` and `delta`.
+  """
+
+  q: Any
+  k: Any
+  v: Any
+  d_out: Any
+  lse: Any
+  delta: Any
+  operands: Any
 
 
 class Grid:
@@ -39,58 +82,94 @@ class Grid:
     steps = inner if self.list is None else self.list.shape[-1]
     self.size = (self.batch, self.heads, outer, steps)
 
-  def entry(self, b, h, i, t, scalars):
+  # Index maps and kernels call these with the step of the grid.
+
+  def entry(self, b, h, row, t, scalars):
     """Returns the entry of the tile list for a step of the grid."""
     batch, heads, rows, steps = self.list.shape
+    # A list may be shared by all batch elements, or by all heads.
     b, h = (b if batch > 1 else 0), (h if heads > 1 else 0)
-    return scalars[2][((b * heads + h) * rows + i) * steps + t]
+    return scalars.tiles[((b * heads + h) * rows + row) * steps + t]
 
-  def place(self, b, h, i, t, scalars):
-    """Returns batch, head, row and column of the tile of a step."""
+  def place(self, b, h, row, t, scalars):
+    """Returns batch, head, tile of queries and tile of keys of a step."""
     if self.list is not None:
-      t = self.entry(b, h, i, t, scalars) // LIST_BASE
-    return (b, h, i, t) if self.by_rows else (b, h, t, i)
+      t = self.entry(b, h, row, t, scalars) // LIST_BASE
+    return (b, h, row, t) if self.by_rows else (b, h, t, row)
 
-  def state(self, b, h, i, t, scalars):
+  def state(self, b, h, row, t, scalars):
     """Returns whether the tile of a step is EMPTY, MIXED or FULL."""
-    return self.entry(b, h, i, t, scalars) % LIST_BASE
+    return self.entry(b, h, row, t, scalars) % LIST_BASE
 
   def spec(self, block, index):
-    """A block whose place is a function of batch, head, row and column."""
+    """A block whose place is a function of b, h, i and j.
 
-    def index_map(*step_and_scalars):
-      step, scalars = step_and_scalars[:4], step_and_scalars[4:]
-      return index(*self.place(*step, scalars))
+    Pallas fetches a block only when its place changes. The list ends with
+    copies of its last tile as EMPTY, so the steps that have nothing to do move
+    nothing, and what belongs to the row stays where it is all along.
+    """
+
+    def index_map(b, h, row, t, *scalars):
+      return index(*self.place(b, h, row, t, Scalars(*scalars)))
 
     return pl.BlockSpec(block, index_map)
 
-  def q_spec(self, x):
-    return self.row_spec(x.shape[-1])
-
-  def row_spec(self, width):
+  def q_spec(self, width):
+    """What has a row a query: a tile [block_q, width]."""
     block = (None, None, self.plan.block_q, width)
     return self.spec(block, lambda b, h, i, j: (b, h, i, 0))
 
   def k_spec(self, x):
-    """Keys and values: query heads share them in groups."""
+    """Keys and values [block_k, dim]: query heads share them in groups.
+
+    Neighbouring heads have the same block, which is then not fetched again
+    where the row has one tile.
+    """
     group = self.heads // x.shape[1]
     block = (None, None, self.plan.block_k, x.shape[-1])
     return self.spec(block, lambda b, h, i, j: (b, h // group, j, 0))
 
-  def column_spec(self, width):
+  def per_head_k_spec(self, width):
+    """What has a row a key for each head of the queries: [block_k, width]."""
     block = (None, None, self.plan.block_k, width)
     return self.spec(block, lambda b, h, i, j: (b, h, j, 0))
 
   def statistic_spec(self):
+    """A number a query, as a row [1, block_q]."""
     block = (None, None, 1, self.plan.block_q)
     return self.spec(block, lambda b, h, i, j: (b, h, 0, i))
 
-  def operand(self, number, array):
-    """Returns an operand with two inner axes, and the spec of its blocks."""
+  def inputs(self, arrays: Arrays) -> Arrays:
+    """Gives each array its blocks; what a kernel does not take stays None."""
+    q, k, v, d_out, lse, delta, operands = arrays
+    statistic = self.statistic_spec()
+    return Arrays(
+      Blocked(q, self.q_spec(q.shape[-1])),
+      Blocked(k, self.k_spec(k)),
+      Blocked(v, self.k_spec(v)),
+      *(
+        None if x is None else Blocked(x, spec)
+        for x, spec in (
+          (d_out, self.q_spec(v.shape[-1])),
+          (lse, statistic),
+          (delta, statistic),
+        )
+      ),
+      [self.operand(i, x) for i, x in enumerate(operands)],
+    )
+
+  def operand(self, number, array) -> Blocked:
+    """Gives an operand two inner axes, and blocks that broadcast to a tile.
+
+    "" -> [1, 1], "q" -> [q, 1] or [1, q], "k" -> [1, k] or [k, 1]: a vector
+    lies along the axis of the tile that it belongs to. "qk" stays as it is, and
+    where keys are rows the kernel turns its block: to turn the array would move
+    all of it through HBM.
+    """
     axes, inner = self.plan.axes[number], self.plan.inner(number)
     lead = axes[: len(axes) - len(inner)]
     block_q, block_k = self.plan.block_q, self.plan.block_k
-    # A vector lies along the axis of the tile that it belongs to.
+    # The axis of a tile's rows.
     down = "q" if self.by_rows else "k"
     shape = array.shape[: len(lead)]
     if inner in ("", "q", "k"):
@@ -114,57 +193,54 @@ class Grid:
       )
       return (*((b, h)["bh".index(axis)] for axis in lead), *where)
 
-    return array, self.spec((*([None] * len(lead)), *block), index)
+    return Blocked(array, self.spec((*([None] * len(lead)), *block), index))
 
   def call(
     self,
     kernel: Callable,
     name: str,
-    indices,
-    in_specs,
-    arrays,
-    operands,
-    out_specs,
-    out_shapes,
-    scratch,
-    products,
-  ):
-    """Runs a kernel over the grid.
+    indices: Sequence[Array],
+    arrays: Arrays,
+    outputs: tuple,
+    scratch: tuple | None,
+    *,
+    products: Sequence[int],
+  ) -> tuple:
+    """Runs `kernel(grid, scalars, inputs, outputs, scratch)` at each step.
 
-    `products` are the depths or widths of the products made of each tile.
+    Args:
+      kernel: the kernel.
+      name: its name in a profile.
+      indices: numbers of the batch elements and of the heads.
+      arrays: what it reads.
+      outputs: as for `tpu.call`.
+      scratch: as for `tpu.call`.
+      products: depths or widths of the products made of each tile.
     """
-    placed = [self.operand(i, x) for i, x in enumerate(operands)]
-    scalars = [*indices]
-    scalars.append(
+    # Without a list nothing reads it, but the kernel has a place for it.
+    tiles = (
       jnp.zeros(1, jnp.int32) if self.list is None else self.list.reshape(-1)
     )
-    specs = pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=len(scalars),
-      grid=self.size,
-      in_specs=[*in_specs, *(spec for _, spec in placed)],
-      out_specs=out_specs,
-      scratch_shapes=scratch,
-    )
+
+    def run(batch, heads, tiles, inputs, outputs, scratch):
+      kernel(self, Scalars(batch, heads, tiles), inputs, outputs, scratch)
+
     scores = math.prod(self.size) * self.plan.block_q * self.plan.block_k
-    inputs = [*arrays, *(array for array, _ in placed)]
-    return pl.pallas_call(
-      functools.partial(kernel, self, len(inputs), len(out_specs)),
-      name=name,
-      grid_spec=specs,
-      out_shape=out_shapes,
-      compiler_params=pltpu.CompilerParams(
-        dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-        vmem_limit_bytes=_VMEM_BYTES,
-      ),
-      cost_estimate=pl.CostEstimate(
-        flops=2 * scores * sum(products),
-        transcendentals=scores,
-        bytes_accessed=sum(
-          x.size * x.dtype.itemsize for x in (*inputs, *out_shapes)
-        ),
-      ),
+    return tpu.call(
+      run,
+      name,
+      grid=self.size,
+      inputs=self.inputs(arrays),
+      outputs=outputs,
+      scratch=scratch,
+      scalars=(*indices, tiles),
+      # Only the steps along a row carry anything.
+      parallel=3,
+      vmem_bytes=_VMEM_BYTES,
+      flops=2 * scores * sum(products),
+      transcendentals=scores,
       interpret=self.plan.interpret,
-    )(*scalars, *inputs)
+    )
 
   @property
   def part(self) -> int:
@@ -176,24 +252,26 @@ class Grid:
     """Calls process(tile, rows, masked) for the parts of a tile to be seen.
 
     A whole tile has more numbers than there are registers. `rows` are those of
-    a part, along the first axis of the tile as it lies.
+    a part, along the first axis of the tile as it lies. The mask is evaluated
+    on MIXED tiles only: `process` is compiled twice, once without it.
     """
     step = [pl.program_id(axis) for axis in range(4)]
-    b, h, row, column = self.place(*step, scalars)
+    b, h, i, j = self.place(*step, scalars)
     block_q, block_k = self.plan.block_q, self.plan.block_k
 
     def parts(masked):
       def one(number, carry):
         start = number * self.part
-        q_start, k_start = row * block_q, column * block_k
+        q_start, k_start = i * block_q, j * block_k
+        # Positions along the rows are a column, those across a row.
         q_shape, k_shape = (1, block_q), (1, block_k)
         if self.by_rows:
           q_start, q_shape = q_start + start, (self.part, 1)
         else:
           k_start, k_shape = k_start + start, (self.part, 1)
         tile = Tile(
-          scalars[0][b],
-          scalars[1][h],
+          scalars.batch[b],
+          scalars.heads[h],
           q_start + _iota(q_shape),
           k_start + _iota(k_shape),
         )
@@ -210,11 +288,15 @@ class Grid:
       return
     state = self.state(*step, scalars)
     pl.when(state == FULL)(lambda: parts(masked=False))
+    # Without a mask on mixed tiles there are none (`mask_base.Blocks`).
     if self.plan.mask is not None:
       pl.when((state != FULL) & (state != EMPTY))(lambda: parts(masked=True))
 
   def values(self, refs, rows):
-    """Returns the operands' values on a part of the current tile."""
+    """Returns the operands' values on a part of the current tile.
+
+    [rows, columns] or what broadcasts to it, in the order of the tile's axes.
+    """
     down = "q" if self.by_rows else "k"
     values = []
     for number, ref in enumerate(refs):
@@ -224,6 +306,7 @@ class Grid:
       else:
         value = ref[rows, :] if inner == down else ref[...]
       if self.plan.booleans[number]:
+        # Through int32, as there is no comparison of int8.
         value = value.astype(jnp.int32) != 0
       if inner == "qk" and not self.by_rows:
         value = value.T
@@ -235,7 +318,10 @@ class TileGrid(Grid):
   """A grid over all tiles, which come together over what an array shares.
 
   Its axes are (what the array has of batch and heads, row, column, what it
-  shares of them), so that gradients of what is shared are summed in place.
+  shares of them), so that gradients of what is shared are summed in place: the
+  block of the gradient stays while all that shares it passes. There is no list
+  to go by, only the state of each tile: also an empty tile's gradient must be
+  written, as zeros.
   """
 
   def __init__(self, plan, q, k, v, states, axes):
@@ -252,6 +338,7 @@ class TileGrid(Grid):
     self.size = (own, rows, columns, shared)
 
   def place(self, own, i, j, shared, scalars):
+    # `own` and `shared` number pairs of batch and head where they have both.
     if "b" in self.axes and "h" in self.axes:
       return own // self.heads, own % self.heads, i, j
     if "b" in self.axes:
@@ -266,57 +353,5 @@ class TileGrid(Grid):
 
 
 def _iota(shape):
+  """Numbers along the longer axis, in two axes: TPUs have no iota of one."""
   return jax.lax.broadcasted_iota(jnp.int32, shape, shape.index(max(shape)))
-
-
-def steps(kernel):
-  """Gives a kernel its refs by group and calls it at each step."""
-
-  @functools.wraps(kernel)
-  def wrapped(grid, inputs, outputs, *refs):
-    scalars, refs = refs[:3], refs[3:]
-    operands = len(grid.plan.axes)
-    arrays = refs[: inputs - operands]
-    values = refs[inputs - operands : inputs]
-    return kernel(
-      grid,
-      scalars,
-      arrays,
-      values,
-      refs[inputs : inputs + outputs],
-      refs[inputs + outputs :],
-    )
-
-  return wrapped
-
-
-def scaled(plan: Plan, a: Array, b: Array) -> Array:
-  """Returns scale * a b^T in float32."""
-  return product_transposed(plan, a, b) * plan.scale
-
-
-def product_transposed(plan: Plan, a: Array, b: Array) -> Array:
-  """Returns a b^T in float32."""
-  return jax.lax.dot_general(
-    a,
-    b,
-    (((1,), (1,)), ((), ())),
-    precision=plan.precision,
-    preferred_element_type=jnp.float32,
-  )
-
-
-def product(plan: Plan, a: Array, b: Array) -> Array:
-  """Returns a b in float32, `a` in the dtype of `b`."""
-  return jnp.dot(
-    a.astype(b.dtype),
-    b,
-    precision=plan.precision,
-    preferred_element_type=jnp.float32,
-  )
-
-
-def wide(column: Array, width: int) -> Array:
-  """Repeats a column, which is the same in each of LANES lanes."""
-  repeats = -(-width // LANES)
-  return jnp.concatenate([column] * repeats, axis=1)[:, :width]

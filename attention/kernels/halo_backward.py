@@ -9,20 +9,77 @@ gradient of the output,
 Windows overlap, so that a key has gradients from several blocks. All blocks of
 an image are visited in order by the same core, which adds them up in VMEM and
 writes a row when no later block sees it: there is one order of summation.
+
+Shapes in comments: N heads of a group, Q rows of a block's queries, K rows of a
+window's keys, R position keys, D channels of a head.
 """
 
-import functools
-import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
+from attention.kernels import halo_call, tpu
 from attention.kernels import halo_tiles as tiles
 from attention.kernels.halo_plan import Plan, head_masks, own_rows, row_sums
 
+# Blocks and groups of one turn of the loop: more would not fit into registers.
 UNROLL = 1
+
+
+class _Inputs(NamedTuple):
+  """Parts of images, and what is the same for all of them.
+
+  Attributes:
+    q, out_bar: strips [1, side, width / stride, channels].
+    k, v: a whole image [1, height, width, channels]: strips overlap.
+    sums: log-sum-exps of the forward pass, a row [N Q] for each block and group
+      of the strip.
+    positions: position keys [R, N D].
+    own_rows: of `halo_plan.own_rows`, [axes, 8, N Q].
+    row_sums: of `halo_plan.row_sums`, [padded_window, K] of zeros and ones.
+    bits, v_bits: of `head_masks`, cut stacks of queries and of output gradients
+      down to their blocks.
+    mask: of `head_masks`, [N Q, N D] of zeros and ones.
+  """
+
+  q: Any
+  k: Any
+  v: Any
+  out_bar: Any
+  sums: Any
+  positions: Any
+  own_rows: Any
+  row_sums: Any
+  bits: Any
+  v_bits: Any
+  mask: Any
+
+
+class _Outputs(NamedTuple):
+  """A strip, two whole images, and a sum over all steps of a core."""
+
+  q_bar: Any
+  k_bar: Any
+  v_bar: Any
+  positions_bar: Any
+
+
+class _Scratch(NamedTuple):
+  """A strip of queries and outputs, and the rows of keys that it sees.
+
+  `k_bar` and `v_bar` carry the sums of the rows that the next strip sees too;
+  `drain_keys` moves them there. The others are filled anew for each strip.
+  """
+
+  q: Any
+  k: Any
+  v: Any
+  out_bar: Any
+  q_bar: Any
+  k_bar: Any
+  v_bar: Any
 
 
 def backward(plan: Plan, q, k, v, positions, sums, out_bar):
@@ -30,140 +87,93 @@ def backward(plan: Plan, q, k, v, positions, sums, out_bar):
   bits, mask = head_masks(plan, plan.dim, plan.lanes)
   v_bits, _ = head_masks(plan, plan.v_dim, plan.v_lanes)
   constants = (positions, own_rows(plan), row_sums(plan), bits, v_bits, mask)
-  image = functools.partial(tiles.image_spec, plan)
-  strip = image(plan.query_shape, plan.side)
-  positions_shape = (plan.cores, plan.position_keys, plan.lanes)
-  *bars, positions_bar = pl.pallas_call(
-    functools.partial(_kernel, plan=plan),
-    name="halo_attention_backward",
-    out_shape=[
-      *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)),
-      # Each core has a sum of its own.
-      jax.ShapeDtypeStruct(positions_shape, jnp.float32),
-    ],
-    grid=tiles.grid_of(plan),
-    in_specs=[
-      strip,
-      image(plan.key_shape),
-      image(plan.value_shape),
-      image(plan.out_shape, plan.side),
-      image(plan.sums_shape, 1),
-      *map(tiles.whole_spec, constants),
-    ],
-    out_specs=[
-      strip,
-      image(plan.key_shape),
-      image(plan.value_shape),
-      pl.BlockSpec((1, *positions_shape[1:]), lambda core, *_: (core, 0, 0)),
-    ],
-    scratch_shapes=[
-      pltpu.VMEM(shape, jnp.float32)
-      for shape in (
-        plan.query_scratch(plan.lanes),
-        plan.key_scratch(plan.lanes),
-        plan.key_scratch(plan.v_lanes),
-        plan.query_scratch(plan.v_lanes),
-        plan.query_scratch(plan.lanes),
-        plan.key_scratch(plan.lanes),
-        plan.key_scratch(plan.v_lanes),
-      )
-    ],
-    compiler_params=tiles.compiler_params(plan, "backward"),
-    cost_estimate=_cost(plan),
-    interpret=plan.interpret,
-  )(q, k, v, out_bar, sums, *constants)
-  return *bars, jnp.sum(positions_bar, axis=0)
-
-
-def _cost(plan: Plan) -> pl.CostEstimate:
-  blocks = plan.batch * plan.rows * plan.columns * plan.groups
-  scores = plan.keys * plan.stacked
-  macs = scores * (3 * plan.lanes + 2 * plan.v_lanes + plan.padded_window)
-  macs += 3 * plan.position_keys * plan.stacked * plan.lanes
-  shapes = (plan.query_shape, plan.key_shape, plan.value_shape)
-  images = 2 * sum(map(math.prod, shapes)) + math.prod(plan.out_shape)
-  return pl.CostEstimate(
-    flops=2 * blocks * macs,
-    bytes_accessed=images * plan.itemsize + 4 * math.prod(plan.sums_shape),
-    transcendentals=blocks * scores,
+  q_bar, k_bar, v_bar = (
+    jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)
   )
+  bars = halo_call.call(
+    plan,
+    _kernel,
+    "halo_attention_backward",
+    "backward",
+    _Inputs(
+      halo_call.strips(plan, q, plan.side),
+      halo_call.whole_image(plan, k),
+      halo_call.whole_image(plan, v),
+      halo_call.strips(plan, out_bar, plan.side),
+      halo_call.strips(plan, sums, 1),
+      *map(tpu.whole, constants),
+    ),
+    _Outputs(
+      halo_call.strips(plan, q_bar, plan.side),
+      halo_call.whole_image(plan, k_bar),
+      halo_call.whole_image(plan, v_bar),
+      halo_call.position_sums(plan),
+    ),
+    _Scratch(
+      q=plan.query_scratch(plan.lanes),
+      k=plan.key_scratch(plan.lanes),
+      v=plan.key_scratch(plan.v_lanes),
+      out_bar=plan.query_scratch(plan.v_lanes),
+      q_bar=plan.query_scratch(plan.lanes),
+      k_bar=plan.key_scratch(plan.lanes),
+      v_bar=plan.key_scratch(plan.v_lanes),
+    ),
+    key_macs=3 * plan.lanes + 2 * plan.v_lanes + plan.padded_window,
+    position_products=3,
+    exponentials=plan.keys,
+  )
+  # The cores' own sums, always in the same order.
+  return bars._replace(positions_bar=jnp.sum(bars.positions_bar, axis=0))
 
 
-def _kernel(
-  q_ref,
-  k_ref,
-  v_ref,
-  out_bar_ref,
-  sums_ref,
-  positions_ref,
-  own_rows_ref,
-  row_sums_ref,
-  bits_ref,
-  v_bits_ref,
-  mask_ref,
-  q_bar_ref,
-  k_bar_ref,
-  v_bar_ref,
-  positions_bar_ref,
-  q_scratch,
-  k_scratch,
-  v_scratch,
-  out_bar_scratch,
-  q_bar_scratch,
-  k_bar_scratch,
-  v_bar_scratch,
-  *,
-  plan: Plan,
-):
+def _kernel(inputs: _Inputs, outputs: _Outputs, scratch: _Scratch, plan: Plan):
   # Outside of loops, where the interpreter knows it.
   strip = pl.program_id(2)
-
-  @pl.when(tiles.first_step())
-  def _():
-    for x in (q_scratch, k_scratch, v_scratch, out_bar_scratch):
-      x[...] = jnp.zeros_like(x)
-    positions_bar_ref[...] = jnp.zeros_like(positions_bar_ref)
-
-  @pl.when(strip == 0)
-  def _():
-    for x in (k_bar_scratch, v_bar_scratch):
-      x[...] = jnp.zeros_like(x)
-
-  tiles.fill_queries(plan, q_ref, q_scratch, plan.dim)
-  tiles.fill_queries(plan, out_bar_ref, out_bar_scratch, plan.v_dim)
-  tiles.fill_keys(plan, k_ref, k_scratch, strip, plan.dim)
-  tiles.fill_keys(plan, v_ref, v_scratch, strip, plan.v_dim)
+  read = (scratch.q, scratch.k, scratch.v, scratch.out_bar)
+  tiles.clear_at_first_step((*read, outputs.positions_bar))
+  tiles.clear_at_first_strip(strip, (scratch.k_bar, scratch.v_bar))
+  tiles.fill_queries(plan, inputs.q, scratch.q, plan.dim)
+  tiles.fill_queries(plan, inputs.out_bar, scratch.out_bar, plan.v_dim)
+  tiles.fill_keys(plan, inputs.k, scratch.k, strip, plan.dim)
+  tiles.fill_keys(plan, inputs.v, scratch.v, strip, plan.v_dim)
 
   def gradients(column, group):
-    q = tiles.load_queries(plan, q_scratch, group, column)
-    q = tiles.stack(plan, q, bits_ref[...])
-    out_bar = tiles.load_queries(plan, out_bar_scratch, group, column)
-    out_bar = tiles.stack(plan, out_bar, v_bits_ref[...])
-    k = tiles.load_keys(plan, k_scratch, group, column)
-    v = tiles.load_keys(plan, v_scratch, group, column)
-    k = jnp.concatenate([k, positions_ref[...]])
-    scores = tiles.scores(plan, (strip, column), q, k, own_rows_ref)
-    sums = sums_ref[0, 0, pl.ds(column * plan.groups + group, 1), :]
+    # [Q, lanes] -> block-diagonal [N Q, lanes]
+    q = tiles.load_queries(plan, scratch.q, group, column)
+    q = tiles.stack(plan, q, inputs.bits[...])
+    out_bar = tiles.load_queries(plan, scratch.out_bar, group, column)
+    out_bar = tiles.stack(plan, out_bar, inputs.v_bits[...])
+    # [K, lanes]; keys of all heads side by side, position keys below them.
+    k = tiles.load_keys(plan, scratch.k, group, column)
+    v = tiles.load_keys(plan, scratch.v, group, column)
+    k = jnp.concatenate([k, inputs.positions[...]])
+    scores = tiles.scores(plan, (strip, column), q, k, inputs.own_rows)
+    sums = inputs.sums[0, 0, pl.ds(column * plan.groups + group, 1), :]
+    # [K, N Q]; exactly 0 where no key is, since MASKED is far below any sum.
     weights = jnp.exp2(scores - sums)
+    # The product with a block-diagonal stack has each head in its own lanes.
     v_bar = tiles.product(plan, weights, out_bar)
-    tiles.add_keys(plan, v_bar_scratch, group, column, v_bar)
+    tiles.add_keys(plan, scratch.v_bar, group, column, v_bar)
 
     weights_bar = tiles.product(plan, v, out_bar, (1, 1))
+    # From the weights rather than from the output: a sum over rows, where the
+    # output's would go along lanes, head by head.
     delta = jnp.sum(weights * weights_bar, axis=0, keepdims=True)
     scores_bar = plan.scale * weights * (weights_bar - delta)
     of_positions = tiles.position_gradients(
-      plan, scores_bar, own_rows_ref, row_sums_ref[...]
+      plan, scores_bar, inputs.own_rows, inputs.row_sums[...]
     )
+    # [K + R, N Q], so that keys and position keys are one product each way.
     scores_bar = jnp.concatenate([scores_bar, of_positions]).astype(plan.dtype)
     k_bar = tiles.product(plan, scores_bar, q)
-    tiles.add_keys(plan, k_bar_scratch, group, column, k_bar)
-    positions_bar_ref[0] += k_bar[plan.keys :]
+    tiles.add_keys(plan, scratch.k_bar, group, column, k_bar)
+    outputs.positions_bar[0] += k_bar[plan.keys :]
+    # [K + R, N Q]^T [K + R, N D] -> [N Q, N D] -> [Q, N D]
     q_bar = tiles.product(plan, scores_bar, k, (0, 0))
-    q_bar = tiles.unstack(plan, q_bar, mask_ref[...])
-    tiles.store_queries(plan, q_bar_scratch, group, column, q_bar)
+    q_bar = tiles.unstack(plan, q_bar, inputs.mask[...])
+    tiles.store_queries(plan, scratch.q_bar, group, column, q_bar)
 
   tiles.for_blocks(plan, gradients, UNROLL)
-  tiles.drain_queries(plan, q_bar_scratch, q_bar_ref, plan.dim)
-
-  tiles.drain_keys(plan, k_bar_scratch, k_bar_ref, strip, plan.dim)
-  tiles.drain_keys(plan, v_bar_scratch, v_bar_ref, strip, plan.v_dim)
+  tiles.drain_queries(plan, scratch.q_bar, outputs.q_bar, plan.dim)
+  tiles.drain_keys(plan, scratch.k_bar, outputs.k_bar, strip, plan.dim)
+  tiles.drain_keys(plan, scratch.v_bar, outputs.v_bar, strip, plan.v_dim)

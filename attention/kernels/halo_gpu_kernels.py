@@ -23,11 +23,13 @@ STEP = 64
 
 
 def forward_kernel(plan, q_ref, k_ref, v_ref, tables, out_ref, lse_ref):
+  """The output of some blocks of queries, and their log-sum-exps."""
   head, program = pl.program_id(0), pl.program_id(1)
   dim = triton.tile_size(v_ref.shape[3])
 
   def block(number, _):
     own = _queries(plan, number)
+    # [side^2, dim], in tiles of a power of two.
     q = _load(q_ref, own, head)
     positions = [_positions(plan, q, t, own, a) for a, t in enumerate(tables)]
 
@@ -35,11 +37,9 @@ def forward_kernel(plan, q_ref, k_ref, v_ref, tables, out_ref, lse_ref):
       largest, total, out = carry
       keys = _window_keys(plan, number, i)
       k, v = (_load(ref, keys, head) for ref in (k_ref, v_ref))
-      scores = triton.dot(q, k, transpose_b=True) * plan.scale
-      for axis, position in enumerate(positions):
-        scores += _spread(position, keys.place[axis], plan.offsets, q.dtype)
-      scores = jnp.where(keys.seen[None, :], scores, MASKED)
+      scores = _scores(plan, q, k, positions, keys)
       before, largest = largest, jnp.maximum(largest, jnp.max(scores, axis=1))
+      # What was summed with the maximum before is worth less by this.
       kept = triton.exp(before - largest)
       weights = triton.exp(scores - largest[:, None])
       total = total * kept + jnp.sum(weights, axis=1)
@@ -51,12 +51,15 @@ def forward_kernel(plan, q_ref, k_ref, v_ref, tables, out_ref, lse_ref):
       0,
       pl.cdiv(plan.window**2, STEP),
       step,
+      # Above MASKED, so that what lies beyond the edge weighs nothing even in a
+      # step that has no other key.
       (
         jnp.full((rows,), LEAST, jnp.float32),
         jnp.zeros((rows,), jnp.float32),
         jnp.zeros((rows, dim), jnp.float32),
       ),
     )
+    # Not zero: every query sees its own block.
     _store(out_ref, own, head, out / total[:, None])
     _store_row(lse_ref, own, head, largest + jnp.log(total))
 
@@ -75,6 +78,11 @@ def queries_kernel(
   q_bar_ref,
   table_bar_refs,
 ):
+  """The gradients of some blocks of queries, and their sum of the tables'.
+
+  `table_bar_refs` are [programs, heads, side * channels, offsets] in float32:
+  each program leaves a part, and they are summed in one order afterwards.
+  """
   head, program = pl.program_id(0), pl.program_id(1)
   dim = triton.tile_size(plan.dim)
 
@@ -88,15 +96,15 @@ def queries_kernel(
       q_bar, positions_bar = carry
       keys = _window_keys(plan, number, i)
       k, v = (_load(ref, keys, head) for ref in (k_ref, v_ref))
-      scores = triton.dot(q, k, transpose_b=True) * plan.scale
-      for axis, position in enumerate(positions):
-        scores += _spread(position, keys.place[axis], plan.offsets, q.dtype)
-      scores = jnp.where(keys.seen[None, :], scores, MASKED)
+      scores = _scores(plan, q, k, positions, keys)
       weights = triton.exp(scores - lse[:, None])
       weights_bar = triton.dot(out_bar, v, transpose_b=True)
       scores_bar = weights * (weights_bar - delta[:, None])
+      # Rounded once, for all products: the matrix unit takes two operands of
+      # one dtype.
       narrow = scores_bar.astype(k.dtype)
       q_bar += triton.dot(narrow, k)
+      # From keys back to places, [queries, offsets]: `_spread` transposed.
       positions_bar = [
         x + triton.dot(narrow, _ones(place, plan.offsets, k.dtype))
         for x, place in zip(positions_bar, keys.place, strict=True)
@@ -119,6 +127,7 @@ def queries_kernel(
       zip(positions_bar, tables, strict=True)
     ):
       narrow = bar.astype(q.dtype)
+      # A query met the embeddings of its own row of the block only.
       for row in range(plan.side):
         mine = jnp.where(own.place[axis][:, None] == row, narrow, 0)
         q_bar += triton.dot(mine, _load_table(plan, table, row))
@@ -149,7 +158,12 @@ def keys_kernel(
   k_bar_ref,
   v_bar_ref,
 ):
+  """The gradients of the keys and values of some blocks.
+
+  Tiles lie on their side, [keys, queries], so that sums belong to rows.
+  """
   head, program = pl.program_id(0), pl.program_id(1)
+  # Blocks away, on each side, whose windows reach into this one.
   reach = pl.cdiv(plan.halo, plan.block)
   across = 2 * reach + 1
 
@@ -166,6 +180,7 @@ def keys_kernel(
         _load_row(ref, queries, head) for ref in (lse_ref, delta_ref)
       )
       scores = triton.dot(k, q, transpose_b=True) * plan.scale
+      # Blocks beyond the edge have no queries; a window may end within a block.
       seen = queries.seen[None, :] & own.seen[:, None]
       for axis, table in enumerate(tables):
         # Where the window of those queries has these keys.
@@ -173,6 +188,8 @@ def keys_kernel(
         position = _positions(plan, q, table, queries, axis)
         scores += _spread(position, place, plan.offsets, q.dtype, turned=True)
         seen &= ((place >= 0) & (place < plan.window))[:, None]
+      # Chosen before the exponential: a query that does not exist has a
+      # log-sum-exp of 0, and its score may be any number.
       weights = triton.exp(jnp.where(seen, scores - lse[None, :], MASKED))
       v_bar += triton.dot(weights.astype(out_bar.dtype), out_bar)
       weights_bar = triton.dot(v, out_bar, transpose_b=True)
@@ -205,7 +222,20 @@ class _Tokens:
   seen: object
 
 
+def _scores(plan, q, k, positions, keys):
+  """Returns [queries, keys], MASKED where the window has no key.
+
+  A key beyond the edge is zero, not masked, unless `plan.mask_padding`: its
+  score is then that of its position alone.
+  """
+  scores = triton.dot(q, k, transpose_b=True) * plan.scale
+  for axis, position in enumerate(positions):
+    scores += _spread(position, keys.place[axis], plan.offsets, q.dtype)
+  return jnp.where(keys.seen[None, :], scores, MASKED)
+
+
 def _for_blocks(plan, program, block, carry):
+  """Carries `block(number, carry)` over the blocks of a program."""
   start = program * plan.chunk
   stop = jnp.minimum(start + plan.chunk, plan.blocks)
   return lax.fori_loop(start, stop, block, carry)
@@ -226,6 +256,8 @@ def _queries(plan, number, shifts=(0, 0)):
   inside = (row >= 0) & (row < plan.rows) & (column >= 0)
   seen = (token < plan.side**2) & inside & (column < plan.columns)
   width = plan.width // plan.stride
+  # Loads drop what lies beyond the end of an axis: that is how a token is left
+  # out.
   pixel = (row * plan.side + place[0]) * width + column * plan.side + place[1]
   beyond = plan.height // plan.stride * width
   return _Tokens(image, jnp.where(seen, pixel, beyond), place, seen)
@@ -304,11 +336,16 @@ def _load_table(plan, ref, row):
 
 
 def _apart(plan):
+  """Returns the columns of `_load_apart`, a power of two."""
   return triton.tile_size(plan.side * triton.tile_size(plan.dim))
 
 
 def _load_apart(plan, ref, queries, head, axis):
-  """Returns queries [queries, side * dim], zero but for their own row."""
+  """Returns queries [queries, side * dim], zero but for their own row.
+
+  One product with it, transposed, sums the gradients of the tables for all rows
+  of the block at once: [side * dim, offsets].
+  """
   slot, channel = triton.divide(
     jnp.arange(_apart(plan)), triton.tile_size(plan.dim)
   )
@@ -319,6 +356,7 @@ def _load_apart(plan, ref, queries, head, axis):
 
 
 def _load(ref, tokens, head):
+  """Returns [tokens, dim] of [images, pixels, heads, dim], or zeros."""
   index, tails = _index(ref, tokens, head)
   return triton.load(ref, index, tails=tails)
 
@@ -337,6 +375,7 @@ def _index(ref, tokens, head):
 
 
 def _load_row(ref, tokens, head):
+  """Returns statistics of tokens, from [images, pixels, heads]."""
   return triton.load(ref, (tokens.image, tokens.pixel, head), tails=(1,))
 
 

@@ -84,7 +84,10 @@ class Plan:
 
   @property
   def queries(self) -> int:
-    """Rows of a head's queries: each row of a block starts a new tile."""
+    """Rows of a head's queries: each row of a block starts a new register.
+
+    So rows of a block are put together, and taken apart, register by register.
+    """
     return self.side * self.padded_side
 
   @property
@@ -204,12 +207,14 @@ class Plan:
     both = self.lanes + self.v_lanes
     scratch = math.prod(self.query_scratch(both))
     scratch += math.prod(self.key_scratch(both))
+    # Scores, weights and what is between them, as many as are alive at once.
     scores = self.all_keys * self.stacked
     constants = 2 * self.position_keys * self.lanes
     constants += 2 * self.stacked * both + self.padded_window * self.keys
     total = queries + outs + keys + values + 4 * (scratch + 6 * scores)
     total += constants * self.itemsize
     if direction == "backward":
+      # Gradients of images, with their scratch, and of the scores.
       total += 2 * queries + keys + values + outs
       total += 4 * math.prod(self.key_scratch(both))
       total += 4 * math.prod(self.query_scratch(self.lanes)) + 16 * scores
@@ -225,6 +230,7 @@ def head_masks(plan: Plan, dim: int, lanes: int):
       bfloat16 two rows share one. Rows of padding are cut off as well.
     mask: the same as 0 and 1 in float32. [stacked, lanes].
   """
+  # Row = head * queries + y * padded_side + x.
   row = np.arange(plan.stacked)[:, None]
   head, column = row // plan.queries, row % plan.padded_side
   mask = head == np.arange(lanes)[None] // dim
@@ -235,7 +241,8 @@ def head_masks(plan: Plan, dim: int, lanes: int):
 def own_rows(plan: Plan):
   """Returns the row and the column of each query in its block.
 
-  int32 [axes, 8, stacked], the same eight times.
+  int32 [axes, 8, stacked], the same eight times: queries are the lanes of
+  scores, and a whole register compares with them as it is.
   """
   token = np.arange(plan.stacked) % plan.queries
   own = np.stack([token // plan.padded_side, token % plan.padded_side])
@@ -261,10 +268,13 @@ def pack_positions(plan: Plan, *embeddings):
     plan: the shapes.
     *embeddings: [side, window, dim] for rows and for columns.
   """
+  # [axes, side, window, dim]
   x = jnp.stack(embeddings).astype(jnp.float32) / plan.scale
   x = jnp.pad(
     x, ((0, 0), (0, 0), (0, plan.padded_window - plan.window), (0, 0))
   )
+  # [axes * side * padded_window, heads * dim]: position keys are shared by all
+  # heads, so each head's lanes have a copy.
   x = jnp.tile(x.reshape(-1, plan.dim), (1, plan.group_size))
   missing = (plan.position_keys - x.shape[0], plan.lanes - x.shape[1])
   return jnp.pad(x, [(0, n) for n in missing]).astype(plan.dtype)
@@ -273,6 +283,7 @@ def pack_positions(plan: Plan, *embeddings):
 def unpack_positions(plan: Plan, packed):
   """Returns the gradients of the embeddings from that of the position keys."""
   heads, window = plan.group_size, plan.window
+  # The reverse of `pack_positions`; copies for the heads add up.
   x = packed[: 2 * plan.axis_keys, : heads * plan.dim]
   x = x.reshape(2, plan.side, plan.padded_window, heads, plan.dim)
   return tuple(x[:, :, :window].sum(3) / plan.scale)

@@ -1,6 +1,18 @@
-"""What the forward and the backward halo kernel on TPUs do in VMEM."""
+"""What the forward and the backward halo kernel on TPUs do in VMEM.
+
+Scratch memory has [groups, rows, lanes] in float32: in the lanes the channels
+of a group's heads side by side, in the rows the tokens of a strip, image row
+after image row. Image rows of queries lie `query_row` rows apart; those of keys
+`key_row`, of which the first `halo` and the last are the zeros beyond the edge,
+so that a window at the edge is cut out like any other.
+
+Shapes in comments: N heads of a group, Q rows of a block's queries, K rows of a
+window's keys, R position keys, D channels of a head. Scores are [K, N Q], keys
+in rows: sums over keys add up registers, and no lane moves.
+"""
 
 import math
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 from jax import lax
@@ -11,44 +23,30 @@ from attention.kernels.halo_plan import Plan
 from attention.kernels.tpu import MASKED, SUBLANES
 
 
-def image_spec(plan: Plan, shape, rows: int | None = None) -> pl.BlockSpec:
-  """Whole images for the grid of `grid_of`, or strips of `rows` rows.
+def clear_at_first_step(refs: Iterable) -> None:
+  """Zeroes references at the first step of a core.
 
-  An image that stays the same from strip to strip is fetched once.
+  Scratch memory holds anything then, and what is read as padding must be
+  numbers: zero weights times NaN would be NaN. Halos at the sides stay zero
+  ever after, as nothing is written there.
   """
-  images = plan.batch // plan.cores
-  if rows is None:
-    return pl.BlockSpec(
-      (1, *shape[1:]), lambda core, i, strip: (core * images + i, 0, 0, 0)
-    )
-  return pl.BlockSpec(
-    (1, rows, *shape[2:]),
-    lambda core, i, strip: (core * images + i, strip, 0, 0),
-  )
+
+  @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+  def _():
+    _clear(refs)
 
 
-def whole_spec(x) -> pl.BlockSpec:
-  """All of an array, fetched once."""
-  return pl.BlockSpec(
-    x.shape, lambda *_: (0,) * x.ndim, pipeline_mode=pl.Buffered(1)
-  )
+def clear_at_first_strip(strip, refs: Iterable) -> None:
+  """Zeroes sums that go on from strip to strip of an image, not beyond it."""
+
+  @pl.when(strip == 0)
+  def _():
+    _clear(refs)
 
 
-def grid_of(plan: Plan) -> tuple[int, int, int]:
-  return (plan.cores, plan.batch // plan.cores, plan.rows)
-
-
-def compiler_params(plan: Plan, direction: str) -> pltpu.CompilerParams:
-  need = plan.vmem_bytes(direction)
-  return pltpu.CompilerParams(
-    # Scratch memory and sums go on from step to step, but not between cores.
-    dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-    vmem_limit_bytes=max(16 * 2**20, need * 3 // 2),
-  )
-
-
-def first_step():
-  return (pl.program_id(1) == 0) & (pl.program_id(2) == 0)
+def _clear(refs):
+  for ref in refs:
+    ref[...] = jnp.zeros_like(ref)
 
 
 def fill_queries(plan: Plan, ref, scratch, dim: int) -> None:
@@ -58,6 +56,7 @@ def fill_queries(plan: Plan, ref, scratch, dim: int) -> None:
   16-bit numbers can be read only whole.
   """
   for row in range(plan.side):
+    # [width, heads * dim]
     x = ref[0, row].astype(jnp.float32)
     rows = pl.ds(row * plan.query_row, x.shape[0])
     for group in range(plan.groups):
@@ -77,6 +76,7 @@ def drain_queries(plan: Plan, scratch, ref, dim: int) -> None:
 
 def fill_keys(plan: Plan, ref, scratch, strip, dim: int) -> None:
   """Copies the rows that the windows of a strip see, zeros beyond the edge."""
+  # The image row of the first row of the windows; before the image at the top.
   first = strip * plan.block - plan.halo
 
   def fill(row, _):
@@ -91,6 +91,7 @@ def fill_keys(plan: Plan, ref, scratch, strip, dim: int) -> None:
         rows = pl.ds(start + plan.halo, plan.width)
         scratch[group, rows, : part.shape[1]] = part
 
+    # The row holds the keys of another strip, or of the image before.
     @pl.when(jnp.logical_not(inside))
     def _():
       rows = pl.ds(start, plan.key_row)
@@ -116,6 +117,8 @@ def drain_keys(plan: Plan, scratch, ref, strip, dim: int) -> None:
   def drain(row, _):
     inside = (first + row >= 0) & (first + row < plan.height)
 
+    # The windows of the next strip start `block` rows further down: what is
+    # above is complete. After the last strip all is.
     @pl.when(inside & ((row < plan.block) | last))
     def _():
       for group in range(plan.groups):
@@ -126,6 +129,8 @@ def drain_keys(plan: Plan, scratch, ref, strip, dim: int) -> None:
 
     return 0
 
+  # The 2 halo rows that both strips see go up by `block` rows, in order, so
+  # that where they overlap each is read before it is written.
   def move(row, _):
     for group in range(plan.groups):
       source = pl.ds((row + plan.block) * plan.key_row, plan.key_row)
@@ -146,6 +151,8 @@ def drain_keys(plan: Plan, scratch, ref, strip, dim: int) -> None:
 def load_queries(plan: Plan, scratch, group: int, column):
   """Returns a block [queries, lanes]; the padding holds other tokens."""
   start = column * plan.side
+  # Each row of the block is read with padding up to a whole register, so that
+  # the pieces lie one below the other without moving rows about.
   return jnp.concatenate(
     [
       scratch[group, pl.ds(row * plan.query_row + start, plan.padded_side), :]
@@ -172,6 +179,7 @@ def load_keys(plan: Plan, scratch, group: int, column):
     ]
     for row in range(plan.window)
   ]
+  # Up to whole bfloat16 tiles of 16 rows.
   extra = plan.keys - plan.window * plan.padded_window
   if extra:
     rows.append(jnp.zeros((extra, scratch.shape[2]), jnp.float32))
@@ -194,6 +202,7 @@ def stack(plan: Plan, x, bits):
   anything, even infinite.
   """
   x = [x] * plan.group_size
+  # Queries become the lanes of scores, so the stack has whole registers of 128.
   extra = plan.stacked - plan.group_size * plan.queries
   if extra:
     x.append(jnp.zeros((extra, x[0].shape[1]), jnp.float32))
@@ -203,6 +212,8 @@ def stack(plan: Plan, x, bits):
 
 def unstack(plan: Plan, x, mask):
   """Returns [queries, lanes], each lane from its head's rows of the stack."""
+  # A row of head h has, in the lanes of another head, h's weights with that
+  # head's values: of no meaning.
   x = x * mask
   parts = [
     x[head * plan.queries : (head + 1) * plan.queries]
@@ -232,23 +243,33 @@ def scores(plan: Plan, place, queries, all_keys, own_rows_ref):
     all_keys: keys and position keys [all_keys, lanes].
     own_rows_ref: [axes, 8, stacked] of `own_rows`.
   """
+  # [K + R, N D] [N Q, N D]^T -> [K + R, N Q], contents and positions at once.
   x = product(plan, all_keys, queries, (1, 1))
   by_row, by_column = (
     _own_scores(plan, x[plan.keys :], axis, own_rows_ref) for axis in range(2)
   )
   size = plan.padded_window
+  # Row i of the window: [size, N Q] of its keys j. Their column's score is one
+  # for each j, their row's is row i of `by_row`, the same for all.
   rows = [
     x[i * size : (i + 1) * size] + (by_column + by_row[i : i + 1])
     for i in range(plan.window)
   ]
   if plan.keys > plan.window * size:
     rows.append(x[plan.window * size : plan.keys])
+  # In base two: exp2 is one instruction, exp is exp2 and a product.
   x = jnp.concatenate(rows) * (plan.scale * math.log2(math.e))
+  # Chosen after the sums, so that whatever the padding holds is dropped.
   return jnp.where(_visible(plan, place, x.shape), x, MASKED)
 
 
 def _own_scores(plan: Plan, x, axis: int, own_rows_ref):
-  """Returns [padded_window, stacked]: those of each query's row or column."""
+  """Returns [padded_window, stacked]: those of each query's row or column.
+
+  `x` [R, N Q] has a query's scores with the position keys of all rows y of a
+  block, one stretch of `padded_window` after another; its own are one of them.
+  Choosing is an instruction a register and row y, a gather would be far more.
+  """
   size = plan.padded_window
   rows = lambda i: x[axis * plan.axis_keys + i * size :][:size]
   own = _own_rows(plan, axis, own_rows_ref)
@@ -259,6 +280,7 @@ def _own_scores(plan: Plan, x, axis: int, own_rows_ref):
 
 
 def _own_rows(plan: Plan, axis: int, own_rows_ref):
+  """Returns [padded_window, stacked], the same in each row."""
   return jnp.concatenate(
     [own_rows_ref[axis]] * (plan.padded_window // SUBLANES)
   )
@@ -276,6 +298,10 @@ def position_gradients(plan: Plan, scores_bar, own_rows_ref, row_sums):
   Returns:
     [position_keys, stacked] in float32.
   """
+  # A position key's score was added to all keys of a row (or column) of the
+  # window: its gradient is their sum. Over each row of the window by a product
+  # with zeros and ones, [size, K] [K, N Q]; over columns the rows of the window
+  # add up as they lie. Then each query's go to the keys of its own y (or x).
   size = plan.padded_window
   rows = [scores_bar[i * size : (i + 1) * size] for i in range(plan.window)]
   sums = (product(plan, row_sums, scores_bar), sum(rows[1:], rows[0]))
@@ -290,6 +316,10 @@ def position_gradients(plan: Plan, scores_bar, own_rows_ref, row_sums):
 
 
 def _visible(plan: Plan, place, shape):
+  """Whether a row of [K, N Q] is a key of the window, and of the image.
+
+  The block itself always is, so that no query goes without keys.
+  """
   key = lax.broadcasted_iota(jnp.int32, shape, 0)
   i, j = key // plan.padded_window, key % plan.padded_window
   visible = (j < plan.window) & (i < plan.window)
@@ -301,8 +331,13 @@ def _visible(plan: Plan, place, shape):
 
 
 def for_blocks(plan: Plan, body, unroll: int) -> None:
-  """Calls `body(column, group)` for the blocks of a strip."""
+  """Calls `body(column, group)` for the blocks of a strip.
+
+  Of several blocks a turn the products of one run while the exponentials of
+  another do; more than divide the strip, or than registers hold, are no gain.
+  """
   if plan.interpret:
+    # Nothing is gained there, and twice the code compiled.
     unroll = 1
   unroll = max(
     n

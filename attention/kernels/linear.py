@@ -1,20 +1,21 @@
 """Linear attention on TPUs: the features live in VMEM only.
 
 One kernel computes out_i = f(a_i) . sum_j g(b_j) h(c_j)^T over all j, j <= i or
-j >= i, with the memory in scratch. Its three gradients are of the same form, so
-it is also its own backward pass: nothing of size length x features x v_dim, and
-no features, ever reach HBM.
+j >= i, with the memory in scratch. Its three gradients are of the same form
+(`linear_sums`): nothing of size length x features x v_dim, and no features,
+ever reach HBM.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from attention import features
-from attention.kernels.tpu import unsupported_arrays
+from attention.kernels import linear_sums, tpu
+from attention.kernels.tpu import Blocked, unsupported_arrays
 
 # Maps that Mosaic lowers, with the vector-Jacobian product JAX derives.
 MAPS = (
@@ -27,6 +28,32 @@ MAPS = (
   features.taylor,
 )
 VMEM_LIMIT = 64 * 2**20
+
+
+class _Inputs(NamedTuple):
+  """Blocks [1, block, width] of a, b and c, and of where a map is pulled back.
+
+  Rows are pairs of batch and head. `point` is None without a map.
+  """
+
+  a: Any
+  b: Any
+  c: Any
+  point: Any
+
+
+class _Outputs(NamedTuple):
+  out: Any
+
+
+class _Scratch(NamedTuple):
+  """The sum so far of g(b_j) h(c_j)^T, which goes on along a row of the grid.
+
+  [features of b, features of c], float32: it is the only thing that grows with
+  the features, and it never leaves VMEM.
+  """
+
+  memory: Any
 
 
 def unsupported(
@@ -69,38 +96,12 @@ def weighted_sums(q, k, terms, *, feature_map, causal, interpret=False):
     # [B, N, H, D] -> [B H, N, D]
     x = x.transpose(0, 2, 1, 3)
     flat.append(x.reshape(batch * heads, *x.shape[2:]))
-  out = _sums((feature_map, causal, interpret), *flat)
+  options = (("interpret", interpret),)
+  out = linear_sums.weighted_sums(_read, options, feature_map, causal, *flat)
   return out.reshape(batch, heads, length, -1).transpose(0, 2, 1, 3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(options, q, k, terms):
-  phi, causal, interpret = options
-  order = "before" if causal else "all"
-  maps = (phi, phi, features.identity)
-  return _read(q, k, terms, maps, order, jnp.float32, interpret)
-
-
-def _sums_forward(options, q, k, terms):
-  return _sums(options, q, k, terms), (q, k, terms)
-
-
-def _sums_backward(options, residuals, bar):
-  phi, causal, interpret = options
-  q, k, terms = residuals
-  same = features.identity
-  before, after = ("before", "after") if causal else ("all", "all")
-  call = functools.partial(_read, interpret=interpret)
-  q_bar = call(bar, terms, k, (same, same, phi), before, q.dtype, pull=(phi, q))
-  k_bar = call(terms, bar, q, (same, same, phi), after, k.dtype, pull=(phi, k))
-  terms_bar = call(k, q, bar, (phi, phi, same), after, terms.dtype)
-  return q_bar, k_bar, terms_bar
-
-
-_sums.defvjp(_sums_forward, _sums_backward)
-
-
-def _read(a, b, c, maps, order, dtype, interpret, pull=None):
+def _read(a, b, c, maps, order, dtype, pull=None, *, interpret):
   """Returns f(a_i) . sum_j g(b_j) h(c_j)^T, or its pullback through a map.
 
   Args:
@@ -108,35 +109,35 @@ def _read(a, b, c, maps, order, dtype, interpret, pull=None):
     maps: f, g and h.
     order: "all", "before" (j <= i) or "after" (j >= i).
     dtype: of the result.
-    interpret: whether Pallas's interpreter runs the kernel.
     pull: (phi, x [rows, q_len, dim]): return the vector-Jacobian product of
       phi at x with the result instead.
+    interpret: whether Pallas's interpreter runs the kernel.
   """
   rows, q_len, _ = a.shape
   kv_len = b.shape[1]
   scan = order != "all"
+  # A scan makes block x block scores a block besides: shorter ones cost less.
   most = 256 if scan else 512
   block = min(most, pl.cdiv(max(q_len, kv_len), 16) * 16)
   q_blocks, kv_blocks = pl.cdiv(q_len, block), pl.cdiv(kv_len, block)
 
+  # Zeros on both sides of each product, so that padding adds nothing: at least
+  # one of b and c is zero as it is, without a map that could make more of it.
   def padded(x, blocks):
     return jnp.pad(x, ((0, 0), (0, blocks * block - x.shape[1]), (0, 0)))
 
-  arrays = [padded(a, q_blocks), padded(b, kv_blocks), padded(c, kv_blocks)]
-  if pull is not None:
-    arrays.append(padded(pull[1], q_blocks))
   if order == "before":
     query = key = lambda row, i: (row, i, 0)
   elif order == "after":
+    # From the end: the memory then has what comes after.
     query = key = lambda row, i: (row, q_blocks - 1 - i, 0)
   else:
     # First all keys, then all queries: the blocks not in use stay put.
     query = lambda row, i: (row, jnp.maximum(i - kv_blocks, 0), 0)
     key = lambda row, i: (row, jnp.minimum(i, kv_blocks - 1), 0)
-  indices = (query, key, key, query)
 
-  def spec(x, index):
-    return pl.BlockSpec((1, block, x.shape[-1]), index)
+  def blocked(x, index):
+    return Blocked(x, pl.BlockSpec((1, block, x.shape[-1]), index))
 
   wide = [
     jax.eval_shape(f, jax.ShapeDtypeStruct((block, x.shape[-1]), jnp.float32))
@@ -148,8 +149,8 @@ def _read(a, b, c, maps, order, dtype, interpret, pull=None):
   products = 2 * memory[0] * memory[1] * (q_len + kv_len)
   if scan:
     products += 2 * block * sum(memory) * q_len
-  moved = sum(x.size * x.dtype.itemsize for x in (*arrays, out_shape))
-  out = pl.pallas_call(
+  point = None if pull is None else blocked(padded(pull[1], q_blocks), query)
+  results = tpu.call(
     functools.partial(
       _kernel,
       maps=maps,
@@ -157,29 +158,29 @@ def _read(a, b, c, maps, order, dtype, interpret, pull=None):
       kv_blocks=kv_blocks,
       pull=None if pull is None else pull[0],
     ),
-    name=f"linear_attention_{order}",
-    out_shape=out_shape,
+    f"linear_attention_{order}",
     grid=(rows, q_blocks if scan else q_blocks + kv_blocks),
-    in_specs=[
-      spec(x, index) for x, index in zip(arrays, indices, strict=False)
-    ],
-    out_specs=spec(out_shape, query),
-    scratch_shapes=[pltpu.VMEM(memory, jnp.float32)],
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "arbitrary"),
-      vmem_limit_bytes=VMEM_LIMIT,
+    inputs=_Inputs(
+      blocked(padded(a, q_blocks), query),
+      blocked(padded(b, kv_blocks), key),
+      blocked(padded(c, kv_blocks), key),
+      point,
     ),
-    cost_estimate=pl.CostEstimate(
-      flops=rows * products, bytes_accessed=moved, transcendentals=0
-    ),
+    outputs=_Outputs(blocked(out_shape, query)),
+    scratch=_Scratch(memory),
+    # Heads know nothing of each other; blocks of one follow in order.
+    parallel=1,
+    vmem_bytes=VMEM_LIMIT,
+    flops=rows * products,
+    transcendentals=0,
     interpret=interpret,
-  )(*arrays)
-  return out[:, :q_len]
+  )
+  return results.out[:, :q_len]
 
 
-def _kernel(*refs, maps, order, kv_blocks, pull):
-  a_ref, b_ref, c_ref, *point_ref, out_ref, memory_ref = refs
+def _kernel(inputs, outputs, scratch, *, maps, order, kv_blocks, pull):
   f, g, h = maps
+  memory_ref = scratch.memory
   step = pl.program_id(1)
 
   @pl.when(step == 0)
@@ -187,26 +188,29 @@ def _kernel(*refs, maps, order, kv_blocks, pull):
     memory_ref[...] = jnp.zeros_like(memory_ref)
 
   def load(ref, phi):
+    # [1, block, width] -> [block, features]
     return phi(ref[0].astype(jnp.float32))
 
   def store(out):
     if pull is not None:
-      point = point_ref[0][0].astype(jnp.float32)
+      point = inputs.point[0].astype(jnp.float32)
       (out,) = jax.vjp(pull, point)[1](out)
-    out_ref[0] = out.astype(out_ref.dtype)
+    outputs.out[0] = out.astype(outputs.out.dtype)
 
   if order == "all":
 
     @pl.when(step < kv_blocks)
     def _():
-      memory_ref[...] += _dot(load(b_ref, g), load(c_ref, h), 0, 0)
+      memory_ref[...] += _dot(load(inputs.b, g), load(inputs.c, h), 0, 0)
 
     @pl.when(step >= kv_blocks)
     def _():
-      store(_dot(load(a_ref, f), memory_ref[...], 1, 0))
+      store(_dot(load(inputs.a, f), memory_ref[...], 1, 0))
 
     return
-  a, b, c = load(a_ref, f), load(b_ref, g), load(c_ref, h)
+  a, b, c = load(inputs.a, f), load(inputs.b, g), load(inputs.c, h)
+  # Within the block by masked scores [i, j], beyond it by the memory. The own
+  # block is added to that only when it has been read.
   weights = _dot(a, b, 1, 1)
   i = jax.lax.broadcasted_iota(jnp.int32, weights.shape, 0)
   j = jax.lax.broadcasted_iota(jnp.int32, weights.shape, 1)
@@ -218,6 +222,11 @@ def _kernel(*refs, maps, order, kv_blocks, pull):
 
 
 def _dot(x, y, x_axis, y_axis):
+  """Contracts an axis of each, in full float32: sums here are over thousands.
+
+  A memory is the sum over all positions, so that products rounded to bfloat16
+  would show.
+  """
   return jax.lax.dot_general(
     x,
     y,

@@ -3,7 +3,8 @@
 The first sums up the memory `sum_j g(b_j) h(c_j)^T`: for causal attention it
 walks along the chunks of a head and leaves behind the memory before each. The
 second reads it, out_i = f(a_i) . memory, and adds what keys of the own chunk
-say. All three gradients are of the same form. Features stay in registers.
+say. All three gradients are of the same form (`linear_sums`). Features stay in
+registers.
 """
 
 import functools
@@ -15,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from attention import features
-from attention.kernels import triton
+from attention.kernels import linear_sums, triton
 
 # Maps of one channel by itself; softmax needs all channels in one tile.
 ELEMENTWISE = (
@@ -68,42 +69,17 @@ def weighted_sums(q, k, terms, *, feature_map, causal, interpret=False):
     causal: whether only j <= i count.
     interpret: whether Pallas's interpreter runs the kernel.
   """
-  options = (feature_map, causal, q.dtype == jnp.float32, interpret)
+  options = (("full", q.dtype == jnp.float32), ("interpret", interpret))
   width = terms.shape[-1]
   # Rows of an odd width would be read element by element.
   terms = jnp.pad(terms, ((0, 0), (0, 0), (0, 0), (0, -width % ALIGNMENT)))
-  return _sums(options, q, k, terms)[..., :width]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(options, q, k, terms):
-  phi, causal, full, interpret = options
-  order = "before" if causal else "all"
-  maps = (phi, phi, features.identity)
-  return _read(q, k, terms, maps, order, jnp.float32, full, interpret)
-
-
-def _sums_forward(options, q, k, terms):
-  return _sums(options, q, k, terms), (q, k, terms)
-
-
-def _sums_backward(options, residuals, bar):
-  phi, causal, full, interpret = options
-  q, k, terms = residuals
-  same = features.identity
-  before, after = ("before", "after") if causal else ("all", "all")
-  read = functools.partial(_read, full=full, interpret=interpret)
-  return (
-    read(bar, terms, k, (same, same, phi), before, q.dtype, pull=(phi, q)),
-    read(terms, bar, q, (same, same, phi), after, k.dtype, pull=(phi, k)),
-    read(k, q, bar, (phi, phi, same), after, terms.dtype),
+  sums = linear_sums.weighted_sums(
+    _read, options, feature_map, causal, q, k, terms
   )
+  return sums[..., :width]
 
 
-_sums.defvjp(_sums_forward, _sums_backward)
-
-
-def _read(a, b, c, maps, order, dtype, full, interpret, pull=None):
+def _read(a, b, c, maps, order, dtype, pull=None, *, full, interpret):
   """Returns f(a_i) . sum_j g(b_j) h(c_j)^T, or its pullback through a map.
 
   Args:
@@ -111,13 +87,15 @@ def _read(a, b, c, maps, order, dtype, full, interpret, pull=None):
     maps: f, g and h, of which g or h is the identity.
     order: "all", "before" (j <= i) or "after" (j >= i).
     dtype: of the result.
-    full: whether products are full float32.
-    interpret: whether Pallas's interpreter runs the kernels.
     pull: (phi, x [batch, q_len, heads, dim]): return the vector-Jacobian
       product of phi at x with the result instead.
+    full: whether products are full float32.
+    interpret: whether Pallas's interpreter runs the kernels.
   """
   batch, q_len, heads, _ = a.shape
   chunks = pl.cdiv(b.shape[1], CHUNK)
+  # A memory for each chunk, the one before it; or, since nobody asks which key
+  # came first, one for each of as many programs as fill the GPU, to be summed.
   parts = chunks
   if order == "all":
     parts = min(chunks, max(1, PROGRAMS // (batch * heads)))
@@ -162,6 +140,11 @@ def _read(a, b, c, maps, order, dtype, full, interpret, pull=None):
 
 
 def _sum_kernel(b_ref, c_ref, memory_ref, *, maps, order, full):
+  """Sums g(b_j) h(c_j)^T, [batch, heads, parts, features, features].
+
+  A memory is a list of lines of tiles, as `triton.pieces` cuts the channels of
+  b and c.
+  """
   part, head, batch = map(pl.program_id, range(3))
   g, h = maps
   chunks, parts = pl.cdiv(b_ref.shape[1], CHUNK), memory_ref.shape[2]
@@ -193,6 +176,8 @@ def _sum_kernel(b_ref, c_ref, memory_ref, *, maps, order, full):
     save(part, lax.fori_loop(start, stop, add, memory))
     return
 
+  # The memory is saved before the chunk is added: `_read_kernel` takes the own
+  # chunk apart.
   def step(i, memory):
     chunk = i if order == "before" else chunks - 1 - i
     save(chunk, memory)
@@ -204,11 +189,13 @@ def _sum_kernel(b_ref, c_ref, memory_ref, *, maps, order, full):
 def _read_kernel(
   a_ref, own_refs, memory_ref, point_ref, out_ref, *, maps, order, full, pull
 ):
+  """Reads f(a_i) . memory, adds the own chunk, and pulls back through a map."""
   chunk, head, batch = map(pl.program_id, range(3))
   f, g, h = maps
   rows = chunk * CHUNK + jnp.arange(CHUNK)
   dot = functools.partial(triton.dot, full=full)
   a = _load(a_ref, batch, rows, head, f)
+  # No tiles, only as many places: they are read one at a time.
   memory = [[None] * len(_tiles(memory_ref.shape[4]))] * len(a)
   part = 0 if order == "all" else chunk
   out = [0.0] * len(memory[0])
@@ -225,6 +212,7 @@ def _read_kernel(
     weights = sum(
       dot(x, y, transpose_b=True) for x, y in zip(a, b, strict=True)
     )
+    # Scores within the chunk, [CHUNK, CHUNK], which have an order.
     i, j = rows[:, None], rows[None, :]
     weights = jnp.where(j <= i if order == "before" else j >= i, weights, 0.0)
     out = [x + dot(weights, part) for x, part in zip(out, c, strict=True)]
@@ -246,6 +234,7 @@ def _load(ref, batch, rows, head, phi):
   for start, size in _pieces(ref):
     index, tails = _index(ref, batch, rows, head, start, size)
     x = phi(triton.load(ref, index, tails=tails).astype(jnp.float32))
+    # A map may make features of channels that are not there: phi(0) = 1.
     if start + size > ref.shape[3]:
       x = jnp.where(index[3] < ref.shape[3], x, 0.0)
     pieces.append(x)
@@ -253,6 +242,7 @@ def _load(ref, batch, rows, head, phi):
 
 
 def _index(ref, batch, rows, head, start, size):
+  """Returns the index of a piece, and along which axes it ends beyond."""
   channels = start + jnp.arange(size)[None, :]
   tails = triton.tail(1, ref.shape[1], CHUNK)
   if start + size > ref.shape[3]:

@@ -9,17 +9,20 @@ gradient,
 The scores are computed twice, once with queries in rows and the heads' keys
 side by side, for dq and dbias, and once with keys in rows and the heads'
 queries side by side, for dk and dv: cheaper than a transposition.
+
+Shapes in comments: Q and K rows of a window's queries and keys, N heads of a
+group, D channels of a head; N D is padded to whole registers of 128 lanes.
 """
 
-import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
+from attention.kernels import tpu, window_call
 from attention.kernels import window_tiles as tiles
+from attention.kernels.tpu import Blocked
 from attention.kernels.window_plan import (
   Plan,
   head_masks,
@@ -28,146 +31,135 @@ from attention.kernels.window_plan import (
 )
 
 
+class _Inputs(NamedTuple):
+  """Strips of images, and what is the same for all of them.
+
+  Attributes:
+    q, k, v, out_bar: strips, in `plan.block_shape`.
+    bias: of `pack_bias`, [groups, Q, N K].
+    transposed_bias: of `pack_bias`, of the bias with queries and keys
+      exchanged, [groups, K, N Q]: the pass with keys in rows needs it so.
+    sums: of `head_masks`, [groups, N K, N D] of zeros and ones.
+    bits: of `head_masks`, cuts a stack down to its diagonal blocks.
+  """
+
+  q: Any
+  k: Any
+  v: Any
+  out_bar: Any
+  bias: Any
+  transposed_bias: Any
+  sums: Any
+  bits: Any
+
+
+class _Outputs(NamedTuple):
+  """Strips of the gradients, and the sum of the scores' (None without bias)."""
+
+  q_bar: Any
+  k_bar: Any
+  v_bar: Any
+  bias_bar: Any
+
+
+class _Scratch(NamedTuple):
+  """One strip of each image in float32, in `plan.scratch_shape`.
+
+  Strips are filled and used up within a strip. `bias_bar` [groups of a step,
+  Q, N K] carries the sum over the windows of a grid step: it goes to the output
+  only when it is known which of the two runs over the step counts.
+  """
+
+  q: Any
+  k: Any
+  v: Any
+  out_bar: Any
+  q_bar: Any
+  k_bar: Any
+  v_bar: Any
+  bias_bar: Any
+
+
 def backward(plan: Plan, q, k, v, bias, out_bar):
   """Returns the gradients of `forward`; that of the bias in float32."""
   bits, sums = head_masks(plan)
   packed = pack_bias(plan, bias)
   transposed = None if bias is None else bias.swapaxes(1, 2)
-  constants = (packed, pack_bias(plan, transposed), sums, bits)
-  image = tiles.block_spec(plan)
-  image_shape = jax.ShapeDtypeStruct(plan.image_shape, q.dtype)
-  out_shape, out_specs = [image_shape] * 3, [image] * 3
-  scratch = [pltpu.VMEM(plan.scratch_shape, jnp.float32)] * 7
-  if plan.has_bias:
-    # Each core has a sum of its own.
-    block = (1, plan.step_groups, *plan.bias_shape[1:])
-    if plan.batch_minor:
-      index = lambda group, *_: (0, group, 0, 0)
-    else:
-      index = lambda core, *_: (core, 0, 0, 0)
-    shape = (plan.cores, *plan.bias_shape)
-    out_shape += [jax.ShapeDtypeStruct(shape, jnp.float32)]
-    out_specs += [pl.BlockSpec(block, index)]
-    scratch += [pltpu.VMEM(block[1:], jnp.float32)]
-  results = pl.pallas_call(
-    functools.partial(_kernel, plan=plan),
-    name="window_attention_backward",
-    out_shape=out_shape,
-    grid=tiles.grid_of(plan),
-    in_specs=[image] * 4
-    + [tiles.group_spec(plan, x) for x in constants[:3]]
-    + [tiles.whole_spec(bits)],
-    out_specs=out_specs,
-    scratch_shapes=scratch,
-    compiler_params=tiles.compiler_params(plan),
-    cost_estimate=_cost(plan),
-    interpret=plan.interpret,
-  )(q, k, v, out_bar, *constants)
-  if not plan.has_bias:
-    return *results, None
-  return *results[:3], unpack_bias(plan, jnp.sum(results[3], axis=0))
-
-
-def _cost(plan: Plan) -> pl.CostEstimate:
-  windows = plan.batch * plan.rows * plan.columns * plan.groups
-  scores = windows * plan.queries * plan.stacked
-  image = math.prod(plan.image_shape) * jnp.dtype(plan.dtype).itemsize
-  return pl.CostEstimate(
+  image = window_call.image_spec(plan)
+  image_bar = Blocked(jax.ShapeDtypeStruct(plan.image_shape, q.dtype), image)
+  bias_bar = window_call.bias_sums(plan) if plan.has_bias else None
+  results = window_call.call(
+    plan,
+    _kernel,
+    "window_attention_backward",
+    _Inputs(
+      *(Blocked(x, image) for x in (q, k, v, out_bar)),
+      bias=window_call.per_group(plan, packed),
+      transposed_bias=window_call.per_group(plan, pack_bias(plan, transposed)),
+      sums=window_call.per_group(plan, sums),
+      bits=tpu.whole(bits),
+    ),
+    _Outputs(*[image_bar] * 3, bias_bar),
+    _Scratch(
+      *[plan.scratch_shape] * 7,
+      bias_bar=bias_bar and bias_bar.spec.block_shape[1:],
+    ),
     # Eleven full products and one of 8 rows.
-    flops=2 * scores * plan.lanes * 11
-    + 2 * windows * 8 * plan.stacked * plan.lanes,
-    bytes_accessed=7 * image,
-    transcendentals=2 * scores + windows * plan.queries * plan.lanes,
+    product_rows=11 * plan.queries + 8,
+    exponentials=2,
   )
+  if not plan.has_bias:
+    return results
+  # The cores' own sums, always in the same order.
+  bias_bar = jnp.sum(results.bias_bar, axis=0)
+  return results._replace(bias_bar=unpack_bias(plan, bias_bar))
 
 
-def _kernel(
-  q_ref,
-  k_ref,
-  v_ref,
-  out_bar_ref,
-  bias_ref,
-  transposed_bias_ref,
-  sums_ref,
-  bits_ref,
-  q_bar_ref,
-  k_bar_ref,
-  v_bar_ref,
-  *rest,
-  plan: Plan,
-):
-  bias_bar_ref = rest[0] if plan.has_bias else None
-  scratch = rest[1:8] if plan.has_bias else rest
-  bias_bar_scratch = rest[8] if plan.has_bias else None
-  refs = (q_ref, k_ref, v_ref, out_bar_ref)
-  inputs = tuple(zip(refs, scratch[:4], strict=True))
-  refs = (q_bar_ref, k_bar_ref, v_bar_ref)
-  outputs = tuple(zip(refs, scratch[4:], strict=True))
-  exponent_scale = plan.scale * math.log2(math.e)
-
+def _kernel(inputs: _Inputs, outputs: _Outputs, scratch: _Scratch, plan: Plan):
+  read = (
+    (inputs.q, scratch.q),
+    (inputs.k, scratch.k),
+    (inputs.v, scratch.v),
+    (inputs.out_bar, scratch.out_bar),
+  )
+  written = (
+    (outputs.q_bar, scratch.q_bar),
+    (outputs.k_bar, scratch.k_bar),
+    (outputs.v_bar, scratch.v_bar),
+  )
   first_channel = tiles.first_channel(plan)
-
-  @pl.when(tiles.first_step())
-  def _():
-    for _, x in inputs:
-      x[...] = jnp.zeros_like(x)
-    if plan.has_bias:
-      bias_bar_ref[...] = jnp.zeros_like(bias_bar_ref)
+  # The bias's gradient is cleared once and goes on over all steps of the core.
+  sums_over_steps = (outputs.bias_bar,) if plan.has_bias else ()
+  tiles.clear_at_first_step((*(x for _, x in read), *sums_over_steps))
 
   def gradients(window, group, subtract_maxima):
     """Writes three gradients; returns the row sums and that of the bias."""
     heads = plan.stacked_heads(group)
-    keys = slice(0, heads * plan.keys)
-    stack = lambda x: tiles.stack(plan, x, bits_ref[...], heads)
-    q, k, v, out_bar = (tiles.load(plan, x, group, window) for _, x in inputs)
-    all_keys, all_values, head_sums = stack(k), stack(v), sums_ref[group, keys]
-
-    # Queries in rows: [queries, heads * keys].
-    scores = tiles.product(plan, q, all_keys, transposed=True)
-    scores = scores * exponent_scale + bias_ref[group, :, keys]
-    if subtract_maxima:
-      scores = tiles.subtract_maxima(plan, scores)
-    weights = jnp.exp2(scores)
-    sums = tiles.product(plan, weights, head_sums)
-    inverse = tiles.reciprocal(plan, sums)
-    out = tiles.product(plan, weights, all_values) * inverse
-    # The same rounded numbers in all products: then the gradients of the
-    # scores of a query sum to zero.
-    out_bar = (out_bar * inverse).astype(plan.dtype).astype(jnp.float32)
-    delta = out_bar * out
-    scores_bar = weights * (
-      tiles.product(plan, out_bar, all_values, transposed=True)
-      - tiles.product(plan, delta, head_sums, transposed=True)
+    # [Q, N D] each; rows of padding hold tokens of other windows.
+    q, k, v, out_bar = (tiles.load(plan, x, group, window) for _, x in read)
+    by_query = _by_queries(
+      plan, inputs, group, heads, (q, k, v, out_bar), subtract_maxima
     )
-    q_bar = tiles.product(plan, scores_bar, all_keys) * plan.scale
-
-    # Keys in rows: [keys, heads * queries].
-    all_queries, all_out_bar = stack(q), stack(out_bar)
-    transposed = tiles.product(plan, k, all_queries, transposed=True)
-    transposed = (
-      transposed * exponent_scale + transposed_bias_ref[group, :, keys]
+    k_bar, v_bar = _by_keys(
+      plan, inputs, group, heads, (q, k, v), by_query, subtract_maxima
     )
-    if subtract_maxima:
-      # Padded keys are not masked here but their rows are not stored.
-      transposed -= _column_maxima(plan, transposed)
-    weights = jnp.exp2(transposed)
-    v_bar = tiles.product(plan, weights, all_out_bar)
-    ones = jnp.ones((8, plan.lanes), jnp.float32)
-    deltas = tiles.product(plan, ones, stack(delta), transposed=True)[:1]
-    values_out = tiles.product(plan, v, all_out_bar, transposed=True)
-    transposed_bar = weights * (values_out - deltas)
-    k_bar = tiles.product(plan, transposed_bar, all_queries) * plan.scale
-
-    for (_, x), value in zip(outputs, (q_bar, k_bar, v_bar), strict=True):
+    for x, value in (
+      (scratch.q_bar, by_query.q_bar),
+      (scratch.k_bar, k_bar),
+      (scratch.v_bar, v_bar),
+    ):
       tiles.store(plan, x, group, window, value)
-    return sums, scores_bar
+    return by_query.sums, by_query.scores_bar
 
   def run(good, subtract_maxima, unroll):
     """Does all strips; zeroes `good` where row sums are extreme."""
     if plan.has_bias:
-      bias_bar_scratch[...] = jnp.zeros_like(bias_bar_scratch)
+      # Also what a run with extreme scores has left.
+      scratch.bias_bar[...] = jnp.zeros_like(scratch.bias_bar)
 
     def windows_body(windows, good):
+      # Groups outside: the gradients of the windows of a turn are added up in
+      # registers, and scratch memory is read and written once a turn.
       for group in range(plan.step_groups):
         bias_bar = None
         for window in windows:
@@ -176,34 +168,112 @@ def _kernel(
             good = tiles.in_range(sums, good)
           bias_bar = scores_bar if bias_bar is None else bias_bar + scores_bar
         if plan.has_bias:
+          # The last group may have fewer heads, so fewer columns.
           keys = slice(0, bias_bar.shape[1])
-          bias_bar_scratch[group, :, keys] += bias_bar
+          scratch.bias_bar[group, :, keys] += bias_bar
       return good
 
-    def strip_body(strip, good):
-      for ref, x in inputs:
-        tiles.fill(plan, ref, x, strip, first_channel)
-      good = tiles.for_windows(plan, windows_body, good, unroll)
-      for ref, x in outputs:
-        tiles.drain(plan, x, ref, strip)
-      return good
+    return tiles.for_strips(
+      plan,
+      read,
+      written,
+      first_channel,
+      lambda good: tiles.for_windows(plan, windows_body, good, unroll),
+      good,
+    )
 
-    return tiles.for_strips(plan, strip_body, good)
-
-  # As in the forward pass: maxima only where row sums are extreme.
-  good = jnp.ones((8, plan.lanes), jnp.float32)
-  good = run(good, subtract_maxima=False, unroll=plan.unroll)
-
-  @pl.when(jnp.logical_not(tiles.all_good(good)))
-  def _():
-    run(jnp.ones_like(good), subtract_maxima=True, unroll=1)
+  tiles.again_if_extreme(plan, run)
 
   if plan.has_bias:
-    bias_bar_ref[0] += bias_bar_scratch[...]
+    outputs.bias_bar[0] += scratch.bias_bar[...]
+
+
+class _ByQuery(NamedTuple):
+  """What the pass with queries in rows leaves.
+
+  Attributes:
+    q_bar: gradient of the queries, [Q, N D].
+    scores_bar: gradient of the scores, [Q, N K].
+    out_bar: gradient of the output over the row sums, [Q, N D].
+    delta: `out_bar` times the output, channel by channel, [Q, N D].
+    sums: row sums of the weights, the same in all lanes of a head, [Q, N D].
+  """
+
+  q_bar: jax.Array
+  scores_bar: jax.Array
+  out_bar: jax.Array
+  delta: jax.Array
+  sums: jax.Array
+
+
+def _by_queries(
+  plan, inputs, group, heads, images, subtract_maxima
+) -> _ByQuery:
+  """The scores as [Q, N K], and what follows from them for queries."""
+  q, k, v, out_bar = images
+  keys = slice(0, heads * plan.keys)
+  # [Q, N D] -> block-diagonal [N K, N D]
+  stack = lambda x: tiles.stack(plan, x, inputs.bits[...], heads)
+  all_keys, all_values, head_sums = stack(k), stack(v), inputs.sums[group, keys]
+  scores = tiles.product(plan, q, all_keys, transposed=True)
+  scores = scores * _exponent_scale(plan) + inputs.bias[group, :, keys]
+  if subtract_maxima:
+    scores = tiles.subtract_maxima(plan, scores)
+  weights = jnp.exp2(scores)
+  # Each head's sum in all of its lanes, as in the forward pass.
+  sums = tiles.product(plan, weights, head_sums)
+  inverse = tiles.reciprocal(plan, sums, zeros=subtract_maxima)
+  out = tiles.product(plan, weights, all_values) * inverse
+  # The division goes to g, which has fewer numbers than the weights. The same
+  # rounded numbers in all products: then the gradients of the scores of a
+  # query sum to zero.
+  out_bar = (out_bar * inverse).astype(plan.dtype).astype(jnp.float32)
+  delta = out_bar * out
+  # The second product sums delta over the lanes of a head and has the sum at
+  # once in each of the head's K columns.
+  scores_bar = weights * (
+    tiles.product(plan, out_bar, all_values, transposed=True)
+    - tiles.product(plan, delta, head_sums, transposed=True)
+  )
+  q_bar = tiles.product(plan, scores_bar, all_keys) * plan.scale
+  return _ByQuery(q_bar, scores_bar, out_bar, delta, sums)
+
+
+def _by_keys(plan, inputs, group, heads, images, by_query, subtract_maxima):
+  """The scores as [K, N Q], and the gradients of keys and values."""
+  q, k, v = images
+  # As many rows of a stack are queries here as keys above: K >= Q.
+  queries = slice(0, heads * plan.keys)
+  stack = lambda x: tiles.stack(plan, x, inputs.bits[...], heads)
+  all_queries, all_out_bar = stack(q), stack(by_query.out_bar)
+  scores = tiles.product(plan, k, all_queries, transposed=True)
+  scores = (
+    scores * _exponent_scale(plan) + inputs.transposed_bias[group, :, queries]
+  )
+  if subtract_maxima:
+    # Padded keys are not masked here but their rows are not stored.
+    scores -= _column_maxima(plan, scores)
+  weights = jnp.exp2(scores)
+  # Each query's row sum is in its row of g' already: a product with it needs no
+  # division along lanes.
+  v_bar = tiles.product(plan, weights, all_out_bar)
+  # Sums of delta over the lanes of each head come as a row [1, N Q] out of a
+  # product with ones; 8 rows are the least that the matrix unit takes.
+  ones = jnp.ones((8, plan.lanes), jnp.float32)
+  deltas = tiles.product(plan, ones, stack(by_query.delta), transposed=True)[:1]
+  values_out = tiles.product(plan, v, all_out_bar, transposed=True)
+  scores_bar = weights * (values_out - deltas)
+  k_bar = tiles.product(plan, scores_bar, all_queries) * plan.scale
+  return k_bar, v_bar
+
+
+def _exponent_scale(plan: Plan) -> float:
+  """Turns products of queries and keys into exponents of two."""
+  return plan.scale * math.log2(math.e)
 
 
 def _column_maxima(plan: Plan, scores):
   """Returns [1, heads * queries], the maxima over the keys that exist."""
   row = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
   real = row % plan.padded_run < plan.run
-  return jnp.max(jnp.where(real, scores, -jnp.inf), axis=0, keepdims=True)
+  return tiles.finite_maxima(jnp.where(real, scores, -jnp.inf), axis=0)

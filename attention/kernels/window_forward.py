@@ -1,98 +1,113 @@
 """The forward pass of block and grid attention on TPUs."""
 
-import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
+from attention.kernels import tpu, window_call
 from attention.kernels import window_tiles as tiles
+from attention.kernels.tpu import Blocked
 from attention.kernels.window_plan import Plan, head_masks, pack_bias
+
+
+class _Inputs(NamedTuple):
+  """Strips of images, and what is the same for all of them.
+
+  Attributes:
+    q, k, v: strips, in `plan.block_shape`.
+    bias: of `pack_bias`, [groups, queries, heads * keys].
+    bits: of `head_masks`, cuts stacks of keys and values down to blocks.
+    sums: of `head_masks`, [groups, heads * keys, lanes] of zeros and ones.
+  """
+
+  q: Any
+  k: Any
+  v: Any
+  bias: Any
+  bits: Any
+  sums: Any
+
+
+class _Outputs(NamedTuple):
+  out: Any
+
+
+class _Scratch(NamedTuple):
+  """One strip of each image in float32, in `plan.scratch_shape`.
+
+  Filled and used up within a strip: nothing is carried from one to the next,
+  but what the padding holds, which must be numbers from the first step on.
+  """
+
+  q: Any
+  k: Any
+  v: Any
+  out: Any
 
 
 def forward(plan: Plan, q, k, v, bias):
   """Returns the attention of each window of images in `plan.image_shape`."""
   bits, sums = head_masks(plan)
-  packed = pack_bias(plan, bias)
-  image = tiles.block_spec(plan)
-  scratch = pltpu.VMEM(plan.scratch_shape, jnp.float32)
-  return pl.pallas_call(
-    functools.partial(_kernel, plan=plan),
-    name="window_attention_forward",
-    out_shape=jax.ShapeDtypeStruct(plan.image_shape, q.dtype),
-    grid=tiles.grid_of(plan),
-    in_specs=[image] * 3
-    + [
-      tiles.group_spec(plan, packed),
-      tiles.whole_spec(bits),
-      tiles.group_spec(plan, sums),
-    ],
-    out_specs=image,
-    scratch_shapes=[scratch] * 4,
-    compiler_params=tiles.compiler_params(plan),
-    cost_estimate=_cost(plan),
-    interpret=plan.interpret,
-  )(q, k, v, packed, bits, sums)
-
-
-def _cost(plan: Plan) -> pl.CostEstimate:
-  windows = plan.batch * plan.rows * plan.columns * plan.groups
-  scores = windows * plan.queries * plan.stacked
-  image = math.prod(plan.image_shape) * jnp.dtype(plan.dtype).itemsize
-  return pl.CostEstimate(
-    flops=3 * 2 * scores * plan.lanes,
-    bytes_accessed=4 * image,
-    transcendentals=scores + windows * plan.queries * plan.lanes,
+  image = window_call.image_spec(plan)
+  results = window_call.call(
+    plan,
+    _kernel,
+    "window_attention_forward",
+    _Inputs(
+      *(Blocked(x, image) for x in (q, k, v)),
+      bias=window_call.per_group(plan, pack_bias(plan, bias)),
+      bits=tpu.whole(bits),
+      sums=window_call.per_group(plan, sums),
+    ),
+    _Outputs(Blocked(jax.ShapeDtypeStruct(plan.image_shape, q.dtype), image)),
+    _Scratch(*[plan.scratch_shape] * 4),
+    # Scores, outputs and row sums.
+    product_rows=3 * plan.queries,
+    exponentials=1,
   )
+  return results.out
 
 
-def _kernel(
-  q_ref,
-  k_ref,
-  v_ref,
-  bias_ref,
-  bits_ref,
-  sums_ref,
-  out_ref,
-  q_scratch,
-  k_scratch,
-  v_scratch,
-  out_scratch,
-  *,
-  plan: Plan,
-):
-  inputs = (
-    (q_ref, q_scratch),
-    (k_ref, k_scratch),
-    (v_ref, v_scratch),
+def _kernel(inputs: _Inputs, outputs: _Outputs, scratch: _Scratch, plan: Plan):
+  read = (
+    (inputs.q, scratch.q),
+    (inputs.k, scratch.k),
+    (inputs.v, scratch.v),
   )
-
   first_channel = tiles.first_channel(plan)
-
-  @pl.when(tiles.first_step())
-  def _():
-    for _, scratch in inputs:
-      scratch[...] = jnp.zeros_like(scratch)
+  tiles.clear_at_first_step(x for _, x in read)
 
   def attend(window, group, subtract_maxima):
     """Writes the output; returns the row sums [queries, lanes]."""
     heads = plan.stacked_heads(group)
     keys = slice(0, heads * plan.keys)
-    q, k, v = (tiles.load(plan, x, group, window) for _, x in inputs)
-    k, v = (tiles.stack(plan, x, bits_ref[...], heads) for x in (k, v))
+    # Q rows of queries in each, D channels of each of the group's N heads side
+    # by side in the lanes: [Q, N D].
+    q, k, v = (
+      tiles.load(plan, x, group, window)
+      for x in (scratch.q, scratch.k, scratch.v)
+    )
+    # [Q, N D] -> block-diagonal [N K, N D]: a product over all lanes then adds
+    # up the channels of one head only.
+    k, v = (tiles.stack(plan, x, inputs.bits[...], heads) for x in (k, v))
+    # [Q, N K], in base two: exp2 is one instruction, exp is exp2 and a product.
     scores = tiles.product(plan, q, k, transposed=True)
     scores *= plan.scale * math.log2(math.e)
-    scores += bias_ref[group, :, keys]
+    # The bias also hides the keys that pad K.
+    scores += inputs.bias[group, :, keys]
     if subtract_maxima:
       scores = tiles.subtract_maxima(plan, scores)
     weights = jnp.exp2(scores).astype(plan.dtype)
+    # [Q, N D] in the order of the channels, undivided.
     out = tiles.product(plan, weights, v)
-    sums = tiles.product(plan, weights, sums_ref[group, keys])
-    tiles.store(
-      plan, out_scratch, group, window, out * tiles.reciprocal(plan, sums)
-    )
+    # Row sums by the matrix unit, of the very weights that made the output, and
+    # each head's already spread over its D lanes: sums along lanes would take
+    # several turns of a register for each head.
+    sums = tiles.product(plan, weights, inputs.sums[group, keys])
+    inverse = tiles.reciprocal(plan, sums, zeros=subtract_maxima)
+    tiles.store(plan, scratch.out, group, window, out * inverse)
     return sums
 
   def run(good, subtract_maxima, unroll):
@@ -106,21 +121,13 @@ def _kernel(
             good = tiles.in_range(sums, good)
       return good
 
-    def strip_body(strip, good):
-      for ref, scratch in inputs:
-        tiles.fill(plan, ref, scratch, strip, first_channel)
-      good = tiles.for_windows(plan, windows_body, good, unroll)
-      tiles.drain(plan, out_scratch, out_ref, strip)
-      return good
+    return tiles.for_strips(
+      plan,
+      read,
+      ((outputs.out, scratch.out),),
+      first_channel,
+      lambda good: tiles.for_windows(plan, windows_body, good, unroll),
+      good,
+    )
 
-    return tiles.for_strips(plan, strip_body, good)
-
-  # The exponential of plain scores is exact unless scores are extreme, beyond
-  # 69 in nats. Whether they were shows in the row sums, and then the work is
-  # done again with the maximum of each row subtracted.
-  good = jnp.ones((8, plan.lanes), jnp.float32)
-  good = run(good, subtract_maxima=False, unroll=plan.unroll)
-
-  @pl.when(jnp.logical_not(tiles.all_good(good)))
-  def _():
-    run(jnp.ones_like(good), subtract_maxima=True, unroll=1)
+  tiles.again_if_extreme(plan, run)

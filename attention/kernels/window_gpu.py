@@ -227,6 +227,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, bias_ref, out_ref, *, plan, chunk):
   head, q_block = pl.program_id(0), pl.program_id(1)
   queries = q_block * plan.block_q + jnp.arange(plan.block_q)
   keys = jnp.arange(plan.block_k)
+  # [block_q, block_k], read once: it is the same in all windows of a head.
   bias = _load_bias(bias_ref, head, queries[:, None], keys[None, :])
 
   def step(window, _):
@@ -234,8 +235,8 @@ def _forward_kernel(q_ref, k_ref, v_ref, bias_ref, out_ref, *, plan, chunk):
     k = _load(plan, k_ref, window, head, keys)
     v = _load(plan, v_ref, window, head, keys)
     scores = _scores(plan, q, k, bias, keys[None, :])
-    weights = triton.exp(scores - jnp.max(scores, axis=1, keepdims=True))
-    weights /= jnp.sum(weights, axis=1, keepdims=True)
+    weights = triton.exp(scores - _peaks(scores)[:, None])
+    weights /= _totals(weights)[:, None]
     out = triton.dot(weights.astype(v.dtype), v)
     _store(plan, out_ref, window, head, queries, out)
 
@@ -266,11 +267,12 @@ def _backward_kernel(
     out_bar = _load(plan, out_bar_ref, window, head, queries)
     bias = _load_bias(bias_ref, head, queries[:, None], keys[None, :])
     scores = _scores(plan, q, k, bias, keys[None, :])
-    peak = jnp.max(scores, axis=1)
+    peak = _peaks(scores)
     scores = triton.exp(scores - peak[:, None])
-    total = jnp.sum(scores, axis=1)
+    total = _totals(scores)
     weights = scores / total[:, None]
     weights_bar = triton.dot(out_bar, v, transpose_b=True)
+    # What the softmax takes away, from the weights: the output is not at hand.
     mean = jnp.sum(weights * weights_bar, axis=1)
     scores_bar = weights * (weights_bar - mean[:, None])
     if not inputs:
@@ -292,7 +294,7 @@ def _backward_kernel(
     k = _load(plan, k_ref, window, head, keys)
     v = _load(plan, v_ref, window, head, keys)
     if inputs and plan.q_blocks > 1:
-
+      # Keys get gradients from all queries of the window: one program has all.
       def add(q_block, sums):
         _, *more = one_block(window, k, v, q_block)
         return [a + b for a, b in zip(sums, more, strict=True)]
@@ -324,12 +326,32 @@ def _for_windows(plan, chunk, step, carry):
 
 
 def _scores(plan, rows, columns, bias, keys):
+  """Returns [rows, columns], -inf for keys that only fill the tile.
+
+  A bias hides them itself (`_padded_bias`). -inf is safe as each row has keys,
+  or is dropped.
+  """
   scores = triton.dot(rows, columns, transpose_b=True) * plan.scale
   if bias is not None:
     return scores + bias
   if plan.tokens < plan.block_k:
     return jnp.where(keys < plan.tokens, scores, -jnp.inf)
   return scores
+
+
+def _peaks(scores):
+  """Returns the maxima of rows, 0 where a bias of -inf hides all keys.
+
+  There -inf - 0 has weight zero, where -inf - -inf would be NaN.
+  """
+  peak = jnp.max(scores, axis=1)
+  return jnp.where(peak == -jnp.inf, 0.0, peak)
+
+
+def _totals(weights):
+  """Returns the sums of rows, 1 where all weights are zero, which then stay."""
+  total = jnp.sum(weights, axis=1)
+  return jnp.where(total == 0.0, 1.0, total)
 
 
 def _load_bias(bias_ref, head, queries, keys):
@@ -363,6 +385,7 @@ def _index(plan, ref, window, head, tokens):
   else:
     y = window_row * plan.side + row
     x = window_column * plan.side + column
+  # Loads and stores drop what lies beyond the end of an axis.
   pixels = plan.height * plan.width
   pixel = jnp.where(tokens < plan.tokens, y * plan.width + x, pixels)
   dim = ref.shape[-1]

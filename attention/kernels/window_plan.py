@@ -231,6 +231,7 @@ class Plan:
     strip = self.side * width * round_up(self.heads * self.dim, LANES)
     if self.batch_minor:
       strip = self.side**2 * self.block_channels * LANES
+    # Two buffers: one is computed on while the other is on its way.
     blocks = self.images * self.strips * strip * itemsize * 2
     scratch = 4 * math.prod(self.scratch_shape)
     scores = 4 * self.queries * self.stacked
@@ -280,26 +281,33 @@ def pack_bias(plan: Plan, bias):
   """
   tokens = plan.side**2
   if bias is None:
+    # It hides the padding even so.
     bias = jnp.zeros((plan.heads, tokens, tokens), jnp.float32)
   bias = bias.astype(jnp.float32) * math.log2(math.e)
+  # [heads, runs, run, runs, run]: both tokens are in runs, each of which is
+  # padded to whole registers of 8 rows.
   bias = bias.reshape(-1, plan.runs, plan.run, plan.runs, plan.run)
   extra = plan.padded_run - plan.run
   bias = jnp.pad(bias, ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0)))
   bias = jnp.pad(
     bias, ((0, 0),) * 4 + ((0, extra),), constant_values=MASKED
   ).reshape(plan.heads, plan.queries, plan.queries)
+  # Heads to whole groups, keys to whole bfloat16 tiles of 16 rows.
   missing = plan.groups * plan.group_size - plan.heads
   bias = jnp.pad(
     bias,
     ((0, missing), (0, 0), (0, plan.keys - plan.queries)),
     constant_values=MASKED,
   )
+  # [groups, heads, queries, keys] -> [groups, queries, heads * keys]: the heads
+  # of a group side by side, as the product with stacked keys has them.
   bias = bias.reshape(plan.groups, plan.group_size, plan.queries, plan.keys)
   return bias.swapaxes(1, 2).reshape(plan.bias_shape)
 
 
 def unpack_bias(plan: Plan, packed):
   """Returns the [heads, tokens, tokens] of a packed [groups, queries, ...]."""
+  # The reverse of `pack_bias`; what padding has got is dropped.
   x = packed.reshape(plan.groups, plan.queries, plan.group_size, plan.keys)
   x = x.swapaxes(1, 2)[..., : plan.queries]
   x = x.reshape(-1, plan.runs, plan.padded_run, plan.runs, plan.padded_run)
@@ -317,6 +325,7 @@ def head_masks(plan: Plan):
       key of the lane's head. Lanes beyond the last head belong to the first, so
       that no row sum is zero.
   """
+  # Row = head * keys + token, with gaps behind each run.
   row = np.arange(plan.stacked)[:, None]
   head, token = row // plan.keys, row % plan.keys
   real = (token < plan.queries) & (token % plan.padded_run < plan.run)

@@ -1,15 +1,27 @@
-"""What the forward and the backward window kernel on TPUs do in VMEM."""
+"""What the forward and the backward window kernel on TPUs do in VMEM.
 
-import jax
+A strip lies in scratch memory as [groups, rows, lanes]: in the lanes the
+channels of a group's heads side by side, in the rows the tokens. Of those there
+are two orders. With channels last in the image, a scratch row is a token of the
+strip, image row after image row, and a window is P runs of P rows, one apart in
+block attention and `columns` apart in grid attention: a strided load cuts it
+out. With the batch last, the strip is the same window of 128 images, and a
+window is all rows of one image in one piece.
+"""
+
+from collections.abc import Callable, Iterable
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from attention.kernels.tpu import LANES
+from attention.kernels.tpu import LANES, SUBLANES
 from attention.kernels.window_plan import Plan
 
-# Row sums of weights between which nothing of importance has underflowed.
+# Row sums of weights between which nothing of importance has underflowed or
+# overflowed: float32 has 2^-126 to 2^127, and what a weight below 2^-26 of the
+# sum loses is beyond its 24 bits.
 SMALLEST = 2.0**-100
 LARGEST = 2.0**100
 # It moved in jax 0.11.
@@ -18,62 +30,22 @@ _reciprocal = (
 )
 
 
-def block_spec(plan: Plan) -> pl.BlockSpec:
-  """Strips of the image for the grid of `grid_of`."""
-  steps = plan.batch // plan.images // plan.cores
-  if plan.batch_minor:
-
-    def index(group, window, images):
-      row, column = window // plan.columns, window % plan.columns
-      if plan.grid:
-        return (0, row, 0, column, group, images)
-      return (row, 0, column, 0, group, images)
-  elif plan.grid:
-    index = lambda core, i, strip: (core * steps + i, 0, strip, 0, 0)
-  else:
-    index = lambda core, i, strip: (core * steps + i, strip, 0, 0, 0)
-  return pl.BlockSpec(plan.block_shape, index)
-
-
-def whole_spec(x) -> pl.BlockSpec:
-  """All of an array, fetched once."""
-  return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
-
-
-def group_spec(plan: Plan, x) -> pl.BlockSpec:
-  """What an array holds for the groups of a grid step, its first axis."""
-  if not plan.batch_minor:
-    return whole_spec(x)
-  rest = x.shape[1:]
-  return pl.BlockSpec((1, *rest), lambda group, *_: (group,) + (0,) * len(rest))
-
-
-def grid_of(plan: Plan) -> tuple[int, int, int]:
-  """Two cores, images and strips; or groups, windows and images."""
-  if plan.batch_minor:
-    return (plan.groups, plan.rows * plan.columns, plan.batch // LANES)
-  return (
-    plan.cores,
-    plan.batch // plan.images // plan.cores,
-    plan.rows // plan.strips,
-  )
-
-
-def compiler_params(plan: Plan) -> pltpu.CompilerParams:
-  return pltpu.CompilerParams(
-    # Scratch memory and sums go on from step to step, but not between cores.
-    dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-    vmem_limit_bytes=max(16 * 2**20, plan.vmem_bytes() + 8 * 2**20),
-  )
-
-
 def first_channel(plan: Plan):
   """The channel that blocks start at. To be called outside of loops."""
   return pl.program_id(0) * plan.block_channels if plan.batch_minor else 0
 
 
-def first_step():
-  return (pl.program_id(1) == 0) & (pl.program_id(2) == 0)
+def clear_at_first_step(refs: Iterable) -> None:
+  """Zeroes references at the first step that a core (or a group) has.
+
+  Scratch memory holds anything then, and what is read as padding must be
+  numbers: zero weights times NaN would be NaN.
+  """
+
+  @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+  def _():
+    for ref in refs:
+      ref[...] = jnp.zeros_like(ref)
 
 
 def _strip_row(plan: Plan, ref, strip, row):
@@ -92,9 +64,12 @@ def fill(plan: Plan, ref, scratch, strip, first_channel) -> None:
     _fill_transposed(plan, ref, scratch, first_channel)
     return
   for row in range(plan.side):
+    # [width, heads * dim]
     x = _strip_row(plan, ref, strip, row)[...].astype(jnp.float32)
+    # Each image row starts at a whole register, so that the copy is aligned.
     rows = pl.ds(row * plan.row_stride, plan.width)
     for group in range(plan.groups):
+      # The last group may be narrower: its other lanes stay as they are.
       part = x[:, plan.channels(group)]
       scratch[group, rows, : part.shape[1]] = part
 
@@ -114,6 +89,11 @@ def drain(plan: Plan, scratch, ref, strip) -> None:
 
 
 def _fill_transposed(plan: Plan, ref, scratch, first_channel) -> None:
+  """Copies the same window of 128 images, which comes with images in lanes.
+
+  [P, P, channels, images] -> [images * queries, channels]: the channels must
+  come into the lanes, for they are what products sum over.
+  """
   channels = plan.block_channels
 
   def one_row(row, _):
@@ -124,6 +104,7 @@ def _fill_transposed(plan: Plan, ref, scratch, first_channel) -> None:
         # The last group ends beyond the image, where there may be anything.
         channel = first_channel + lax.broadcasted_iota(jnp.int32, x.shape, 0)
         x = jnp.where(channel < plan.heads * plan.dim, x, 0.0)
+      # To the rows of this token in all images, `queries` rows apart.
       rows = _token_rows(plan, row, column)
       scratch.at[0][rows, :channels] = x.T
     return 0
@@ -132,6 +113,8 @@ def _fill_transposed(plan: Plan, ref, scratch, first_channel) -> None:
 
 
 def _drain_transposed(plan: Plan, scratch, ref) -> None:
+  """The inverse of `_fill_transposed`."""
+
   def one_row(row, _):
     for column in range(plan.side):
       x = scratch.at[0][_token_rows(plan, row, column), :].T
@@ -153,6 +136,7 @@ def _token_rows(plan: Plan, row, column):
 
 
 def _image_rows(plan: Plan, window):
+  """Where a window of an image is; `queries` is whole registers of 8 rows."""
   return pl.ds(pl.multiple_of(window * plan.queries, 8), plan.queries)
 
 
@@ -161,6 +145,9 @@ def load(plan: Plan, scratch, group: int, window):
   if plan.batch_minor:
     return scratch.at[group][_image_rows(plan, window), :]
   column = plan.first_column(window)
+  # Each row of the window is read with padding up to a whole register, so that
+  # the pieces lie one below the other without moving rows about. The padding is
+  # the next tokens of the strip, of whatever window.
   return jnp.concatenate(
     [
       scratch.at[group][_columns(plan, row, column, plan.padded_run), :]
@@ -182,6 +169,7 @@ def store(plan: Plan, scratch, group: int, window, x) -> None:
 
 
 def _columns(plan: Plan, row: int, column, size: int):
+  """The scratch rows of `size` neighbours within a row of a window."""
   start = row * plan.row_stride + column
   if plan.stride == 1:
     return pl.ds(start, size)
@@ -195,9 +183,12 @@ def stack(plan: Plan, x, bits, heads: int):
   anything, even infinite.
   """
   if plan.keys > plan.queries:
+    # Up to whole bfloat16 tiles of 16 rows, which stacking must not cut.
     padding = jnp.zeros((plan.keys - plan.queries, plan.lanes), x.dtype)
     x = jnp.concatenate([x, padding])
   x = jnp.concatenate([x.astype(plan.dtype)] * heads)
+  # An "and" is one instruction for a register of either dtype, and unlike a
+  # product with 0 it makes zeros of NaN and infinities as well.
   bits = bits[: pltpu.bitcast(x, jnp.int32).shape[0]]
   return pltpu.bitcast(pltpu.bitcast(x, jnp.int32) & bits, x.dtype)
 
@@ -213,28 +204,57 @@ def product(plan: Plan, x, y, *, transposed: bool = False):
   )
 
 
-def reciprocal(plan: Plan, x):
-  """Returns 1 / x, exact to the precision of the plan's dtype."""
+def reciprocal(plan: Plan, x, *, zeros: bool):
+  """Returns 1 / x, exact to the precision of the plan's dtype.
+
+  Args:
+    plan: the shapes.
+    x: row sums of weights.
+    zeros: whether sums may be zero, which then has the reciprocal zero: a
+      query whose bias hides all keys gets zeros. Where maxima are not
+      subtracted that is an extreme sum, and done again with this.
+  """
   if plan.dtype == "float32":
-    return 1.0 / x
-  # Division proper spends more instructions on zeros and infinities than the
-  # rest of the kernel on the output.
-  approximate = _reciprocal(x, approx=True)
-  return approximate * (2.0 - x * approximate)
+    inverse = 1.0 / x
+  else:
+    # One step of Newton's after the approximation. Division proper spends more
+    # instructions on zeros and infinities than the rest of the kernel on the
+    # output.
+    inverse = _reciprocal(x, approx=True)
+    inverse = inverse * (2.0 - x * inverse)
+  return jnp.where(x == 0.0, 0.0, inverse) if zeros else inverse
 
 
 def subtract_maxima(plan: Plan, scores):
-  """Subtracts from [queries, heads * keys] the maximum of each head's keys."""
+  """Subtracts from [queries, heads * keys] the maximum of each head's keys.
+
+  Any number of the row's size would do, as it cancels, but the heads of a group
+  share a row: one maximum for all would underflow a head of low scores.
+  """
   head = lax.broadcasted_iota(jnp.int32, scores.shape, 1) // plan.keys
   maxima = jnp.zeros_like(scores)
   for h in range(scores.shape[1] // plan.keys):
     own = jnp.where(head == h, scores, -jnp.inf)
-    maxima = jnp.where(head == h, jnp.max(own, axis=1, keepdims=True), maxima)
+    maxima = jnp.where(head == h, finite_maxima(own, axis=1), maxima)
   return scores - maxima
 
 
+def finite_maxima(x, axis: int):
+  """Returns the maxima along an axis, 0 where all is -inf.
+
+  Then -inf - 0 is still -inf and the weights are zero, where -inf - -inf would
+  be NaN.
+  """
+  maxima = jnp.max(x, axis=axis, keepdims=True)
+  return jnp.where(maxima == -jnp.inf, 0.0, maxima)
+
+
 def in_range(sums, good):
-  """Zeroes `good` [8, lanes] where a row sum [queries, lanes] is extreme."""
+  """Zeroes `good` [8, lanes] where a row sum [queries, lanes] is extreme.
+
+  NaN compares as extreme. One register for all rows and heads: what is asked at
+  the end is only whether there was any.
+  """
   fine = (sums > SMALLEST) & (sums < LARGEST)
   for start in range(0, sums.shape[0], 8):
     good = jnp.where(fine[start : start + 8], good, 0.0)
@@ -242,7 +262,11 @@ def in_range(sums, good):
 
 
 def for_windows(plan: Plan, body, carry, unroll: int):
-  """Carries `body(windows, carry)` over the windows of a strip."""
+  """Carries `body(windows, carry)` over the windows of a strip.
+
+  Several windows a turn: they do not depend on each other, so that the products
+  of one run while the exponentials of another do.
+  """
   turns = plan.windows // unroll
 
   def turn(i, carry):
@@ -251,10 +275,48 @@ def for_windows(plan: Plan, body, carry, unroll: int):
   return turn(0, carry) if turns == 1 else lax.fori_loop(0, turns, turn, carry)
 
 
-def for_strips(plan: Plan, body, carry):
-  """Carries `body(strip, carry)` over the strips of a grid step."""
-  return lax.fori_loop(0, plan.images * plan.strips, body, carry)
+def for_strips(
+  plan: Plan, read, written, first_channel, attend: Callable, good
+):
+  """Carries `attend(good)` over the strips of a grid step.
+
+  Args:
+    plan: the shapes.
+    read: pairs of a block and the scratch memory to fill with a strip of it.
+    written: pairs of a block and the scratch memory to drain into a strip.
+    first_channel: of `first_channel`.
+    attend: what to do with a strip when it is in scratch memory.
+    good: what it carries.
+  """
+
+  def body(strip, good):
+    for ref, scratch in read:
+      fill(plan, ref, scratch, strip, first_channel)
+    good = attend(good)
+    for ref, scratch in written:
+      drain(plan, scratch, ref, strip)
+    return good
+
+  return lax.fori_loop(0, plan.images * plan.strips, body, good)
 
 
-def all_good(good) -> jax.Array:
-  return jnp.min(good) > 0.0
+def again_if_extreme(plan: Plan, run: Callable) -> None:
+  """Does a grid step without maxima, and again with them if that was not exact.
+
+  The exponential of plain scores is exact unless scores are extreme, beyond 69
+  in nats. Whether they were shows in the row sums, and then the work is done
+  again with the maximum of each row subtracted. Maxima go along lanes, which
+  costs more than all products.
+
+  Args:
+    plan: the shapes.
+    run: `run(good, subtract_maxima, unroll)` does all strips and returns `good`
+      with zeros where row sums were extreme.
+  """
+  good = jnp.ones((SUBLANES, plan.lanes), jnp.float32)
+  good = run(good, subtract_maxima=False, unroll=plan.unroll)
+
+  @pl.when(jnp.logical_not(jnp.min(good) > 0.0))
+  def _():
+    # Rare, so small code rather than fast code.
+    run(jnp.ones_like(good), subtract_maxima=True, unroll=1)
