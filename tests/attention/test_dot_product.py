@@ -18,14 +18,6 @@ from tests import parity_helper
 from tests.attention.slots import draw_slots
 
 
-@pytest.fixture
-def unchecked():
-  """Turns off the checks of annotations, to meet the function's own errors."""
-  jaxtyping.config.update("jaxtyping_disable", True)
-  yield
-  jaxtyping.config.update("jaxtyping_disable", False)
-
-
 def _inputs(batch=(2,), q_len=5, kv_len=7, heads=3, dim=4, v_dim=6, seed=0):
   rng = np.random.default_rng(seed)
   shapes = (
