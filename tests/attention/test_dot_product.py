@@ -387,6 +387,37 @@ def test_log_sum_exp_of_nothing():
   assert np.isfinite(got.log_sum_exp[..., 2:]).all()
 
 
+@pytest.mark.parametrize("implementation", ["xla", "tpu_interpret"])
+def test_nan_in_padding_reaches_nobody(implementation):
+  """Keys that no query sees and queries that see no key, in shared heads."""
+  q, k, v, _ = _inputs((2,), 8, 8, 2, 4, 4)
+  k, v, bar = k[:, :, :1], v[:, :, :1], jnp.cos(q)
+  lengths, rows = jnp.array([0, 5]), jnp.array([[0, 0, 0, 1, 1, 1, 1, 9]] * 2)
+  mask = masks.padding(lengths) & masks.segments(rows, rows.at[:, 7].set(8))
+
+  @jax.jit
+  def run(arrays):
+    out, pull = jax.vjp(
+      lambda arrays: attention.dot_product_attention(
+        *arrays, mask=mask, implementation=implementation
+      ),
+      arrays,
+    )
+    return out, *pull(bar)[0]
+
+  hidden = (jnp.arange(8)[None] >= lengths[:, None])[..., None, None]
+  alone = hidden.at[1].set(jnp.arange(8)[:, None, None] == 7)
+  spoilt = [
+    jnp.where(padding, jnp.nan, x)
+    for x, padding in ((q, alone), (k, hidden), (v, hidden))
+  ]
+  for got, expected in zip(run(spoilt), run([q, k, v]), strict=True):
+    np.testing.assert_array_equal(got, expected)
+    assert np.isfinite(got).all()
+    assert not got[0].any()
+    assert got[1].any()
+
+
 def test_bias_with_leading_axes():
   """The bias has some of several leading axes, of size one or not."""
   q, k, *_ = _inputs((2, 3))
