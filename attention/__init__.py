@@ -1,6 +1,14 @@
 """Attention mechanisms as pure functions on arrays."""
 
-from attention import features, finishes, masks, normalizers, scales, scores
+from attention import (
+  features,
+  finishes,
+  linear_normalizers,
+  masks,
+  normalizers,
+  scales,
+  scores,
+)
 from attention.dot_product import (
   AttentionResult,
   apply_attention_weights,
@@ -8,7 +16,11 @@ from attention.dot_product import (
   dot_product_attention,
 )
 from attention.flow import flow_attention
-from attention.halo import halo_attention
+from attention.halo import (
+  apply_halo_attention_weights,
+  halo_attention,
+  halo_attention_weights,
+)
 from attention.linear import LinearState, linear_attention
 from attention.relative_position import (
   relative_position_bias,
@@ -27,6 +39,7 @@ __all__ = [
   "AttentionResult",
   "LinearState",
   "apply_attention_weights",
+  "apply_halo_attention_weights",
   "attention_weights",
   "block_attention",
   "block_partition",
@@ -39,7 +52,9 @@ __all__ = [
   "grid_partition",
   "grid_unpartition",
   "halo_attention",
+  "halo_attention_weights",
   "linear_attention",
+  "linear_normalizers",
   "masks",
   "normalizers",
   "relative_position_bias",

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from attention import normalizers, scores, tiles
+from attention import checks, normalizers, slots, tiles
 from attention.finishes import Finish
 from attention.kernels import dispatch, flash
 from attention.mask_base import Mask
@@ -61,7 +62,9 @@ def dot_product_attention(
   any number of leading axes: windows are just another batch axis. Scores,
   normalisation and accumulation are float32 whatever the dtype of the inputs.
   Query head h uses key head h * k_heads // heads and value head
-  h * v_heads // heads. A query that sees no key gets zeros.
+  h * v_heads // heads. A query that sees no key gets zeros. What a key holds
+  that no query sees, and a query that sees no key, reaches no output and no
+  gradient, be it NaN, as far as the mask knows of them (`Mask.idle`).
 
   Args:
     q: queries [..., q_len, heads, dim].
@@ -90,18 +93,25 @@ def dot_product_attention(
     more is asked for.
 
   Raises:
-    ValueError: if shapes do not agree, the normalizer has no log-sum-exp, or
-      the implementation cannot take the arguments.
+    ValueError: if shapes or dtypes do not agree, the normalizer has no
+      log-sum-exp, or the implementation cannot take the arguments.
   """
   _check(q, k, v)
+  checks.flag("return_log_sum_exp", return_log_sum_exp)
+  checks.flag("return_weights", return_weights)
   lead = q.shape[:-3]
   q, k, v = (x.reshape(math.prod(lead), *x.shape[-3:]) for x in (q, k, v))
   shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-  mods = _all_mods(bias, score_mods, lead, shape)
-  scale, mods = _split_scale(scale, mods, q.shape[-1], shape)
-  _check_operands(mods, mask, shape)
+  mods = slots.all_mods(bias, score_mods, lead, shape)
+  scale, mods = slots.split_scale(scale, mods, q.shape[-1], shape)
+  slots.check_operands(mods, mask, shape)
   normalizer = normalizers.softmax() if normalizer is None else normalizer
+  checks.instance("normalizer", normalizer, Normalizer, "attention.normalizers")
   normalizer.check(*shape[:3])
+  finish = slots.as_tuple(finish)
+  for step in finish:
+    checks.instance("finish", step, Finish, "attention.finishes")
+  q, k, v = _without_idle(q, k, v, mask)
   arguments = (q, k, v, scale, mods, mask, normalizer)
   target = dispatch.choose(
     implementation, _reasons(*arguments, return_weights=return_weights)
@@ -115,7 +125,7 @@ def dot_product_attention(
       f"return_log_sum_exp is True, but {type(normalizer).__name__} weights "
       "have no log-sum-exp; softmax and affine have"
     )
-  for step in (finish,) if isinstance(finish, Finish) else finish:
+  for step in finish:
     out = step.apply(
       out.astype(jnp.float32), lambda: _value_sum(q, k, v, mask, target)
     )
@@ -172,6 +182,8 @@ def apply_attention_weights(
   Raises:
     ValueError: if the shapes of `weights` and `v` do not agree.
   """
+  for name, x in (("weights", weights), ("v", v)):
+    checks.floating(name, x)
   *lead, heads, _, kv_len = weights.shape
   if (*v.shape[:-3], v.shape[-3]) != (*lead, kv_len) or heads % v.shape[-2]:
     raise ValueError(
@@ -180,6 +192,29 @@ def apply_attention_weights(
       "and v_heads that divides heads"
     )
   return _weigh(weights, v).astype(v.dtype)
+
+
+def _without_idle(q, k, v, mask) -> tuple[Array, Array, Array]:
+  """Puts zeros for queries and keys that the mask knows to meet nobody.
+
+  Their weights are zero, but zero times NaN is NaN, and padding may hold any.
+  """
+  batch, q_len = q.shape[:2]
+  if mask is None or 0 in (batch, q_len, k.shape[1]):
+    return q, k, v
+
+  def emptied(x, idle):
+    if isinstance(idle, np.ndarray) and not idle.any():
+      return x
+    # [batch or 1, heads or 1, length], of which a head of `x` serves several.
+    idle = jnp.asarray(idle)
+    if idle.shape[1] > 1:
+      shape = (idle.shape[0], x.shape[2], -1, x.shape[1])
+      idle = idle.reshape(shape).all(axis=2)
+    return jnp.where(idle.swapaxes(1, 2)[..., None], jnp.zeros_like(x), x)
+
+  idle_queries, idle_keys = mask.idle(q_len, k.shape[1])
+  return emptied(q, idle_queries), emptied(k, idle_keys), emptied(v, idle_keys)
 
 
 def _reference(q, k, v, scale, mods, mask, normalizer):
@@ -209,6 +244,9 @@ def _reasons(q, k, v, scale, mods, mask, normalizer, *, return_weights):
       return "return_weights is True, and only the reference has the weights"
     if not isinstance(scale, int | float):
       return "scale is a traced scalar; pass a number or an array [1]"
+    empty = checks.no_scores(q, k)
+    if empty is not None:
+      return empty
     return flash.unsupported(platform, q, k, v, mods, mask)
 
   return {
@@ -272,65 +310,14 @@ def _value_sum(q, k, v, mask, target) -> Array:
   return _weigh(visible.astype(jnp.float32), v.astype(jnp.float32))
 
 
-def _all_mods(bias, mods, lead, shape) -> tuple[ScoreMod, ...]:
-  """Returns the score modifications with the bias before them."""
-  mods = (mods,) if isinstance(mods, ScoreMod) else tuple(mods)
-  for mod in mods:
-    if not isinstance(mod, ScoreMod):
-      raise ValueError(
-        f"score_mods has {mod!r}; it takes what attention.scores makes, such "
-        "as scores.function(f) for a plain function f"
-      )
-  if bias is None:
-    return mods
-  full = (*lead, *shape[1:])
-  padded = (1,) * (len(full) - bias.ndim) + bias.shape
-  if len(padded) != len(full) or any(
-    have not in (1, want) for have, want in zip(padded, full, strict=True)
-  ):
-    raise ValueError(
-      f"bias has shape {bias.shape}; it must broadcast to "
-      f"[..., heads, q_len, kv_len] = {full}"
-    )
-  bias = bias.reshape(padded)
-  if len(lead) != 1 and max(padded[: len(lead)], default=1) > 1:
-    bias = jnp.broadcast_to(bias, (*lead, *padded[-3:]))
-  return (scores.bias(bias.reshape(-1, *padded[-3:])), *mods)
-
-
-def _split_scale(scale, mods, dim: int, shape):
-  """Returns the scale as a number, one that is an array as a modification."""
-  if scale is None:
-    return dim**-0.5, mods
-  if jnp.ndim(scale) == 0:
-    return scale, mods
-  padded = (1,) * (3 - scale.ndim) + scale.shape
-  if len(padded) != 3 or any(
-    have not in (1, want) for have, want in zip(padded, shape[:3], strict=True)
-  ):
-    raise ValueError(
-      f"scale has shape {scale.shape}; it must broadcast to "
-      f"[batch, heads, q_len] = {shape[:3]}"
-    )
-  return 1.0, (
-    scores.Scale(tiles.squeezed(scale.reshape(padded), "bhq")),
-    *mods,
-  )
-
-
-def _check_operands(mods, mask, shape) -> None:
-  for mod in mods:
-    for operand in mod.operands():
-      operand.check(f"an array of score_mods, {type(mod).__name__},", *shape)
-  if mask is not None:
-    mask.check(*shape)
-
-
 def _check(q: Array, k: Array, v: Array) -> None:
-  if q.ndim < 3:
-    raise ValueError(
-      f"q has shape {q.shape}; it needs at least [q_len, heads, dim]"
-    )
+  checks.same_floats(q=q, k=k, v=v)
+  for name, x in (("q", q), ("k", k), ("v", v)):
+    if x.ndim < 3 or 0 in x.shape[-2:]:
+      raise ValueError(
+        f"{name} has shape {x.shape}; it needs at least [length, heads, dim], "
+        "the last two not 0"
+      )
   *lead, _, heads, dim = q.shape
   if (
     k.ndim != q.ndim

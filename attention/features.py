@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from attention import checks
+
 
 def identity(x: Array) -> Array:
   """Returns `x`: the features were made before."""
@@ -61,6 +63,8 @@ def taylor(x: Array) -> Array:
   Returns:
     [..., 1 + f + f * f].
   """
+  # Columns are selected in the dtype of `x`: integers would make them zeros.
+  checks.floating("x", x)
   f = x.shape[-1]
   shape = (f, 1 + f + f * f)
   row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)

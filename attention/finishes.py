@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from attention import checks
+
 
 class Finish(abc.ABC):
   """A change of the output; a frozen dataclass registered as a pytree."""
@@ -31,6 +33,7 @@ def gate(
     logits: [batch, q_len, heads] for a gate a head, or [batch, q_len, heads,
       v_dim] for one an element.
   """
+  checks.floating("logits", logits)
   return Gate(logits)
 
 
@@ -40,6 +43,7 @@ def value_sum(weight: Float[Array, "batch q_len heads"]) -> Finish:
   Args:
     weight: [batch, q_len, heads].
   """
+  checks.floating("weight", weight)
   return ValueSum(weight)
 
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from attention import mask_base
+from attention import checks, mask_base
 from attention.mask_base import Blocks, Mask
 from attention.tiles import Operand
 
@@ -32,6 +33,11 @@ def inward_window(
   Raises:
     ValueError: if `radius` has not one entry, at least 0, for each side.
   """
+  for name, values in (("shape", shape), ("radius", radius)):
+    for value in values:
+      if value is not None or name == "shape":
+        checks.whole(f"an entry of {name}", value)
+  checks.flag("inward", inward)
   if len(radius) != len(shape) or any(r is not None and r < 0 for r in radius):
     raise ValueError(
       f"radius is {tuple(radius)}; a grid of {tuple(shape)} needs a radius of "
@@ -70,14 +76,19 @@ class GridWindow(Mask):
 
   def tile_states(self, q_len, kv_len, block_q, block_k):
     empty = np.zeros((-(-q_len // block_q), -(-kv_len // block_k)), bool)
+    # NumPy arrays, unless the mask itself is an argument of a jitted function.
     full = ~empty
     for first, last, position in zip(*[iter(self.bounds)] * 3, strict=True):
       first_least, first_most = _range(first, block_q)
       last_least, last_most = _range(last, block_q)
       least, most = (x[None] for x in _range(position, block_k))
       # A tile is empty if the boxes around its windows and keys do not meet.
-      empty |= (most < first_least[:, None]) | (least > last_most[:, None])
-      full &= (first_most[:, None] <= least) & (most <= last_least[:, None])
+      empty = (
+        empty | (most < first_least[:, None]) | (least > last_most[:, None])
+      )
+      full = (
+        full & (first_most[:, None] <= least) & (most <= last_least[:, None])
+      )
     return mask_base.states(empty, full)
 
 
@@ -94,6 +105,8 @@ def radial_tokens(frames: int, tokens: int) -> Mask:
     frames: number of frames.
     tokens: tokens in a frame.
   """
+  checks.whole("frames", frames, 1)
+  checks.whole("tokens", tokens, 1)
   frame = np.arange(frames)
   distance = np.abs(frame[:, None] - frame[None, :])
   band = 2 ** (_bit_length(np.maximum(distance, 1)) - 1)
@@ -134,6 +147,12 @@ def radial_blocks(
     text_tokens: tokens after the video that see and are seen by all.
     block_size: side of a block.
   """
+  checks.whole("frames", frames, 1)
+  checks.whole("tokens", tokens, 1)
+  checks.number("decay", decay, above=0.0)
+  checks.flag("sink", sink)
+  checks.whole("text_tokens", text_tokens, 0)
+  checks.whole("block_size", block_size, 1)
   video = frames * tokens
   blocks = (video + text_tokens) // block_size
   table = np.zeros((blocks, blocks), bool)
@@ -198,5 +217,6 @@ def _bit_length(x: np.ndarray) -> np.ndarray:
 
 def _range(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns the least and the largest of each `block` of [length]."""
-  x = np.pad(x, (0, -len(x) % block), mode="edge").reshape(-1, block)
+  library = np if isinstance(x, np.ndarray) else jnp
+  x = library.pad(x, (0, -len(x) % block), mode="edge").reshape(-1, block)
   return x.min(axis=-1), x.max(axis=-1)

@@ -5,10 +5,13 @@
 read the overlapping neighbourhoods without writing them out.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from attention import checks
 from attention.kernels import dispatch, halo, halo_gpu
 
 
@@ -69,37 +72,31 @@ def halo_attention(
       `block_size`, shapes do not agree, or the implementation cannot take the
       arguments.
   """
-  scale = q.shape[-1] ** -0.5 if scale is None else scale
-  options = {
-    "block_size": block_size,
-    "halo_size": halo_size,
-    "stride": stride,
-    "scale": scale,
-    "mask_padding": mask_padding,
-  }
-  _check_sizes(q, k, v, block_size, halo_size, stride)
-  window = block_size + 2 * halo_size
-  tables = {
-    "relative_height": relative_height,
-    "relative_width": relative_width,
-  }
-  for name, table in tables.items():
-    _check_table(name, table, window, q.shape[-1])
+  checks.same_floats(q=q, k=k, v=v)
+  _check_values(k, v)
+  positions, options = _prepared(
+    q,
+    k,
+    tables=(relative_height, relative_width),
+    block_size=block_size,
+    halo_size=halo_size,
+    stride=stride,
+    scale=scale,
+    scale_positions=scale_positions,
+    mask_padding=mask_padding,
+  )
+  empty = checks.no_scores(q, k)
   reasons = {
-    "tpu": lambda: halo.unsupported(q, k, v, **options),
-    "gpu": lambda: halo_gpu.unsupported_gpu(q, k, v, **options),
+    "tpu": lambda: empty or halo.unsupported(q, k, v, **options),
+    "gpu": lambda: empty or halo_gpu.unsupported_gpu(q, k, v, **options),
   }
   target = dispatch.choose(implementation, reasons)
-  positions = _position_embeddings(
-    relative_height,
-    relative_width,
-    queries=block_size // stride,
-    window=window,
-    dim=q.shape[-1],
-    factor=scale if scale_positions else 1.0,
-  )
   if target is None:
-    return _reference(q, k, v, *positions, **options)
+    weights = _unnormalized(q, k, *positions, **options)
+    out = _weigh(weights, v, block_size, halo_size)
+    # Afterwards, since there are fewer outputs than weights.
+    out /= weights.sum(-1, keepdims=True)
+    return _image(out).astype(q.dtype)
   kernel = {
     "tpu": halo.halo_attention,
     "gpu": halo_gpu.halo_attention_gpu,
@@ -112,10 +109,128 @@ def halo_attention(
   return dispatch.per_device(call, (q, k, v, *positions), layouts, "byxhd")
 
 
-def _reference(
+def halo_attention_weights(
+  q: Float[Array, "batch query_height query_width heads dim"],
+  k: Float[Array, "batch height width heads dim"],
+  *,
+  block_size: int,
+  halo_size: int,
+  relative_height: Float[Array, "offsets dim"] | None = None,
+  relative_width: Float[Array, "offsets dim"] | None = None,
+  stride: int = 1,
+  scale: float | None = None,
+  scale_positions: bool = False,
+  mask_padding: bool = False,
+) -> Float[Array, "batch rows columns heads queries keys"]:
+  """Returns the weights of `halo_attention` in float32: the map.
+
+  Arguments and errors are those of `halo_attention`. With
+  `apply_halo_attention_weights` it is the way to look at or to edit the map.
+
+  Returns:
+    [batch, rows, columns, heads, queries, keys]: of each block of the image, in
+    rows and columns of blocks, its queries and the keys of its window, both
+    row by row.
+  """
+  checks.same_floats(q=q, k=k)
+  positions, options = _prepared(
+    q,
+    k,
+    tables=(relative_height, relative_width),
+    block_size=block_size,
+    halo_size=halo_size,
+    stride=stride,
+    scale=scale,
+    scale_positions=scale_positions,
+    mask_padding=mask_padding,
+  )
+  weights = _unnormalized(q, k, *positions, **options)
+  return weights / weights.sum(-1, keepdims=True)
+
+
+def apply_halo_attention_weights(
+  weights: Float[Array, "batch rows columns heads queries keys"],
+  v: Float[Array, "batch height width heads v_dim"],
+  *,
+  block_size: int,
+  halo_size: int,
+) -> Float[Array, "batch query_height query_width heads v_dim"]:
+  """Returns what the weights make of the values, in the dtype of `v`.
+
+  Args:
+    weights: the map [batch, rows, columns, heads, queries, keys] as
+      `halo_attention_weights` gives it.
+    v: values of the image [batch, height, width, heads, v_dim].
+    block_size: side of a block of the image.
+    halo_size: tokens that a window has beyond its block, on each side.
+
+  Raises:
+    ValueError: if the weights are not those of such blocks.
+  """
+  for name, x in (("weights", weights), ("v", v)):
+    checks.floating(name, x)
+  checks.whole("block_size", block_size, 1)
+  checks.whole("halo_size", halo_size, 0)
+  batch, height, width, heads, _ = v.shape
+  fits = (batch, height // block_size, width // block_size, heads)
+  keys = (block_size + 2 * halo_size) ** 2
+  side = math.isqrt(weights.shape[-2])
+  if (
+    (*weights.shape[:4], weights.shape[5]) != (*fits, keys)
+    or side**2 != weights.shape[-2]
+    or block_size % side
+  ):
+    raise ValueError(
+      f"weights have shape {weights.shape}; values of shape {v.shape}, "
+      f"block_size {block_size} and halo_size {halo_size} need {fits}, n * n "
+      f"queries and {keys} keys, with n that divides block_size"
+    )
+  return _image(_weigh(weights, v, block_size, halo_size)).astype(v.dtype)
+
+
+def _prepared(
+  q,
+  k,
+  *,
+  tables,
+  block_size,
+  halo_size,
+  stride,
+  scale,
+  scale_positions,
+  mask_padding,
+):
+  """Returns the embeddings of positions, and what kernels are told besides."""
+  if scale is not None:
+    checks.number("scale", scale)
+  checks.flag("scale_positions", scale_positions)
+  checks.flag("mask_padding", mask_padding)
+  _check_sizes(q, k, block_size, halo_size, stride)
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  window = block_size + 2 * halo_size
+  names = ("relative_height", "relative_width")
+  for name, table in zip(names, tables, strict=True):
+    _check_table(name, table, window, q.shape[-1])
+  positions = _position_embeddings(
+    *tables,
+    queries=block_size // stride,
+    window=window,
+    dim=q.shape[-1],
+    factor=scale if scale_positions else 1.0,
+  )
+  options = {
+    "block_size": block_size,
+    "halo_size": halo_size,
+    "stride": stride,
+    "scale": scale,
+    "mask_padding": mask_padding,
+  }
+  return positions, options
+
+
+def _unnormalized(
   q: Array,
   k: Array,
-  v: Array,
   position_height: Array,
   position_width: Array,
   *,
@@ -125,7 +240,10 @@ def _reference(
   scale: float,
   mask_padding: bool,
 ) -> Array:
-  """Takes the embeddings of `_position_embeddings`."""
+  """Returns the weights before their sum is divided by: [B, R, C, N, y x, i j].
+
+  Takes the embeddings of `_position_embeddings`.
+  """
   batch, _, _, heads, _ = q.shape
   height, width = k.shape[1:3]
   rows, columns = height // block_size, width // block_size
@@ -135,14 +253,13 @@ def _reference(
   q = q.reshape(batch, rows, side, columns, side, heads, -1)
   q = q.transpose(0, 1, 3, 5, 2, 4, 6)
   # [B, H, W, N, d] -> [B, R, C, N, i, j, d]
-  k, v = (_windows(x, block_size, halo_size) for x in (k, v))
+  k = _windows(k, block_size, halo_size)
   tokens = (batch, rows, columns, heads, side * side)
-  keys = (*tokens[:-1], window * window)
   exact = {"preferred_element_type": jnp.float32}
   scores = scale * jnp.einsum(
     "brcnqd,brcnkd->brcnqk",
-    q.reshape(*tokens, -1),
-    k.reshape(*keys, -1),
+    q.reshape(*tokens, q.shape[-1]),
+    k.reshape(*tokens[:-1], window * window, k.shape[-1]),
     **exact,
   )
   scores = scores.reshape(*tokens[:-1], side, side, window, window)
@@ -157,18 +274,27 @@ def _reference(
     scores = jnp.where(inside, scores, -jnp.inf)
   scores = scores.reshape(*tokens, window * window)
   greatest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-  weights = jnp.exp(scores - greatest)
-  out = jnp.einsum(
+  return jnp.exp(scores - greatest)
+
+
+def _weigh(weights: Array, v: Array, block_size: int, halo_size: int) -> Array:
+  """Returns [B, R, C, N, y x, d] of weights [B, R, C, N, y x, i j]."""
+  v = _windows(v, block_size, halo_size)
+  return jnp.einsum(
     "brcnqk,brcnkd->brcnqd",
     weights.astype(v.dtype),
-    v.reshape(*keys, -1),
-    **exact,
+    v.reshape(*v.shape[:4], weights.shape[-1], v.shape[-1]),
+    preferred_element_type=jnp.float32,
   )
-  # Afterwards, since there are fewer outputs than weights.
-  out /= weights.sum(-1, keepdims=True)
-  out = out.reshape(*tokens[:-1], side, side, -1).transpose(0, 1, 4, 2, 5, 3, 6)
-  out = out.reshape(batch, rows * side, columns * side, heads, -1)
-  return out.astype(q.dtype)
+
+
+def _image(out: Array) -> Array:
+  """Puts blocks together, [B, R, C, N, y x, d] -> [B, H, W, N, d]."""
+  batch, rows, columns, heads, queries, dim = out.shape
+  side = math.isqrt(queries)
+  out = out.reshape(batch, rows, columns, heads, side, side, dim)
+  out = out.transpose(0, 1, 4, 2, 5, 3, 6)
+  return out.reshape(batch, rows * side, columns * side, heads, dim)
 
 
 def _windows(
@@ -223,15 +349,16 @@ def _position_embeddings(
 
 
 def _check_sizes(
-  q: Array, k: Array, v: Array, block_size: int, halo_size: int, stride: int
+  q: Array, k: Array, block_size: int, halo_size: int, stride: int
 ) -> None:
-  for name, value, least in (
-    ("block_size", block_size, 1),
-    ("halo_size", halo_size, 0),
-    ("stride", stride, 1),
-  ):
-    if value < least:
-      raise ValueError(f"{name} is {value}; it must be at least {least}")
+  checks.whole("block_size", block_size, 1)
+  checks.whole("halo_size", halo_size, 0)
+  checks.whole("stride", stride, 1)
+  if k.ndim != 5 or 0 in k.shape[3:]:
+    raise ValueError(
+      f"k has shape {k.shape}; it must be [batch, height, width, heads, dim], "
+      "the last two not 0"
+    )
   batch, height, width, heads, _ = k.shape
   if height % block_size or width % block_size:
     raise ValueError(
@@ -249,6 +376,9 @@ def _check_sizes(
       f"q has shape {q.shape}; keys of shape {k.shape} and stride {stride} "
       f"need {expected}"
     )
+
+
+def _check_values(k: Array, v: Array) -> None:
   if v.shape[:-1] != k.shape[:-1]:
     raise ValueError(
       f"v has shape {v.shape}; keys of shape {k.shape} need the same batch, "
@@ -258,7 +388,10 @@ def _check_sizes(
 
 def _check_table(name: str, table: Array | None, window: int, dim: int) -> None:
   expected = (2 * window - 1, dim)
-  if table is not None and table.shape != expected:
+  if table is None:
+    return
+  checks.floating(name, table)
+  if table.shape != expected:
     raise ValueError(
       f"{name} has shape {table.shape}; windows of {window} tokens and heads "
       f"of dimension {dim} need {expected}"

@@ -5,18 +5,17 @@ Whatever the paper, the values get a last column of ones, so that one memory
 padding are factors of its terms.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from attention import features
+from attention import checks, features, linear_normalizers, recurrence
 from attention.kernels import dispatch, linear_gpu
 from attention.kernels import linear as linear_tpu
-
-NORMALIZERS = ("division", "subtraction", "none")
+from attention.linear_normalizers import LinearNormalizer
 
 
 class LinearState(NamedTuple):
@@ -38,49 +37,45 @@ def linear_attention(
   k: Float[Array, "batch kv_len k_heads dim"],
   v: Float[Array, "batch kv_len v_heads v_dim"],
   *,
-  feature_map=features.relu_epsilon,
-  normalizer: str = "division",
-  epsilon: float = 1e-6,
-  epsilon_per_key: bool = True,
-  scale: float | None = None,
+  feature_map: Callable[[Array], Array] = features.relu_epsilon,
+  normalizer: LinearNormalizer | None = None,
   causal: bool = False,
   key_gate: Float[Array, "#batch kv_len #heads"] | None = None,
   value_gate: Float[Array, "#batch kv_len #heads"] | None = None,
-  decay: Array | None = None,
+  decay: Float[Array, "..."] | None = None,
   lengths: Int[Array, " batch"] | None = None,
   state: LinearState | None = None,
   return_state: bool = False,
   chunk_size: int = 64,
   implementation: str = "auto",
+) -> (
+  Float[Array, "batch q_len heads v_dim"]
+  | tuple[Float[Array, "batch q_len heads v_dim"], LinearState]
 ):
   """Attention whose weights are phi(q_i) . phi(k_j), in linear time.
 
-  With w_ij = phi(q_i) . phi(k_j) g_j over the keys j that i sees, N of them:
+  The normalizer makes the output of sum_j w_ij v_j and sum_j w_ij, with w_ij =
+  phi(q_i) . phi(k_j) g_j, over the keys j that i sees. With `causal` these are
+  the keys up to i, and the sums are read from a memory,
 
-  - "division": sum_j w_ij v_j / (sum_j w_ij + N * epsilon), or + epsilon if not
-    `epsilon_per_key`. LINA: `relu_epsilon`, 1e-6 (arXiv 2601.22630); LinFusion:
-    `elu_plus_one`, 1e-4 (arXiv 2409.02097); Based: `taylor`, causal, 1e-12 not
-    per key (arXiv 2402.18668).
-  - "subtraction": s/N sum_j w_ij v_j + (1 - s/N sum_j w_ij) mean_j v_j, with
-    s = `scale`. InLine: `relu`.
-  - "none": sum_j w_ij v_j, the core of `flow_attention`.
+      M_i = exp(decay_i) M_(i-1) + phi(k_i) g_i [v_i, 1]^T
 
   Args:
     q: queries [batch, q_len, heads, dim].
     k: keys [batch, kv_len, k_heads, dim]; k_heads divides heads.
     v: values [batch, kv_len, v_heads, v_dim]; v_heads divides heads.
     feature_map: phi, from [..., dim] to [..., features]; see `features`.
-    normalizer: one of NORMALIZERS.
-    epsilon: added to the denominator of "division".
-    epsilon_per_key: whether it is relative to the mean over keys.
-    scale: s of "subtraction"; dim ** -0.5 if None.
+    normalizer: what becomes of the sums (`attention.linear_normalizers`);
+      `division()` if None.
     causal: whether a query sees only keys at its position and before.
     key_gate: g [batch or 1, kv_len, heads or 1], a factor of phi(k).
     value_gate: a factor of v, of the same shapes.
     decay: causal only: logarithm, at most 0, of the factor by which the memory
       shrinks before it takes in a key: [heads], [batch, kv_len, heads] or
-      [batch, kv_len, heads, features].
-    lengths: number of keys of each sequence that are not padding.
+      [batch, kv_len, heads, features]; -inf empties it.
+    lengths: number of keys of each sequence that are not padding. Padding adds
+      nothing to the memory and does not let it decay, whatever it holds, and
+      has no gradient. With `causal` queries are padding too, and get zeros.
     state: what earlier keys left, from `return_state`.
     return_state: whether to return the state after the last key too.
     chunk_size: positions the causal reference takes at a time.
@@ -88,171 +83,198 @@ def linear_attention(
 
   Returns:
     [batch, q_len, heads, v_dim] in the dtype of `q`, and a LinearState if
-    `return_state`. Features, memory and normalisation are float32.
+    `return_state`. Features, memory and normalisation are float32. A query that
+    sees no key gets zeros.
 
   Raises:
-    ValueError: if shapes or options do not fit, or the implementation cannot
-      take them.
+    ValueError: if shapes, dtypes or options do not fit, or the implementation
+      cannot take them.
   """
-  _check(q, k, v, normalizer, causal, decay, chunk_size)
+  if normalizer is None:
+    normalizer = linear_normalizers.division()
+  _check(q, k, v, feature_map, normalizer, causal, return_state, chunk_size)
+  _check_arrays(q, k, v, key_gate, value_gate, lengths, state)
+  if decay is not None:
+    _check_decay(decay, q, k, causal, normalizer)
+  target = _target(
+    implementation, q, k, v, feature_map, decay, state, return_state
+  )
+  kept = _kept(k, lengths)
+  if causal:
+    q = _without_padding(q, kept)
+  k, v, key_gate, value_gate = (
+    _without_padding(x, kept) for x in (k, v, key_gate, value_gate)
+  )
+  k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+  # One for each key, [batch or 1, kv_len, 1, 1].
+  ones = _without_padding(jnp.ones((1, k.shape[1], 1, 1)), kept)
+  values, terms = _terms(v, key_gate, value_gate, ones)
+  memory = None
+  if target is not None:
+    if key_gate is None and value_gate is None:
+      terms = terms.astype(v.dtype)
+    sums = _fused(q, k, terms, feature_map, causal, target)
+  else:
+    phi_q, phi_k = (feature_map(x.astype(jnp.float32)) for x in (q, k))
+    memory = _first_memory(phi_k, terms, state)
+    if causal:
+      decay = _decays(decay, k.shape[1], kept)
+      sums, memory = recurrence.run(
+        phi_q, phi_k, terms, decay, memory, chunk_size
+      )
+    else:
+      memory = memory + recurrence.dot("bjhf,bjhv->bhfv", phi_k, terms)
+      sums = recurrence.dot("bihf,bhfv->bihv", phi_q, memory)
+  out = _normalized(sums, values, ones, causal, state, normalizer, q.shape[-1])
+  if causal:
+    out = _without_padding(out, kept)
+  out = out.astype(q.dtype)
+  if not return_state:
+    return out
+  return out, _state(memory, values, ones, state)
+
+
+def _target(
+  implementation, q, k, v, feature_map, decay, state, return_state
+) -> dispatch.Target | None:
   options = {
     "feature_map": feature_map,
     "decay": decay,
     "state": state,
     "return_state": return_state,
   }
-  target = dispatch.choose(
+  empty = checks.no_scores(q, k)
+  return dispatch.choose(
     implementation,
     {
-      "tpu": lambda: linear_tpu.unsupported(q, k, v, **options),
-      "gpu": lambda: linear_gpu.unsupported_gpu(q, k, v, **options),
+      "tpu": lambda: empty or linear_tpu.unsupported(q, k, v, **options),
+      "gpu": lambda: empty or linear_gpu.unsupported_gpu(q, k, v, **options),
     },
     # By the estimates in benchmarks/results/kernels_static.md.
     slower=("tpu",),
   )
-  heads, v_dim = q.shape[2], v.shape[-1]
-  gated = not (key_gate is None and value_gate is None)
-  k = jnp.repeat(k, heads // k.shape[2], axis=2)
-  v = jnp.repeat(v, heads // v.shape[2], axis=2)
-  kept, count = _counts(q, k, lengths, causal, state)
+
+
+def _kept(k: Array, lengths: Array | None) -> Array | None:
+  """Returns which keys are no padding, [batch, kv_len, 1, 1], None for all."""
+  if lengths is None:
+    return None
+  position = jnp.arange(k.shape[1])[None, :, None, None]
+  return position < lengths[:, None, None, None]
+
+
+def _without_padding(x: Array | None, kept: Array | None) -> Array | None:
+  """Returns [batch, length, ...] with zeros for padding.
+
+  Padding may hold anything. Where it is replaced before anything is computed of
+  it, NaN reaches no gradient either: zero times NaN would be NaN.
+  """
+  if x is None or kept is None:
+    return x
+  return jnp.where(kept[..., 0] if x.ndim == 3 else kept, x, jnp.zeros_like(x))
+
+
+def _terms(v, key_gate, value_gate, ones) -> tuple[Array, Array]:
+  """Returns the values, and what the memory takes in: g [v, 1], in float32."""
   values = v.astype(jnp.float32)
   if value_gate is not None:
     values = values * value_gate[..., None]
-  # Padding may hold anything, NaN too.
-  values = jnp.where(kept, values, 0.0)
-  terms = jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=-1)
+  ones = jnp.broadcast_to(ones, (*v.shape[:3], 1))
+  terms = jnp.concatenate([values, ones], axis=-1)
   if key_gate is not None:
     terms = terms * key_gate[..., None]
-  terms = jnp.where(kept, terms, 0.0)
-  k = jnp.where(kept, k, jnp.zeros_like(k))
-  memory = None
-  if target is None:
-    sums, memory = _reference(
-      q, k, terms, feature_map, causal, decay, state, chunk_size
+  return values, terms
+
+
+def _fused(q, k, terms, feature_map, causal, target) -> Array:
+  """Returns sum_j phi(q_i) . phi(k_j) terms_j by a kernel."""
+  kernel = linear_tpu if target.platform == "tpu" else linear_gpu
+
+  def call(q, k, terms):
+    return kernel.weighted_sums(
+      q,
+      k,
+      terms,
+      feature_map=feature_map,
+      causal=causal,
+      interpret=target.interpret,
     )
-  else:
-    if not gated:
-      terms = terms.astype(v.dtype)
 
-    kernel = linear_tpu if target.platform == "tpu" else linear_gpu
+  return dispatch.per_device(call, (q, k, terms), ("bnhd",) * 3, "bnhd")
 
-    def call(q, k, terms):
-      return kernel.weighted_sums(
-        q,
-        k,
-        terms,
-        feature_map=feature_map,
-        causal=causal,
-        interpret=target.interpret,
-      )
 
-    sums = dispatch.per_device(call, (q, k, terms), ("bnhd",) * 3, "bnhd")
-  value_sum = jnp.zeros((*values.shape[:1], *values.shape[2:]), jnp.float32)
+def _first_memory(phi_k, terms, state) -> Array:
   if state is not None:
-    value_sum = state.value_sum
-  if normalizer == "division":
-    extra = epsilon * count if epsilon_per_key else epsilon
-    out = sums[..., :v_dim] / (sums[..., v_dim:] + extra)
-  elif normalizer == "subtraction":
-    s = q.shape[-1] ** -0.5 if scale is None else scale
-    mean = value_sum[:, None] + (
-      jnp.cumsum(values, 1) if causal else values.sum(1, keepdims=True)
-    )
-    sums, mean = sums * (s / count), mean / count
-    out = sums[..., :v_dim] + (1.0 - sums[..., v_dim:]) * mean
-  else:
-    out = sums[..., :v_dim]
-  out = out.astype(q.dtype)
-  if not return_state:
-    return out
-  return out, LinearState(
-    memory, value_sum + values.sum(1), _last_count(kept, k, state)
-  )
-
-
-def _counts(q, k, lengths, causal, state):
-  """Returns which keys are real and how many each query sees, broadcastable."""
-  kv_len = k.shape[1]
-  kept = jnp.ones((1, kv_len, 1, 1), bool)
-  if lengths is not None:
-    position = jnp.arange(kv_len)[None, :, None, None]
-    kept = position < lengths[:, None, None, None]
-  count = kept.astype(jnp.float32)
-  count = jnp.cumsum(count, 1) if causal else count.sum(1, keepdims=True)
-  if state is not None:
-    count = count + state.count[:, None, None, None]
-  return kept, jnp.maximum(count, 1.0)
-
-
-def _last_count(kept, k, state):
-  count = kept.astype(jnp.float32).sum((1, 2, 3)) + jnp.zeros(k.shape[:1])
-  return count if state is None else count + state.count
-
-
-def _reference(q, k, terms, feature_map, causal, decay, state, chunk_size):
-  """Returns sum_j phi(q_i) . phi(k_j) terms_j and the memory at the end."""
-  phi_q = feature_map(q.astype(jnp.float32))
-  phi_k = feature_map(k.astype(jnp.float32))
+    return state.memory
   batch, _, heads, size = phi_k.shape
-  memory = jnp.zeros((batch, heads, size, terms.shape[-1]), jnp.float32)
-  if state is not None:
-    memory = state.memory
-  if not causal:
-    memory = memory + _dot("bjhf,bjhv->bhfv", phi_k, terms)
-    return _dot("bihf,bhfv->bihv", phi_q, memory), memory
+  return jnp.zeros((batch, heads, size, terms.shape[-1]), jnp.float32)
+
+
+def _decays(decay: Array | None, length: int, kept: Array | None) -> Array:
+  """Returns the decay with all axes, each but the length possibly of size one.
+
+  [batch, length, heads, features]; zero, which is none, in padding.
+  """
   if decay is None:
-    decay = jnp.zeros(heads)
+    return jnp.zeros((1, length, 1, 1), jnp.float32)
   decay = decay.astype(jnp.float32)
   if decay.ndim == 1:
-    decay = jnp.broadcast_to(decay, phi_k.shape[:3])
+    decay = jnp.broadcast_to(decay, (1, length, decay.size))
   if decay.ndim == 3:
     decay = decay[..., None]
-  length = k.shape[1]
-  chunk = min(chunk_size, length)
-  chunks = -(-length // chunk)
+  return _without_padding(decay, kept)
 
-  def cut(x):
-    # [B, N, ...] -> [chunks, B, C, ...]; the memory keeps still in the padding.
-    pad = [(0, 0), (0, chunks * chunk - length)] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, pad).reshape(batch, chunks, chunk, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
 
-  seen = jnp.tril(jnp.ones((chunk, chunk), bool))[None, :, :, None, None]
+def _normalized(sums, values, ones, causal, state, normalizer, dim) -> Array:
+  """Returns what the normalizer makes of sums [B, N, H, v_dim + 1]."""
 
-  def step(memory, xs):
-    phi_q, phi_k, terms, decay = xs
-    total = jnp.cumsum(decay, axis=1)
-    # Differences before the exponential: each is at most 0 where seen, while
-    # exp(-total) alone would overflow.
-    between = total[:, :, None] - total[:, None, :]
-    between = jnp.exp(jnp.where(seen, between, -jnp.inf))
-    if between.shape[-1] == 1:
-      weights = _dot("bihf,bjhf->bijh", phi_q, phi_k) * between[..., 0]
-    else:
-      weights = _dot("bihf,bjhf,bijhf->bijh", phi_q, phi_k, between)
-    out = _dot("bijh,bjhv->bihv", weights, terms)
-    out = out + _dot("bihf,bhfv->bihv", phi_q * jnp.exp(total), memory)
-    left = jnp.exp(total[:, -1:] - total)
-    memory = memory * jnp.exp(total[:, -1])[..., None]
-    return memory + _dot("bjhf,bjhv->bhfv", phi_k * left, terms), out
+  def seen(x):
+    return jnp.cumsum(x, 1) if causal else x.sum(1, keepdims=True)
 
-  memory, out = jax.lax.scan(
-    step, memory, tuple(map(cut, (phi_q, phi_k, terms, decay)))
+  count = seen(ones)
+  if state is not None:
+    count = count + state.count[:, None, None, None]
+  none, count = count == 0, jnp.maximum(count, 1.0)
+
+  def mean():
+    total = seen(values)
+    if state is not None:
+      total = total + state.value_sum[:, None]
+    return total / count
+
+  weight = jnp.where(none, 1.0, sums[..., -1:])
+  return normalizer.normalize(sums[..., :-1], weight, count, mean, dim)
+
+
+def _state(memory, values, ones, state) -> LinearState:
+  value_sum = values.sum(1)
+  count = jnp.broadcast_to(ones.sum((1, 2, 3)), values.shape[:1])
+  if state is not None:
+    value_sum, count = value_sum + state.value_sum, count + state.count
+  return LinearState(memory, value_sum, count)
+
+
+def _check(
+  q, k, v, feature_map, normalizer, causal, return_state, chunk_size
+) -> None:
+  checks.flag("causal", causal)
+  checks.flag("return_state", return_state)
+  checks.whole("chunk_size", chunk_size, 1)
+  checks.instance(
+    "normalizer", normalizer, LinearNormalizer, "attention.linear_normalizers"
   )
-  out = jnp.moveaxis(out, 0, 1).reshape(batch, chunks * chunk, *out.shape[3:])
-  return out[:, :length], memory
-
-
-def _dot(formula: str, *arrays: Array) -> Array:
-  return jnp.einsum(formula, *arrays, precision=jax.lax.Precision.HIGHEST)
-
-
-def _check(q, k, v, normalizer, causal, decay, chunk_size) -> None:
-  if normalizer not in NORMALIZERS:
+  if not callable(feature_map):
     raise ValueError(
-      f"normalizer is {normalizer!r}; it must be one of "
-      f"{', '.join(map(repr, NORMALIZERS))}"
+      f"feature_map is {feature_map!r}; it must be a function, such as those "
+      "of attention.features"
     )
+  checks.same_floats(q=q, k=k, v=v)
+  for name, x in (("q", q), ("k", k), ("v", v)):
+    if x.ndim != 4 or 0 in x.shape[2:]:
+      raise ValueError(
+        f"{name} has shape {x.shape}; it must be [batch, length, heads, dim], "
+        "the last two at least 1"
+      )
   for name, x in (("k", k), ("v", v)):
     if x.shape[:2] != (q.shape[0], k.shape[1]) or q.shape[2] % x.shape[2]:
       raise ValueError(
@@ -266,17 +288,59 @@ def _check(q, k, v, normalizer, causal, decay, chunk_size) -> None:
       f"causal needs as many keys as queries; q has {q.shape[1]}, k has "
       f"{k.shape[1]}"
     )
-  if chunk_size < 1:
-    raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
-  if decay is None:
+
+
+def _check_arrays(q, k, v, key_gate, value_gate, lengths, state) -> None:
+  batch, heads, kv_len = q.shape[0], q.shape[2], k.shape[1]
+  checks.lengths("lengths", lengths, batch)
+  for name, gate in (("key_gate", key_gate), ("value_gate", value_gate)):
+    if gate is None:
+      continue
+    checks.floating(name, gate)
+    if gate.ndim != 3 or any(
+      have not in fits
+      for have, fits in zip(
+        gate.shape, ((1, batch), (kv_len,), (1, heads)), strict=True
+      )
+    ):
+      raise ValueError(
+        f"{name} has shape {gate.shape}; it must be [batch or 1, kv_len, heads "
+        f"or 1] with batch {batch}, kv_len {kv_len} and {heads} heads"
+      )
+  if state is None:
     return
+  checks.instance("state", state, LinearState, "return_state=True")
+  shapes = {
+    "memory": (batch, heads, "features", v.shape[-1] + 1),
+    "value_sum": (batch, heads, v.shape[-1]),
+    "count": (batch,),
+  }
+  for name, fits in shapes.items():
+    x = getattr(state, name)
+    checks.floating(f"{name} of the state", x)
+    if x.ndim != len(fits) or any(
+      want not in ("features", have)
+      for have, want in zip(x.shape, fits, strict=True)
+    ):
+      raise ValueError(
+        f"{name} of the state has shape {x.shape}; these queries and values "
+        f"need [{', '.join(map(str, fits))}]"
+      )
+
+
+def _check_decay(decay, q, k, causal, normalizer) -> None:
+  checks.floating("decay", decay)
   if not causal:
     raise ValueError("decay needs causal=True: it is a decay over time")
-  if normalizer == "subtraction":
-    raise ValueError("decay goes with 'division' or 'none', not 'subtraction'")
-  length, heads = k.shape[1], q.shape[2]
-  if decay.shape != (heads,) and decay.shape[:3] != (k.shape[0], length, heads):
+  if not normalizer.takes_decay:
     raise ValueError(
-      f"decay has shape {decay.shape}; it must be {(heads,)} or begin with "
-      f"{(k.shape[0], length, heads)}"
+      f"decay goes with division and identity, not {type(normalizer).__name__}"
+    )
+  batch, length, heads = k.shape[0], k.shape[1], q.shape[2]
+  if decay.shape != (heads,) and (
+    decay.ndim not in (3, 4) or decay.shape[:3] != (batch, length, heads)
+  ):
+    raise ValueError(
+      f"decay has shape {decay.shape}; it must be {(heads,)}, "
+      f"{(batch, length, heads)} or {(batch, length, heads)} and features"
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from attention import tiles
+from attention import checks, tiles
 from attention.tiles import Operand, Tile
 
 # The state of a tile. MIXED may be said of any tile, at the price of speed.
@@ -43,8 +43,8 @@ class Mask(abc.ABC):
     Args:
       q_len: number of queries; the last tile may reach beyond.
       kv_len: number of keys.
-      block_q: queries in a tile.
-      block_k: keys in a tile.
+      block_q: queries in a tile, any number.
+      block_k: keys in a tile, any number.
 
     Returns:
       Integers that broadcast to [batch, heads, q_tiles, k_tiles], with all four
@@ -54,7 +54,7 @@ class Mask(abc.ABC):
     return np.full((1, 1, *tiles), MIXED, np.int32)
 
   def tile_multiples(self) -> tuple[int, int]:
-    """Returns sizes that block_q and block_k must divide; 0 for any size."""
+    """Returns sizes that tiles of a kernel must divide; 0 for any size."""
     return 0, 0
 
   def in_mixed_tile(self) -> "Mask | None":
@@ -66,7 +66,11 @@ class Mask(abc.ABC):
     return self
 
   def check(self, batch: int, heads: int, q_len: int, kv_len: int) -> None:
-    """Raises ValueError unless the mask fits scores of these sizes."""
+    """Raises ValueError unless the mask fits scores of these sizes.
+
+    And unless it is boolean: where the reference would take any number but zero
+    for a key that is seen, `~` and kernels would not.
+    """
     for operand in self.operands():
       operand.check(
         f"an array of the mask, {type(self).__name__},",
@@ -75,6 +79,32 @@ class Mask(abc.ABC):
         q_len,
         kv_len,
       )
+    seen = tiles.on_one_score(
+      lambda _, tile, *values: self.visible(tile, *values),
+      self.operands(),
+      scores=False,
+    )
+    if seen.dtype != bool:
+      raise ValueError(
+        f"a mask, {type(self).__name__}, gives {seen.dtype}; it must give "
+        "booleans, True where a key is seen"
+      )
+
+  def idle(
+    self, q_len: int, kv_len: int
+  ) -> tuple[np.ndarray | Array, np.ndarray | Array]:
+    """Returns which queries see no key, and which keys no query sees.
+
+    What the mask does not know is False. Rows and columns of scores are tiles
+    too, so that this costs no look at each score, unless an array has them all.
+
+    Returns:
+      Booleans that broadcast to [batch, heads, q_len] and [batch, heads,
+      kv_len]. NumPy arrays where they are known before the program runs.
+    """
+    rows = self.tile_states(q_len, kv_len, 1, kv_len)
+    columns = self.tile_states(q_len, kv_len, q_len, 1)
+    return rows[..., 0] == EMPTY, columns[:, :, 0] == EMPTY
 
   def dense(
     self, q_len: int, kv_len: int, *, batch: int = 1, heads: int = 1
@@ -93,9 +123,11 @@ class Mask(abc.ABC):
     )
 
   def __and__(self, other: "Mask") -> "Mask":
+    checks.instance("what follows &", other, Mask, "attention.masks")
     return _Both(self, other)
 
   def __or__(self, other: "Mask") -> "Mask":
+    checks.instance("what follows |", other, Mask, "attention.masks")
     return _Either(self, other)
 
   def __invert__(self) -> "Mask":
@@ -177,16 +209,32 @@ class Blocks(Mask):
 
   def tile_states(self, q_len, kv_len, block_q, block_k):
     self.check(*self.table.shape[:2], q_len, kv_len)
-    rows = np.arange(-(-q_len // block_q)) * block_q // self.block_q
-    columns = np.arange(-(-kv_len // block_k)) * block_k // self.block_k
-    table = np.asarray(self.table)[:, :, rows][:, :, :, columns]
-    return np.where(table, FULL, EMPTY).astype(np.int32)
+    library = np if isinstance(self.table, np.ndarray) else jnp
+    # [..., i, j] is the number of visible blocks above row i, left of column j.
+    sums = library.cumsum(self.table.astype(np.int32), axis=2)
+    sums = library.cumsum(sums, axis=3)
+    sums = library.pad(sums, ((0, 0), (0, 0), (1, 0), (1, 0)))
+    top, bottom = _blocks_of_tiles(q_len, block_q, self.block_q)
+    left, right = _blocks_of_tiles(kv_len, block_k, self.block_k)
+    below = sums[:, :, bottom] - sums[:, :, top]
+    visible = below[..., right] - below[..., left]
+    area = (bottom - top)[:, None] * (right - left)[None, :]
+    return states(visible == 0, visible == area[None, None])
 
   def tile_multiples(self):
     return self.block_q, self.block_k
 
   def in_mixed_tile(self):
     return None
+
+
+def _blocks_of_tiles(
+  length: int, tile: int, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the first block that each tile meets, and the first behind it."""
+  first = np.arange(0, length, tile)
+  last = np.minimum(first + tile, length) - 1
+  return first // block, last // block + 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from attention import tiles
+from attention import checks, tiles
 from attention.grid_masks import inward_window, radial_blocks, radial_tokens
 from attention.mask_base import (
   EMPTY,
@@ -52,6 +52,7 @@ def causal(offset: int = 0) -> Mask:
     offset: position of the first query among the keys, for queries that go on
       from a cache.
   """
+  checks.whole("offset", offset)
   return Band(None, offset)
 
 
@@ -66,9 +67,9 @@ def sliding_window(before: int, after: int = 0, *, offset: int = 0) -> Mask:
   Raises:
     ValueError: if `before` or `after` is negative.
   """
-  for name, value in (("before", before), ("after", after)):
-    if value < 0:
-      raise ValueError(f"{name} is {value}; it must be at least 0")
+  checks.whole("before", before, 0)
+  checks.whole("after", after, 0)
+  checks.whole("offset", offset)
   return Band(offset - before, offset + after)
 
 
@@ -80,7 +81,9 @@ def prefix(length: int | Int[Array, " batch"]) -> Mask:
   Args:
     length: a number, or one for each batch element, [batch].
   """
-  return FirstKeys(jnp.asarray(length, jnp.int32))
+  if not hasattr(length, "dtype"):
+    checks.whole("length", length, 0)
+  return _first_keys("length", jnp.asarray(length), (0, 1))
 
 
 def padding(lengths: Int[Array, " batch"]) -> Mask:
@@ -89,7 +92,7 @@ def padding(lengths: Int[Array, " batch"]) -> Mask:
   Args:
     lengths: how many keys are real, [batch].
   """
-  return FirstKeys(jnp.asarray(lengths, jnp.int32))
+  return _first_keys("lengths", lengths, (1,))
 
 
 def segments(
@@ -103,13 +106,19 @@ def segments(
     kv_segments: the segment of each key, [batch, kv_len]; as the queries' if
       None.
   """
-  return Segments(
-    q_segments, q_segments if kv_segments is None else kv_segments
-  )
+  kv_segments = q_segments if kv_segments is None else kv_segments
+  for name, x in (("q_segments", q_segments), ("kv_segments", kv_segments)):
+    checks.integers(name, x)
+    if x.ndim != 2:
+      raise ValueError(
+        f"{name} has shape {x.shape}; it must be [batch, length]"
+      )
+  return Segments(q_segments, kv_segments)
 
 
 def dense(array: Bool[Array, "..."]) -> Mask:
   """A mask of booleans that broadcast to [batch, heads, q_len, kv_len]."""
+  checks.booleans("array", array)
   if array.ndim > 4:
     raise ValueError(
       f"array has shape {array.shape}; it must broadcast to [batch, heads, "
@@ -128,6 +137,10 @@ def function(visible: Callable[..., Array]) -> Mask:
       indices are integer arrays that broadcast against each other, and the
       function must be elementwise.
   """
+  if not callable(visible):
+    raise ValueError(
+      f"visible is {visible!r}; it must be a function, and arrays go into dense"
+    )
   return Function(visible)
 
 
@@ -203,8 +216,14 @@ class Segments(Mask):
     k_least, k_most = _tile_range(self.kv_segments, block_k)
     q_least, q_most = q_least[:, None, :, None], q_most[:, None, :, None]
     k_least, k_most = k_least[:, None, None, :], k_most[:, None, None, :]
+    empty = (k_most < q_least) | (k_least > q_most)
+    # One token against all is exact, though segments come in any order.
+    if block_k == 1 and block_q >= q_len:
+      empty = _absent(self.kv_segments, self.q_segments)[:, None, None, :]
+    elif block_q == 1 and block_k >= kv_len:
+      empty = _absent(self.q_segments, self.kv_segments)[:, None, :, None]
     return states(
-      empty=(k_most < q_least) | (k_least > q_most),
+      empty=empty,
       full=(q_least == k_most) & (k_least == q_most) & (q_least == q_most),
     )
 
@@ -223,13 +242,17 @@ def blocks(
     ValueError: if a block has no tokens or the table more than four axes.
   """
   block_k = block_q if block_k is None else block_k
+  checks.booleans("table", table)
+  checks.whole("block_q", block_q)
+  checks.whole("block_k", block_k)
   if min(block_q, block_k) < 1 or not 2 <= np.ndim(table) <= 4:
     raise ValueError(
       f"table has shape {np.shape(table)} and blocks {block_q} x {block_k}; "
       "the table must be [batch, heads, q_blocks, k_blocks], the first two "
       "possibly left out, and blocks at least 1 x 1"
     )
-  table = np.asarray(table, bool)
+  if not isinstance(table, jax.core.Tracer):
+    table = np.asarray(table)
   return Blocks(
     table.reshape((1,) * (4 - table.ndim) + table.shape), block_q, block_k
   )
@@ -258,3 +281,25 @@ def _tile_range(x: Array, block: int) -> tuple[Array, Array]:
   x = jnp.pad(x, ((0, 0), (0, -length % block)), mode="edge")
   x = x.reshape(batch, -1, block)
   return x.min(axis=-1), x.max(axis=-1)
+
+
+def _first_keys(name: str, length: Array, ndims: tuple[int, ...]) -> FirstKeys:
+  checks.integers(name, length)
+  if length.ndim not in ndims:
+    fits = {0: "a number", 1: "[batch]"}
+    raise ValueError(
+      f"{name} has shape {length.shape}; it must be "
+      f"{' or '.join(fits[n] for n in ndims)}"
+    )
+  return FirstKeys(jnp.asarray(length, jnp.int32))
+
+
+def _absent(values: Array, among: Array) -> Array:
+  """Returns which of [batch, n] are not in the same row of [batch, m]."""
+
+  def row(values, among):
+    among = jnp.sort(among)
+    place = jnp.searchsorted(among, values, method="sort")
+    return jnp.take(among, place, mode="clip") != values
+
+  return jax.vmap(row)(values, among)

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from attention import checks, tiles
 from attention import scores as score_mods
-from attention import tiles
 from attention.tiles import Operand
 
 # One pass of a kernel, `attend(*mods, weigh="softmax")`, returns (output,
@@ -76,6 +76,7 @@ def softmax_with_sink(sink: Float[Array, " heads"]) -> Normalizer:
   Args:
     sink: [heads].
   """
+  checks.floating("sink", sink)
   return Softmax(sink)
 
 
@@ -85,6 +86,7 @@ def softplus(epsilon: float = 1e-8) -> Normalizer:
   "Softplus Attention with Re-weighting" (arXiv 2501.13428), equations 3 and 4;
   queries and keys have unit norm and the scale is `scales.log_length`.
   """
+  checks.number("epsilon", epsilon, above=0.0)
   return Softplus(epsilon)
 
 
@@ -103,6 +105,9 @@ def reweighted_softplus(
     epsilon: in both denominators.
     free_rows: how many keys are too few to be thinned out.
   """
+  checks.number("power", power)
+  checks.number("epsilon", epsilon, above=0.0)
+  checks.whole("free_rows", free_rows, 0)
   if power < 1:
     raise ValueError(f"power is {power}; it must be at least 1")
   return ReweightedSoftplus(power, epsilon, free_rows)
@@ -128,6 +133,10 @@ def affine(
     alpha_mean: [heads].
     length: N; the number of keys that the query sees if None.
   """
+  checks.floating("alpha", alpha)
+  checks.floating("alpha_mean", alpha_mean)
+  if length is not None:
+    checks.whole("length", length, 1)
   return Affine(alpha, alpha_mean, length)
 
 
@@ -186,8 +195,8 @@ class ReweightedSoftplus(Normalizer):
     excess = jax.nn.relu(count * first - self._threshold(count))
     # The power is taken of what is at most one: 1024^15 is beyond float32, and
     # so is 0.001^-15. The weights do not depend on what is divided by.
-    largest = jnp.max(excess, axis=-1, keepdims=True)
-    largest = jax.lax.stop_gradient(jnp.maximum(largest, 1.0))
+    largest = jnp.max(excess, axis=-1, keepdims=True, initial=1.0)
+    largest = jax.lax.stop_gradient(largest)
     sharp = (excess / largest) ** self.power
     epsilon = self.epsilon * largest**-self.power
     return sharp / (jnp.sum(sharp, axis=-1, keepdims=True) + epsilon), None
@@ -304,7 +313,7 @@ def _check_shape(name: str, array: Array, fits: tuple[int, ...]) -> None:
 
 def _softmax(scores: Array, sink: Array | None) -> tuple[Array, Array]:
   """Returns weights and log-sum-exp; rows of -inf get zeros and -inf."""
-  largest = jnp.max(scores, axis=-1, keepdims=True)
+  largest = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
   if sink is not None:
     largest = jnp.maximum(largest, sink)
   largest = jax.lax.stop_gradient(
@@ -334,8 +343,15 @@ def _sunk(out: Array, lse: Array, sink: Array | float) -> tuple[Array, Array]:
     lse: [batch, heads, q_len].
     sink: [heads] or a number.
   """
-  if isinstance(sink, jax.Array):
+  if jnp.ndim(sink):
     sink = sink.astype(jnp.float32)[None, :, None]
-  total = jnp.logaddexp(lse, sink)
-  kept = jnp.exp(lse - total).swapaxes(1, 2)[..., None]
-  return out.astype(jnp.float32) * kept, total
+  # Both may be -inf: a row without keys, a sink that is shut.
+  largest = jax.lax.stop_gradient(jnp.maximum(lse, sink))
+  largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
+  own = jnp.exp(lse - largest)
+  total = own + jnp.exp(sink - largest)
+  empty = total == 0
+  safe = jnp.where(empty, 1.0, total)
+  kept = (own / safe).swapaxes(1, 2)[..., None]
+  lse = jnp.where(empty, -jnp.inf, largest + jnp.log(safe))
+  return out.astype(jnp.float32) * kept, lse

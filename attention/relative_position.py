@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from attention import checks
+
 
 def relative_position_bias(
   table: Float[Array, "heads offsets offsets"],
@@ -53,8 +55,7 @@ def resize_relative_table(
     ValueError: if the table is not square with an odd side, or Q < 1.
   """
   heads, offsets = _check_table(table)
-  if window_size < 1:
-    raise ValueError(f"window_size is {window_size}; it must be at least 1")
+  checks.whole("window_size", window_size, 1)
   side = 2 * window_size - 1
   if side == offsets:
     return table
@@ -64,6 +65,7 @@ def resize_relative_table(
 
 
 def _check_table(table: Array) -> tuple[int, int]:
+  checks.floating("table", table)
   if (
     table.ndim != 3
     or table.shape[1] != table.shape[2]

@@ -5,6 +5,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from attention import checks
+
 
 def entropy(tokens: int, trained_tokens: int, dim: int) -> float:
   """Returns sqrt(log_T(N) / dim), which keeps the entropy of attention.
@@ -18,6 +20,12 @@ def entropy(tokens: int, trained_tokens: int, dim: int) -> float:
     trained_tokens: number of keys in training.
     dim: width of a head.
   """
+  for name, value in (
+    ("tokens", tokens),
+    ("trained_tokens", trained_tokens),
+    ("dim", dim),
+  ):
+    checks.whole(name, value, 1)
   if min(tokens, trained_tokens) < 2:
     raise ValueError(
       f"tokens is {tokens} and trained_tokens {trained_tokens}; both must be "
@@ -40,4 +48,6 @@ def log_length(visible: Int[Array, "..."], dim: int) -> Float[Array, "..."]:
       [batch, 1, q_len].
     dim: width of a head.
   """
+  checks.integers("visible", visible)
+  checks.whole("dim", dim, 1)
   return math.log(dim) * jnp.log(jnp.maximum(visible, 1).astype(jnp.float32))

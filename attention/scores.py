@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attention import relative_position, tiles
+from attention import checks, relative_position, tiles
 from attention.tiles import Operand, Tile
 
 
@@ -36,8 +36,9 @@ def bias(array: Float[Array, "..."]) -> ScoreMod:
   """Adds an array that broadcasts to [batch, heads, q_len, kv_len].
 
   Raises:
-    ValueError: if `array` has more than four axes.
+    ValueError: if `array` has more than four axes or is not floating point.
   """
+  checks.floating("array", array)
   if array.ndim > 4:
     raise ValueError(
       f"array has shape {array.shape}; it must broadcast to [batch, heads, "
@@ -65,6 +66,8 @@ def factored_bias(
   Raises:
     ValueError: if the ranks differ.
   """
+  checks.floating("q_factor", q_factor)
+  checks.floating("k_factor", k_factor)
   if q_factor.shape[-1] != k_factor.shape[-1]:
     raise ValueError(
       f"k_factor has shape {k_factor.shape}; q_factor of shape "
@@ -78,6 +81,7 @@ def factored_bias(
 
 def alibi_slopes(heads: int) -> Float[Array, " heads"]:
   """Returns 2^(-8 (h + 1) / heads) for each head h (arXiv 2108.12409)."""
+  checks.whole("heads", heads, 1)
   return 2.0 ** (-8.0 * jnp.arange(1, heads + 1) / heads)
 
 
@@ -91,6 +95,8 @@ def alibi(
     symmetric: whether to add -slope * |k - q| instead, for keys on both sides;
       that form has no exact factors.
   """
+  checks.floating("slopes", slopes)
+  checks.flag("symmetric", symmetric)
   return Alibi(slopes, symmetric)
 
 
@@ -102,6 +108,9 @@ def alibi_factors(
   slope * [-q, 1] . [1, k]: example 3.4 of FlashBias (arXiv 2505.12044) with the
   sign of ALiBi.
   """
+  checks.floating("slopes", slopes)
+  checks.whole("q_len", q_len, 0)
+  checks.whole("kv_len", kv_len, 0)
   q, k = (jnp.arange(n, dtype=jnp.float32) for n in (q_len, kv_len))
   q_factor = jnp.stack([-q, jnp.ones_like(q)], axis=-1)[:, None]
   k_factor = jnp.stack([jnp.ones_like(k), k], axis=-1)[:, None]
@@ -124,6 +133,10 @@ def squared_distance(
     weight: one number for each query and head, [batch, q_len, heads]; one if
       None.
   """
+  checks.floating("q_points", q_points)
+  checks.floating("k_points", k_points)
+  if weight is not None:
+    checks.floating("weight", weight)
   # In float32, for squares of bfloat16 points cancel badly.
   q_points, k_points = (x.astype(jnp.float32) for x in (q_points, k_points))
   q_norm, k_norm = (
@@ -152,6 +165,8 @@ def svd_factors(
     array: [heads, q_len, kv_len].
     rank: how many singular values to keep; `rank_for_energy` proposes one.
   """
+  checks.floating("array", array)
+  checks.whole("rank", rank)
   if not 1 <= rank <= min(array.shape[1:]):
     raise ValueError(
       f"rank is {rank}; a bias of shape {array.shape} has ranks from 1 to "
@@ -168,6 +183,8 @@ def rank_for_energy(
   array: Float[Array, "heads q_len kv_len"], energy: float = 0.995
 ) -> int:
   """Returns the least rank that keeps a share of every head's squared bias."""
+  checks.floating("array", array)
+  checks.number("energy", energy)
   s = jnp.linalg.svd(array.astype(jnp.float32), compute_uv=False)
   kept = jnp.cumsum(s**2, axis=-1) / jnp.sum(s**2, axis=-1, keepdims=True)
   # Rounding may leave all of the energy a little short of one.
@@ -187,6 +204,9 @@ def relative_positions(
   Raises:
     ValueError: if the table has an even number of offsets.
   """
+  checks.floating("table", table)
+  checks.whole("q_len", q_len, 0)
+  checks.whole("kv_len", kv_len, 0)
   _, offsets = table.shape
   if offsets % 2 == 0:
     raise ValueError(
@@ -210,8 +230,7 @@ def soft_cap(cap: float) -> ScoreMod:
   Raises:
     ValueError: if `cap` is not positive.
   """
-  if cap <= 0:
-    raise ValueError(f"cap is {cap}; it must be positive")
+  checks.number("cap", cap, above=0.0)
   return SoftCap(cap)
 
 
@@ -229,6 +248,8 @@ def function(
       same axes apart, as in "h:slope". The function takes the values in the
       order of the mapping.
   """
+  if not callable(f):
+    raise ValueError(f"f is {f!r}; it must be a function of a score")
   arrays = {} if arrays is None else arrays
   return Function(
     tuple(

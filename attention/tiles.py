@@ -87,9 +87,9 @@ class Operand:
 def squeezed(array: Array, axes: str) -> Operand:
   """Returns an operand without the axes of `array` that are of size one."""
   kept = [
-    axis for axis, size in zip(axes, array.shape, strict=True) if size > 1
+    axis for axis, size in zip(axes, array.shape, strict=True) if size != 1
   ]
-  shape = [size for size in array.shape if size > 1]
+  shape = [size for size in array.shape if size != 1]
   return Operand(array.reshape(shape), "".join(kept))
 
 
@@ -110,6 +110,33 @@ def as_value(array: Array, inner: str) -> Array:
       return array[None, :]
     case _:
       return array
+
+
+def on_one_score(
+  function: Callable[..., Array],
+  operands: Sequence[Operand],
+  scores: bool = True,
+) -> jax.ShapeDtypeStruct:
+  """Returns shape and dtype of a tile function on a tile of one score.
+
+  Args:
+    function: `function(score, tile, *values)`.
+    operands: what the values are taken from.
+    scores: whether there is a score; it is None if not.
+  """
+  index = jax.ShapeDtypeStruct((), jnp.int32)
+  place = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  values = []
+  for operand in operands:
+    # "r" has its size, all other axes are one query or one key.
+    sizes = dict(zip(operand.axes, operand.array.shape, strict=True))
+    shape = tuple(sizes["r"] if a == "r" else 1 for a in operand.inner)
+    shape = shape if len(shape) == 2 else (1, 1)
+    values.append(jax.ShapeDtypeStruct(shape, operand.array.dtype))
+  score = jax.ShapeDtypeStruct((1, 1), jnp.float32) if scores else None
+  return jax.eval_shape(
+    function, score, Tile(index, index, place, place), *values
+  )
 
 
 def over_all_scores(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float, Shaped
 
+from attention import checks
 from attention.dot_product import dot_product_attention
 from attention.kernels import dispatch, window, window_gpu
 
@@ -173,11 +174,15 @@ def _windowed(
   window_size: int,
   scale: float | None,
 ) -> Array:
-  _check(q, k, v, bias, window_size)
+  _check(q, k, v, bias, window_size, scale)
+  empty = checks.no_scores(q, k)
   reasons = {
-    "tpu": lambda: window.unsupported(q, k, v, bias, window_size=window_size),
-    "gpu": lambda: window_gpu.unsupported_gpu(
-      q, k, v, bias, window_size=window_size
+    "tpu": lambda: (
+      empty or window.unsupported(q, k, v, bias, window_size=window_size)
+    ),
+    "gpu": lambda: (
+      empty
+      or window_gpu.unsupported_gpu(q, k, v, bias, window_size=window_size)
     ),
   }
   target = dispatch.choose(implementation, reasons)
@@ -222,8 +227,24 @@ def _reference(
 
 
 def _check(
-  q: Array, k: Array, v: Array, bias: Array | None, window_size: int
+  q: Array,
+  k: Array,
+  v: Array,
+  bias: Array | None,
+  window_size: int,
+  scale: float | None,
 ) -> None:
+  checks.same_floats(q=q, k=k, v=v)
+  checks.whole("window_size", window_size, 1)
+  if scale is not None:
+    checks.number("scale", scale)
+  if bias is not None:
+    checks.floating("bias", bias)
+  if q.ndim != 5 or 0 in q.shape[3:]:
+    raise ValueError(
+      f"q has shape {q.shape}; it must be [batch, height, width, heads, dim], "
+      "the last two not 0"
+    )
   heads = q.shape[3]
   tokens = window_size**2
   if bias is not None and bias.shape != (heads, tokens, tokens):
@@ -242,8 +263,7 @@ def _check(
 
 def _split(x: Array, window_size: int) -> tuple[int, int]:
   """Returns how many windows fit into the height and the width."""
-  if window_size < 1:
-    raise ValueError(f"window_size is {window_size}; it must be at least 1")
+  checks.whole("window_size", window_size, 1)
   height, width = x.shape[1:3]
   if height % window_size or width % window_size:
     raise ValueError(

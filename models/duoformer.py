@@ -238,14 +238,14 @@ class SelfAttention(nn.Module):
     qkv = dense((3, self.heads, width // self.heads), name="qkv")(x)
     # Three times [..., tokens, heads, D / heads].
     q, k, v = (qkv[..., i, :, :] for i in range(3))
-    if layers.tapped(self, "attention_weights"):
-      weights = attention.attention_weights(q, k)
-      weights = layers.tap(self, "attention_weights", weights)
-      out = attention.apply_attention_weights(weights, v)
-    else:
-      out = attention.dot_product_attention(
+    out = layers.with_open_map(
+      self,
+      lambda: attention.dot_product_attention(
         q, k, v, implementation=self.implementation
-      )
+      ),
+      lambda: attention.attention_weights(q, k),
+      lambda weights: attention.apply_attention_weights(weights, v),
+    )
     return dense(width, axis=(-2, -1), name="out")(out)
 
 

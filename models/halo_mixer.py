@@ -71,7 +71,8 @@ class HaloAttention(nn.Module):
     )
     kv = layers.DenseGeneral((heads, key_dim + value_dim), name="kv", **options)
     k, v = jnp.split(kv(x), [key_dim], axis=-1)
-    out = attention.halo_attention(
+    out = _attend(
+      self,
       q,
       k,
       v,
@@ -81,7 +82,6 @@ class HaloAttention(nn.Module):
       relative_width=self._table("width_rel", key_dim),
       stride=stride,
       mask_padding=self.mask_padding,
-      implementation=self.implementation,
     )
     # [B, H / stride, W / stride, heads, value_dim], padding included
     out = out.reshape(*out.shape[:3], heads * value_dim)
@@ -119,6 +119,25 @@ class HaloAttention(nn.Module):
       (2 * window - 1, key_dim),
       self.param_dtype,
     )
+
+
+def _attend(module, q, k, v, *, block_size, halo_size, **options) -> jax.Array:
+  """Runs halo attention by the module's implementation, its map to be tapped.
+
+  The map is [batch, rows, columns, heads, queries, keys], blocks in rows and
+  columns, padding included.
+  """
+  blocks = {"block_size": block_size, "halo_size": halo_size}
+  return layers.with_open_map(
+    module,
+    lambda: attention.halo_attention(
+      q, k, v, **blocks, **options, implementation=module.implementation
+    ),
+    lambda: attention.halo_attention_weights(q, k, **blocks, **options),
+    lambda weights: attention.apply_halo_attention_weights(
+      weights, v, **blocks
+    ),
+  )
 
 
 def _borders(size: int, block_size: int, stride: int) -> tuple[int, int]:
@@ -181,13 +200,13 @@ class GlobalAttention(nn.Module):
       )
       for name in ("height_rel", "width_rel")
     ]
-    out = attention.halo_attention(
+    out = _attend(
+      self,
       *(qkv[:, :, :, i] for i in range(3)),
       block_size=self.side,
       halo_size=0,
       relative_height=tables[0],
       relative_width=tables[1],
-      implementation=self.implementation,
     )
     out = out.reshape(batch, height, width, channels)
     return layers.average_pool(out) if self.stride == 2 else out

@@ -59,6 +59,25 @@ def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
   return value
 
 
+def with_open_map(
+  module: nn.Module,
+  attend: Callable[[], jax.Array],
+  weigh: Callable[[], jax.Array],
+  apply: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """Runs attention, with its map in the open where somebody taps it.
+
+  Args:
+    module: whose value "attention_weights" the map is.
+    attend: runs the attention as a whole.
+    weigh: returns the map alone.
+    apply: returns of the map what `attend` returns.
+  """
+  if not tapped(module, "attention_weights"):
+    return attend()
+  return apply(tap(module, "attention_weights", weigh()))
+
+
 def check_images(x: jax.Array) -> None:
   """Raises ValueError unless `x` is what every model takes."""
   if (

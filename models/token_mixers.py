@@ -80,7 +80,7 @@ class WindowAttention(nn.Module):
     return attention.relative_position_bias(table)
 
   def _attend(self, q, k, v, bias):
-    if not layers.tapped(self, "attention_weights"):
+    def attend():
       return self.windowed_attention(
         q,
         k,
@@ -89,13 +89,18 @@ class WindowAttention(nn.Module):
         bias=bias,
         implementation=self.implementation,
       )
-    # The map itself is wanted: take the same steps with the map in the open.
-    q, k, windows = (self.partition(x, self.window_size) for x in (q, k, v))
-    weights = attention.attention_weights(q, k, bias=bias)
-    # [batch, windows, heads, tokens, tokens]
-    weights = layers.tap(self, "attention_weights", weights)
-    out = attention.apply_attention_weights(weights, windows)
-    return self.unpartition(out, *v.shape[1:3])
+
+    def weigh():
+      windows = (self.partition(x, self.window_size) for x in (q, k))
+      # [batch, windows, heads, tokens, tokens]
+      return attention.attention_weights(*windows, bias=bias)
+
+    def apply(weights):
+      windows = self.partition(v, self.window_size)
+      out = attention.apply_attention_weights(weights, windows)
+      return self.unpartition(out, *v.shape[1:3])
+
+    return layers.with_open_map(self, attend, weigh, apply)
 
 
 class BlockAttention(WindowAttention):

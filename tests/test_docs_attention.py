@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attention import finishes, masks, normalizers, scales, scores
+from attention import (
+  finishes,
+  linear_normalizers,
+  masks,
+  normalizers,
+  scales,
+  scores,
+)
 from models import token_mixers
 from tests import paper_formulas
 from tools import render_attention
@@ -91,7 +98,7 @@ def _public(module):
 
 @pytest.mark.parametrize(
   "module",
-  [masks, scores, normalizers, finishes, scales],
+  [masks, scores, normalizers, linear_normalizers, finishes, scales],
   ids=lambda module: module.__name__,
 )
 def test_every_function_is_on_the_page(module):

@@ -13,9 +13,12 @@ A public function of `attention` takes `implementation`:
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
+from absl import logging
 from jax.sharding import PartitionSpec
 
 IMPLEMENTATIONS = (
@@ -86,6 +89,21 @@ def choose(
   raise ValueError(f"implementation is {implementation!r}, but {reason}")
 
 
+@functools.cache
+def _say_repeated(
+  what: str, sizes: tuple[int, ...], axes: tuple[tuple[str, int], ...]
+) -> None:
+  """Says, once for the same sizes, that devices compute what others do."""
+  logging.warning(
+    "attention: %s of %s cannot be split over the mesh axes %s, which have %d "
+    "devices together; each device computes all of it",
+    what,
+    " and ".join(map(str, sizes)),
+    ", ".join(f"{axis}={size}" for axis, size in axes),
+    math.prod(size for _, size in axes),
+  )
+
+
 def per_device(
   kernel: Callable,
   arrays: Sequence[jax.Array],
@@ -96,8 +114,8 @@ def per_device(
 
   The compiler cannot split a kernel. Where a mesh of several devices is set
   (`jax.set_mesh`), the batch axis is split over the mesh axes BATCH_AXES and
-  the heads over HEAD_AXES as far as sizes divide; other axes are whole on
-  each device.
+  the heads over HEAD_AXES as far as sizes divide, and a warning says once
+  where they do not; other axes are whole on each device.
 
   Args:
     kernel: function of arrays only.
@@ -129,6 +147,12 @@ def per_device(
       parts *= mesh.shape[axis]
     if parts > 1 and sizes and all(size % parts == 0 for size in sizes):
       names[letter] = axes
+    elif parts > 1 and any(letter in layout for layout in layouts):
+      _say_repeated(
+        "batch" if letter == "b" else "heads",
+        tuple(sorted(sizes)) or (1,),
+        tuple((axis, mesh.shape[axis]) for axis in axes),
+      )
   if not automatic:
     return kernel(*arrays)
 

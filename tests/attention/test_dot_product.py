@@ -18,14 +18,6 @@ from tests import parity_helper
 from tests.attention.slots import draw_slots
 
 
-@pytest.fixture
-def unchecked():
-  """Turns off the checks of annotations, to meet the function's own errors."""
-  jaxtyping.config.update("jaxtyping_disable", True)
-  yield
-  jaxtyping.config.update("jaxtyping_disable", False)
-
-
 def _inputs(batch=(2,), q_len=5, kv_len=7, heads=3, dim=4, v_dim=6, seed=0):
   rng = np.random.default_rng(seed)
   shapes = (
@@ -393,6 +385,37 @@ def test_log_sum_exp_of_nothing():
   )
   assert (np.asarray(got.log_sum_exp)[..., :2] == -np.inf).all()
   assert np.isfinite(got.log_sum_exp[..., 2:]).all()
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tpu_interpret"])
+def test_nan_in_padding_reaches_nobody(implementation):
+  """Keys that no query sees and queries that see no key, in shared heads."""
+  q, k, v, _ = _inputs((2,), 8, 8, 2, 4, 4)
+  k, v, bar = k[:, :, :1], v[:, :, :1], jnp.cos(q)
+  lengths, rows = jnp.array([0, 5]), jnp.array([[0, 0, 0, 1, 1, 1, 1, 9]] * 2)
+  mask = masks.padding(lengths) & masks.segments(rows, rows.at[:, 7].set(8))
+
+  @jax.jit
+  def run(arrays):
+    out, pull = jax.vjp(
+      lambda arrays: attention.dot_product_attention(
+        *arrays, mask=mask, implementation=implementation
+      ),
+      arrays,
+    )
+    return out, *pull(bar)[0]
+
+  hidden = (jnp.arange(8)[None] >= lengths[:, None])[..., None, None]
+  alone = hidden.at[1].set(jnp.arange(8)[:, None, None] == 7)
+  spoilt = [
+    jnp.where(padding, jnp.nan, x)
+    for x, padding in ((q, alone), (k, hidden), (v, hidden))
+  ]
+  for got, expected in zip(run(spoilt), run([q, k, v]), strict=True):
+    np.testing.assert_array_equal(got, expected)
+    assert np.isfinite(got).all()
+    assert not got[0].any()
+    assert got[1].any()
 
 
 def test_bias_with_leading_axes():

@@ -146,6 +146,31 @@ def test_equals_one_query_at_a_time(block, halo, stride, mask_padding):
   np.testing.assert_allclose(out, expected, atol=5e-6)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_map_in_the_open_gives_the_output(stride):
+  arrays = _golden_arguments(stride)
+  q, k, v = (arrays.pop(name) for name in "qkv")
+  blocks = {"block_size": 4, "halo_size": 1}
+
+  @jax.jit
+  def run(q, k, v):
+    weights = attention.halo_attention_weights(
+      q, k, **blocks, **arrays, stride=stride, mask_padding=True
+    )
+    return weights, attention.apply_halo_attention_weights(weights, v, **blocks)
+
+  weights, out = run(q, k, v)
+  queries = (4 // stride) ** 2
+  assert weights.shape == (1, 2, 2, 2, queries, 36)
+  np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+  # The first block sees nothing above it, in the first row of its window.
+  assert (weights[0, 0, 0, :, :, :6] == 0).all()
+  expected = _halo(
+    q, k, v, **blocks, **arrays, stride=stride, mask_padding=True
+  )
+  np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
 def test_one_block_without_halo_is_global_attention():
   arguments = _draw(2, 4, 4, 3, 8, 8, 4)
   out = _halo(**arguments, block_size=4, halo_size=0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import attention
-from attention import features
+from attention import features, linear_normalizers
 
 
 def sine(shape, c, s=1.0):
@@ -55,7 +55,9 @@ def test_lina(options, total, first):
 
 def test_inline():
   out = attention.linear_attention(
-    *LINA, feature_map=features.relu, normalizer="subtraction"
+    *LINA,
+    feature_map=features.relu,
+    normalizer=linear_normalizers.subtraction(),
   )
   np.testing.assert_allclose(out.sum(), -0.552840989, rtol=1e-5)
   np.testing.assert_allclose(
@@ -76,8 +78,7 @@ def test_based(feature_map):
     k,
     v,
     feature_map=feature_map,
-    epsilon=1e-12,
-    epsilon_per_key=False,
+    normalizer=linear_normalizers.division(1e-12, per_key=False),
     causal=True,
     chunk_size=2,
   )
@@ -99,7 +100,7 @@ def test_linfusion():
   out = attention.linear_attention(
     *(y.reshape(1, 6, 2, 2) for y in (q, k, x @ wv.T)),
     feature_map=features.elu_plus_one,
-    epsilon=1e-4,
+    normalizer=linear_normalizers.division(1e-4),
   )
   y = out.reshape(1, 6, 4) @ wo.T + sine((4,), 5, 0.1)[None, None]
   np.testing.assert_allclose(y.sum(), 0.607733815, rtol=1e-5)
@@ -138,7 +139,7 @@ def explicit(
   n = jnp.maximum(seen.sum(2), 1).astype(jnp.float32)[..., None]
   mixed = jnp.einsum("bijh,bjhv->bihv", w, v)
   weight = w.sum(2)[..., None]
-  if normalizer == "none":
+  if normalizer == "identity":
     return mixed
   if normalizer == "division":
     return mixed / (weight + n * 1e-6)
@@ -154,7 +155,7 @@ def explicit(
     ("subtraction", False, 0),
     ("subtraction", True, 0),
     ("division", True, 3),
-    ("none", True, 4),
+    ("identity", True, 4),
   ],
 )
 def test_equals_explicit_weights(normalizer, causal, decay_rank):
@@ -163,6 +164,7 @@ def test_equals_explicit_weights(normalizer, causal, decay_rank):
   key_gate = 1 + 0.2 * key_gate
   (decay,) = randoms(1, (2, 7, 4, 5)[: decay_rank or 3])
   decay = -jnp.abs(decay) * (decay_rank > 0)
+  make = getattr(linear_normalizers, normalizer)
   lengths = jnp.array([7, 4])
   phi = features.relu_epsilon
   arrays = (q, k, v, key_gate, value_gate, decay)
@@ -173,7 +175,7 @@ def test_equals_explicit_weights(normalizer, causal, decay_rank):
       k,
       v,
       feature_map=phi,
-      normalizer=normalizer,
+      normalizer=make(),
       causal=causal,
       key_gate=key_gate,
       value_gate=value_gate,
@@ -185,6 +187,9 @@ def test_equals_explicit_weights(normalizer, causal, decay_rank):
   options = {"phi": phi, "normalizer": normalizer, "causal": causal}
   right = functools.partial(explicit, lengths=lengths, **options)
   weight = randoms(2, (2, 7, 4, 3))[0]
+  if causal:
+    # Queries are padding too.
+    weight = weight * (jnp.arange(7)[None] < lengths[:, None])[..., None, None]
 
   def both(f):
     return jax.jit(
@@ -196,6 +201,7 @@ def test_equals_explicit_weights(normalizer, causal, decay_rank):
     )(*arrays)
 
   ((_, out), bars), ((_, expected), expected_bars) = both(ours), both(right)
+  out, expected = (jnp.where(weight == 0, 0.0, x) for x in (out, expected))
   np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
   names = ["q", "k", "v", "key_gate", "value_gate"]
   if decay_rank:
@@ -228,21 +234,167 @@ def test_decoding_continues_the_parallel_form(decayed):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_strong_decay_is_finite():
-  q, k, v = randoms(4, *[(1, 64, 1, 4)] * 3)
-  decay = jnp.full((1, 64, 1, 4), -80.0)
-  grad = jax.grad(
-    lambda d: attention.linear_attention(q, k, v, causal=True, decay=d).sum()
-  )(decay)
-  assert jnp.isfinite(grad).all()
+def recurrence(q, k, v, decay, memory, lengths, out_bar):
+  """The definition in float64, token by token, and its gradients."""
+  out, bars = np.zeros(v.shape), {x: np.zeros(q.shape) for x in "qkd"}
+  bars["v"], memory = np.zeros(v.shape), memory.copy()
+  before = np.zeros((*q.shape, v.shape[-1]))
+  for b, t in np.ndindex(q.shape[:2]):
+    if t < lengths[b]:
+      before[b, t] = memory[b]
+      memory[b] *= np.exp(decay[b, t])[..., None]
+      memory[b] += k[b, t][..., None] * v[b, t][:, None]
+      out[b, t] = np.einsum("hf,hfv->hv", q[b, t], memory[b])
+      bars["q"][b, t] = np.einsum("hfv,hv->hf", memory[b], out_bar[b, t])
+  for b in range(len(lengths)):
+    bar = np.zeros(memory.shape[1:])
+    for t in reversed(range(lengths[b])):
+      bar += q[b, t][..., None] * out_bar[b, t][:, None]
+      bars["k"][b, t] = np.einsum("hfv,hv->hf", bar, v[b, t])
+      bars["v"][b, t] = np.einsum("hfv,hf->hv", bar, k[b, t])
+      factor = np.exp(decay[b, t])[..., None]
+      bars["d"][b, t] = (bar * factor * before[b, t]).sum(-1)
+      bar *= factor
+  return out, bars, memory
 
 
-def test_padding_may_hold_anything():
-  q, k, v = randoms(5, *[(1, 6, 2, 4)] * 3)
-  out = attention.linear_attention(q, k[:, :4], v[:, :4])
-  k, v = (x.at[:, 4:].set(jnp.nan) for x in (k, v))
-  padded = attention.linear_attention(q, k, v, lengths=jnp.array([4]))
-  np.testing.assert_allclose(padded, out, rtol=1e-5)
+@pytest.mark.parametrize("rank", [1, 3, 4])
+@pytest.mark.parametrize("chunk_size", [1, 4, 16])
+def test_decay_of_any_strength_is_the_recurrence(rank, chunk_size):
+  batch, length, heads, size, v_dim = 3, 11, 2, 3, 2
+  lengths = np.array([length, 6, 0])
+  rng = np.random.default_rng(rank)
+  shape = (heads,) if rank == 1 else (batch, length, heads, size)[:rank]
+  decay = -rng.exponential(size=shape)
+  if rank > 1:
+    # A reset, a step far beyond float32's digits of what follows, no decay.
+    decay[:, 2], decay[0, 4], decay[:, 5], decay[1, 3] = -np.inf, -3e6, 0, -300
+    decay[:, 6:] *= 1e-3
+  q, k = rng.standard_normal((2, batch, length, heads, size))
+  v, out_bar = rng.standard_normal((2, batch, length, heads, v_dim))
+  memory = rng.standard_normal((batch, heads, size, v_dim + 1))
+  whole = decay.reshape(*decay.shape, *(1,) * (4 - rank) * (rank > 1))
+  if rank == 1:
+    whole = decay[:, None]
+  whole = np.broadcast_to(whole, q.shape)
+  expected, bars, last = recurrence(
+    q, k, v, whole, memory[..., :v_dim], lengths, out_bar
+  )
+  if rank < 4:
+    bars["d"] = bars["d"].sum((0, 1, 3) if rank == 1 else 3)
+  # What is padding holds anything.
+  padding = np.arange(length)[None] >= lengths[:, None]
+  arrays = {"q": q, "k": k, "v": v, "d": decay}
+  for name, x in arrays.items():
+    if name != "d" or rank > 1:
+      x[padding] = np.nan
+  state = attention.LinearState(
+    jnp.asarray(memory, jnp.float32),
+    jnp.zeros((batch, heads, v_dim)),
+    jnp.zeros(batch),
+  )
+
+  @jax.jit
+  def run(arrays, out_bar):
+    def attend(a):
+      return attention.linear_attention(
+        a["q"],
+        a["k"],
+        a["v"],
+        decay=a["d"],
+        feature_map=features.identity,
+        normalizer=linear_normalizers.identity(),
+        causal=True,
+        lengths=jnp.asarray(lengths),
+        state=state,
+        return_state=True,
+        chunk_size=chunk_size,
+      )
+
+    out, pull, state_after = jax.vjp(attend, arrays, has_aux=True)
+    return out, pull(out_bar)[0], state_after
+
+  arrays = {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
+  out, got, after = run(arrays, jnp.asarray(out_bar, jnp.float32))
+  near = {"rtol": 2e-4, "atol": 2e-5}
+  np.testing.assert_allclose(out, expected, **near)
+  np.testing.assert_allclose(after.memory[..., :v_dim], last, **near)
+  np.testing.assert_array_equal(after.count, lengths)
+  for name, bar in bars.items():
+    np.testing.assert_allclose(got[name], bar, **near, err_msg=name)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("implementation", ["xla", "tpu_interpret"])
+def test_padding_acts_on_nothing(causal, implementation):
+  q, k, v, out_bar = randoms(5, *[(1, 6, 2, 4)] * 4)
+  gates = [1 + x / 8 for x in randoms(6, (1, 6, 2), (1, 6, 1))]
+
+  @jax.jit
+  def run(arrays, lengths=None):
+    def attend(q, k, v, key_gate, value_gate):
+      return attention.linear_attention(
+        q,
+        k,
+        v,
+        key_gate=key_gate,
+        value_gate=value_gate,
+        causal=causal,
+        lengths=lengths,
+        implementation=implementation,
+      )
+
+    out, pull = jax.vjp(attend, *arrays)
+    return out, *pull(out_bar[:, : out.shape[1]])
+
+  queries = q[:, :4] if causal else q
+  arrays = (queries, k[:, :4], v[:, :4], *(x[:, :4] for x in gates))
+  expected = run(arrays)
+  spoilt = [x.at[:, 4:].set(jnp.nan) for x in (q, k, v, *gates)]
+  if not causal:
+    spoilt[0] = q
+  padded = run(spoilt, jnp.array([4]))
+  for got, want in zip(padded, expected, strict=True):
+    # Ours has zeros where there is padding, or is as long.
+    np.testing.assert_allclose(
+      got[:, : want.shape[1]], want, rtol=1e-5, atol=1e-6
+    )
+    assert not got[:, want.shape[1] :].any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_query_without_keys_gets_zeros(causal):
+  q = jnp.ones((1, 3, 2, 4))
+  every = (
+    linear_normalizers.division(0.0),
+    linear_normalizers.subtraction(),
+    linear_normalizers.identity(),
+  )
+
+  @jax.jit
+  def run(q, k):
+    def attend(q, k):
+      results = [
+        attention.linear_attention(
+          q,
+          k,
+          k,
+          normalizer=normalizer,
+          causal=causal,
+          lengths=jnp.array([0]),
+          return_state=True,
+        )
+        for normalizer in every
+      ]
+      return [out for out, _ in results], [state for _, state in results]
+
+    out, pull, states = jax.vjp(attend, q, k, has_aux=True)
+    return out, pull(out), states
+
+  for arrays in ((q, q), (q[:, :0] if causal else q, q[:, :0])):
+    everything = run(*arrays)
+    assert everything[0][0].shape == arrays[0].shape
+    assert not any(x.any() for x in jax.tree.leaves(everything))
 
 
 def test_gates_of_one_change_nothing_and_bfloat16_is_near():
@@ -261,7 +413,14 @@ def test_gates_of_one_change_nothing_and_bfloat16_is_near():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"normalizer": "softmax"}, "normalizer is 'softmax'"),
+    (
+      {
+        "causal": True,
+        "decay": -jnp.ones(2),
+        "normalizer": linear_normalizers.subtraction(),
+      },
+      "decay goes with division and identity, not Subtraction",
+    ),
     ({"decay": jnp.zeros(2)}, "decay needs causal"),
     ({"chunk_size": 0}, "chunk_size is 0"),
     ({"causal": True, "decay": jnp.zeros(3)}, "decay has shape"),

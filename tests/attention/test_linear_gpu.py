@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import attention
-from attention import features
+from attention import features, linear_normalizers
 from attention.kernels import linear_gpu
 
 # Query and key lengths that fill no chunk, channels that take two tiles, and
@@ -20,7 +20,10 @@ CASES = {
     150,
     40,
     33,
-    {"feature_map": features.sigmoid, "normalizer": "none"},
+    {
+      "feature_map": features.sigmoid,
+      "normalizer": linear_normalizers.identity(),
+    },
   ),
   "causal": (
     150,

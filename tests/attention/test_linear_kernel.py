@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 import attention
-from attention import features
+from attention import features, linear_normalizers
 
 BASED = {
   "feature_map": features.taylor,
   "causal": True,
-  "epsilon": 1e-12,
-  "epsilon_per_key": False,
+  "normalizer": linear_normalizers.division(1e-12, per_key=False),
 }
 # dtype, shapes (batch, q_len, kv_len, heads, k_heads, dim, v_dim), options.
 CASES = {
@@ -26,7 +25,10 @@ CASES = {
   "inline": (
     "float32",
     (1, 20, 20, 2, 2, 8, 8),
-    {"feature_map": features.relu, "normalizer": "subtraction"},
+    {
+      "feature_map": features.relu,
+      "normalizer": linear_normalizers.subtraction(),
+    },
   ),
   "sigmoid": (
     "float32",

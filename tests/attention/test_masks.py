@@ -266,6 +266,42 @@ def test_compositions(what, blocks):
   np.testing.assert_array_equal(inside[of_mixed], visible[of_mixed])
 
 
+def test_idle_queries_and_keys_are_known():
+  """Those that meet nobody, exactly for each kind of mask."""
+  q_len, kv_len = 5, 9
+  q_segments = jnp.array([[3, 1, 1, 3, 7], [2, 2, 2, 2, 2]])
+  kv_segments = jnp.array([[2, 1, 3, 9, 0, 7, 1, 1, 2], [1, 2, 3] * 3])
+  array = np.random.default_rng(0).random((2, 1, q_len, kv_len)) < 0.2
+  table = np.array([[0, 0, 1], [0, 0, 0], [0, 1, 0]], bool)
+  kinds = {
+    "causal": masks.causal(-1),
+    "window": masks.sliding_window(2, offset=3),
+    "padding": masks.padding(jnp.array([0, 4])),
+    "prefix": masks.prefix(3),
+    "segments": masks.segments(q_segments, kv_segments),
+    "dense": masks.dense(jnp.asarray(array)),
+    "blocks": masks.blocks(table, 2, 4),
+    "both": masks.causal() & masks.padding(jnp.array([2, 9])),
+    "either": masks.causal(-2) | masks.prefix(2),
+    "not": ~masks.causal(1),
+  }
+
+  @jax.jit
+  def run():
+    return {
+      name: (mask.idle(q_len, kv_len), mask.dense(q_len, kv_len, batch=2))
+      for name, mask in kinds.items()
+    }
+
+  for name, (idle, visible) in run().items():
+    for got, axis in zip(idle, (3, 2), strict=True):
+      expected = ~np.asarray(visible).any(axis=axis)
+      got = np.broadcast_to(got, expected.shape)
+      np.testing.assert_array_equal(got, expected, err_msg=f"{name} {axis}")
+  # Known before the program runs, so that a mask that hides nothing is free.
+  assert isinstance(masks.causal().idle(4, 4)[1], np.ndarray)
+
+
 def test_parts_take_their_own_arrays():
   """Each part of a composition finds its arrays among those of all parts."""
   rng = np.random.default_rng(0)

@@ -219,8 +219,11 @@ def assert_finite(tree):
 
 @every
 def test_queries_that_see_nothing(make):
-  """They get zeros, and give nothing to any gradient."""
+  """They get zeros, and give nothing to any gradient, whatever they hold."""
   arrays = {name: normal(1, 6, HEADS, 3) for name in "qkv"}
+  arrays["q"] = arrays["q"].at[:, :2].set(jnp.nan)
+  arrays["k"] = arrays["k"].at[:, 4:].set(jnp.inf)
+  arrays["v"] = arrays["v"].at[:, 4:].set(jnp.nan)
   arrays |= {
     "bias": normal(HEADS, 6, 6),
     "scale": normal(HEADS, 6),
@@ -244,6 +247,67 @@ def test_queries_that_see_nothing(make):
     assert (alpha[:, :2] == 0).all()
     # Query 2 sees one key, with a weight of alpha_mean whatever alpha is.
     assert (alpha[:, 3:] != 0).all()
+
+
+def test_no_keys():
+  """An empty context gives zeros and no gradient, as PyTorch has it."""
+  q, none = normal(1, 3, HEADS, 4), jnp.ones((1, 0, HEADS, 4))
+
+  @jax.jit
+  def run(q):
+    def attend(q):
+      return [
+        attention.dot_product_attention(
+          q,
+          none,
+          none,
+          normalizer=make(3),
+          bias=jnp.ones((HEADS, 1, 1))[..., :0],
+          mask=masks.padding(jnp.array([0])) & masks.causal(),
+          return_log_sum_exp=name in ("softmax", "sink"),
+        )
+        for name, make in EVERY.items()
+      ]
+
+    results, pull = jax.vjp(attend, q)
+    return results, pull(jax.tree.map(jnp.ones_like, results))[0]
+
+  results, gradient = run(q)
+  for result in results:
+    out = getattr(result, "out", result)
+    assert out.shape == q.shape
+    assert not np.any(out)
+  assert not np.any(gradient)
+  assert (np.asarray(results[0].log_sum_exp) == -np.inf).all()
+  np.testing.assert_allclose(results[1].log_sum_exp[0, :, 0], [0.5, -1.0])
+  for implementation in ("tpu_interpret", "gpu_interpret"):
+    with pytest.raises(ValueError, match="kv_len is 0"):
+      attention.dot_product_attention(
+        q, none, none, implementation=implementation
+      )
+
+
+def test_a_shut_sink_beside_no_keys_in_kernels():
+  """What kernels add to a softmax that is done equals the reference."""
+  lse = jnp.log(jnp.array([[0.0, 3.0], [0.0, 3.0], [0.0, 3.0]]))[None]
+  out = jnp.array([0.0, 2.0])[None, :, None, None] * jnp.ones((1, 2, 3, 1))
+  sink = jnp.array([-jnp.inf, 0.0, 90.0])
+
+  def sunk(out, lse, sink):
+    attend = lambda: (out, lse)
+    return normalizers.softmax_with_sink(sink).fused(attend, None)
+
+  (got, total), pull = jax.vjp(sunk, out, lse, sink)
+  np.testing.assert_allclose(got[0, :, :, 0], [[0, 0, 0], [2, 1.5, 0]])
+  expected = [[-np.inf, np.log(3)], [0, np.log(4)], [90, 90]]
+  np.testing.assert_allclose(total[0], expected, rtol=1e-6)
+  out_bar, lse_bar, sink_bar = pull((jnp.ones_like(got), jnp.ones_like(total)))
+  assert_finite((out_bar, lse_bar, sink_bar))
+  # One key of weight 3 / 4, value 2, and a sink of 1 / 4: with w = 3 / 4, the
+  # output 2 w and ln 4 change by -2 w (1 - w) + (1 - w); the empty row by 1.
+  np.testing.assert_allclose(
+    sink_bar, [0.0, 1 + 0.25 - 2 * 0.75 * 0.25, 2.0], rtol=1e-5
+  )
 
 
 @every

@@ -4,19 +4,10 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
 import attention
-
-
-@pytest.fixture
-def unchecked():
-  """Turns off the checks of annotations, to meet the function's own errors."""
-  jaxtyping.config.update("jaxtyping_disable", True)
-  yield
-  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def _table(window, heads=2):

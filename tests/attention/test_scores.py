@@ -349,7 +349,7 @@ def test_plain_function_needs_no_arrays():
       lambda: scores.relative_positions(normal(2, 4), 3, 3),
       r"table has shape \(2, 4\); it must be \[heads, 2 \* max_distance \+ 1\]",
     ),
-    (lambda: scores.soft_cap(-1.0), "cap is -1.0; it must be positive"),
+    (lambda: scores.soft_cap(-1.0), "cap is -1.0; it must be above 0"),
     (
       lambda: scores.function(lambda s, *_: s, {"kq": normal(2, 2)}),
       "axes is 'kq'; it must be",

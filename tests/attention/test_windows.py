@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -18,14 +17,6 @@ ATTENTION = {
   "grid": attention.grid_attention,
 }
 KINDS = sorted(PARTITIONS)
-
-
-@pytest.fixture
-def unchecked():
-  """Turns off the checks of annotations, to meet the function's own errors."""
-  jaxtyping.config.update("jaxtyping_disable", True)
-  yield
-  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def _window_of(kind, y, x, height, width, p):

@@ -138,6 +138,14 @@ def test_hidden_states_are_tapped():
   )
   states = tapped["intermediates"]["stage_1"]["block_0"]["hidden_state"]
   assert states.shape == (1, 4, 4, 16)
+  maps = [
+    x
+    for path, x in jax.tree_util.tree_leaves_with_path(tapped)
+    if "attention_weights" in jax.tree_util.keystr(path)
+  ]
+  assert maps
+  for weights in maps:
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
 
 
 def test_stochastic_depth_grows_to_the_last_block():
