@@ -130,12 +130,10 @@ def train_and_evaluate(
           save(result, evaluated=True)
       while step < total_steps and not guard.should_stop():
         profiler.before_step(step)
-        batch = next(batches)
-        state, step_metrics = train_step(
-          state, evaluation.put_batch(batch, mesh)
-        )
+        batch = evaluation.put_batch(next(batches), mesh)
+        state, step_metrics = train_step(state, batch)
         step += 1
-        step_metrics["damaged"] = evaluation.count_damaged(batch, mesh)
+        step_metrics["damaged"] = evaluation.count_damaged(batch)
         reporter.push(step, step_metrics)
         evaluate_now = durations.is_due(step, evaluate_every, total_steps)
         save_now = durations.is_due(step, save_every, total_steps)

@@ -201,6 +201,7 @@ def batch_shapes(experiment: Experiment, batch_size: int) -> dict[str, Any]:
     "image": ((batch_size, size, size, channels), "uint8"),
     "label": ((batch_size,), "int32"),
     "mask": ((batch_size,), "float32"),
+    "damaged": ((batch_size,), "bool"),
   }
   return {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)

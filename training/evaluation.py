@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import input_pipeline
 from training import sharding
 
 
@@ -21,24 +20,14 @@ def put_batch(
   rows = sharding.batch_sharding(mesh)
   return {
     name: jax.make_array_from_process_local_data(rows, batch[name])
-    for name in ("image", "label", "mask")
+    for name in ("image", "label", "mask", "damaged")
   }
 
 
-def count_damaged(
-  batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh
-) -> int | jax.Array:
-  """How many images of a batch of all processes were skipped."""
-  if jax.process_count() == 1:
-    return input_pipeline.count_damaged(batch)
-  # On the devices, which know which processes hold the same rows.
-  rows = sharding.batch_sharding(mesh)
-  return _count(jax.make_array_from_process_local_data(rows, batch["damaged"]))
-
-
 @jax.jit
-def _count(flags: jax.Array) -> jax.Array:
-  return flags.sum()
+def count_damaged(batch: dict[str, jax.Array]) -> jax.Array:
+  """How many images of a global batch, on all processes, were skipped."""
+  return batch["damaged"].sum()
 
 
 def evaluate(
@@ -62,8 +51,8 @@ def evaluate(
 
   Returns:
     Means over the examples as Python floats, `examples`, their number,
-    `damaged`, how many images were skipped, and of sums that are arrays these
-    sums.
+    `damaged`, how many images were skipped on all processes together, and of
+    sums that are arrays these sums.
 
   Raises:
     EvaluationInterrupted: if `should_stop()` became true.
@@ -74,14 +63,15 @@ def evaluate(
   for batch in batches:
     if should_stop():
       raise EvaluationInterrupted
-    sums = evaluate_step(variables, put_batch(batch, mesh))
-    sums = sums | {"damaged": count_damaged(batch, mesh)}
+    batch = put_batch(batch, mesh)
+    sums = evaluate_step(variables, batch)
+    sums["damaged"] = count_damaged(batch)
     # The sums of the batch before: the device already works on this one.
     _add(totals, pending)
     pending = sums
   _add(totals, pending)
   weight = float(totals.pop("weight", 0.0))
-  counts = {"examples": int(weight), "damaged": int(totals.pop("damaged", 0))}
+  damaged = int(totals.pop("damaged", 0))
   if not weight:
     raise ValueError(
       "The evaluation split has no usable example: it is empty, or all of its "
@@ -91,7 +81,7 @@ def evaluate(
     name: total if total.ndim else float(total / weight)
     for name, total in totals.items()
   }
-  return means | counts
+  return means | {"examples": int(weight), "damaged": damaged}
 
 
 def _add(
