@@ -72,6 +72,12 @@ def test_pictures_are_drawn(name, names, tmp_path):
   assert len(np.unique(pixels)) > 2
 
 
+def test_drawing_needs_a_folder(capsys):
+  with pytest.raises(SystemExit):
+    render_attention.main([])
+  assert "required: folder" in capsys.readouterr().err
+
+
 def _public(module):
   return [
     name

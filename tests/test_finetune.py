@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_refused(pretrained_run, monkeypatch):
   read = store.restore_variables(2, here, averaged=True)
   jax.tree.map(np.testing.assert_array_equal, read, before)
   monkeypatch.setattr(
-    checkpoints.fingerprint_lib, "fingerprint", lambda tree: {"params/x": 1}
+    checkpoints.fingerprints, "fingerprint", lambda tree: {"params/x": 1}
   )
   with pytest.raises(checkpoints.CheckpointError, match="1 of 1 arrays"):
     store.restore_variables(2, here, averaged=True)

@@ -44,3 +44,9 @@ def test_smoke(kernel):
   assert set(row["notes"]) == (
     {"jax.nn cudnn"} if kernel == "sliding" else set()
   )
+
+
+def test_an_unknown_kernel_is_named():
+  result = _run("--smoke", "--kernels=blok")
+  assert result.returncode == 1
+  assert "kernels='blok' must be of block, grid, plain" in result.stderr

@@ -225,10 +225,11 @@ class Classification:
 def _check_pixel_statistics(data: ml_collections.ConfigDict) -> None:
   for field in ("mean", "std"):
     values = np.asarray(data[field], np.float64)
-    fits = values.shape == (data.channels,) and np.isfinite(values).all()
+    fits = values.shape in ((1,), (data.channels,))
+    fits = fits and np.isfinite(values).all()
     if not fits or (field == "std" and (values <= 0).any()):
+      number = "finite number" + (" above zero" if field == "std" else "")
       raise ValueError(
         f"data.{field}={data[field]} does not fit data.channels="
-        f"{data.channels}: give a finite number for each channel"
-        + (" that is above zero." if field == "std" else ".")
+        f"{data.channels}: give one {number}, or one for each channel."
       )

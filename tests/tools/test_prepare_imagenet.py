@@ -342,6 +342,16 @@ def test_needs_the_extra(monkeypatch):
     prepare_imagenet.main(["--data_dir=/nowhere"])
 
 
+def test_a_full_disk_is_an_error_of_one_line(monkeypatch):
+  def full(*arguments, **options):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+  monkeypatch.setattr(prepare_imagenet, "prepare", full)
+  with pytest.raises(SystemExit, match=r"error: .*No space left"):
+    prepare_imagenet.main(["--data_dir=/nowhere"])
+
+
 def test_other_versions_are_named(tmp_path):
   folder = tmp_path / "imagenet2012" / "5.0.0"
   folder.mkdir(parents=True)

@@ -21,7 +21,7 @@ class FixedLogits:
 def make_task(loss="softmax"):
   config = ml_collections.ConfigDict(
     dict(
-      data=dict(mean=(0.0,), std=(1.0,)),
+      data=dict(channels=1, mean=(0.0,), std=(1.0,)),
       loss=dict(name=loss, label_smoothing=0.1),
     )
   )
