@@ -148,11 +148,11 @@ def check_rows():
     rows = hosts.batch_rows(mesh, 8)
     assert len(rows) == expected, (name, rows)
     batch = {k: np.array(rows) for k in ("image", "label", "mask")}
-    put = evaluation.put_batch(batch, mesh)["label"]
-    found = multihost_utils.process_allgather(put, tiled=True)
+    batch["damaged"] = np.isin(rows, [0, 1, 5])
+    put = evaluation.put_batch(batch, mesh)
+    found = multihost_utils.process_allgather(put["label"], tiled=True)
     np.testing.assert_array_equal(found, np.arange(8), err_msg=name)
-    damaged = {"damaged": np.isin(rows, [0, 1, 5])}
-    assert int(evaluation.count_damaged(damaged, mesh)) == 3, name
+    assert int(evaluation.count_damaged(put)) == 3, name
 
 
 def check_parts():
