@@ -8,7 +8,7 @@ import experiment
 import input_pipeline
 from configs import digits
 from eval import evaluate
-from input_pipeline import source
+from input_pipeline import class_subset, reader, source
 
 
 @pytest.fixture
@@ -97,3 +97,36 @@ def test_what_they_cannot_do(config):
   config.data.label = "id"
   with pytest.raises(ValueError, match=r"called id as config.data.label says"):
     source.open_source(config.data, "train")
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_numbers_that_are_no_classes_are_no_labels(images, monkeypatch, many):
+  labels = [-1, 1, 3, 4, 1]
+  if many:
+    labels = [[-1], [1, -1], np.array([], int), [7, 3, 1], [-9, 4]]
+  opened = source.Source(
+    name="competition",
+    split="test",
+    class_names=("ant", "bee", "cat", "dog"),
+    image_shape=(None, None, 3),
+    records=[{"image": images[0], "label": label} for label in labels],
+    many_labels=many,
+  )
+  config = input_pipeline.default_config()
+  read = reader.Reader(opened, config, "eval_transform")
+  examples = [read(i, np.random.default_rng(0)) for i in range(5)]
+  # The task, which counts them, takes out those without a class.
+  assert all(example["mask"] == 1 for example in examples)
+  encoded = np.stack([example["label"] for example in examples])
+  if not many:
+    np.testing.assert_array_equal(encoded, labels)
+    monkeypatch.setattr(class_subset, "open_source", lambda *_: opened)
+    present = input_pipeline.present_classes(config)
+    np.testing.assert_array_equal(present, [False, True, False, True])
+    subset = class_subset.ClassSubset(opened, (3, 1))
+    np.testing.assert_array_equal(subset.read_labels(), [1, 0, 1])
+    return
+  bees, dogs = [0, 1, 0, 1, 0], [0, 0, 0, 1, 0]
+  np.testing.assert_array_equal(
+    encoded, np.stack([[0] * 5, bees, [0] * 5, dogs], 1)
+  )
