@@ -1,4 +1,4 @@
-"""How many parameters each config's rule for weight decay takes."""
+"""Every config fits, and how many arrays its rules for weight decay take."""
 
 import functools
 import importlib
@@ -7,8 +7,9 @@ import jax
 import pytest
 
 import models
+from experiment.ranges import RANGES
 from tests.configs.test_recipes import SMALL
-from training import optimizers, paths
+from training import optimizers, paths, ranges
 
 # Networks with groups of channels, and those that have other fields.
 _GROUPED = {"widths": (64,), "bottleneck_widths": (64,)}
@@ -99,9 +100,11 @@ def test_what_decays(family):
   recipes = importlib.import_module(f"configs.{family}")
   found = {}
   for variant in recipes.VARIANTS:
+    config = recipes.get_config(variant)
+    ranges.check(config, RANGES)
+    optimizers.check_unused(config.optimizer)
     if "_3s" in variant or "_4s" in variant:
       continue
-    config = recipes.get_config(variant)
     names = _names(*_model(family, variant, config))
     counts = {k: len(v) for k, v in _decay(config.optimizer, names).items()}
     first = next((v for v, c in found.items() if c[1] == counts), variant)
