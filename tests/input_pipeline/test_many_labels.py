@@ -40,10 +40,10 @@ def test_batches(config):
 
 
 def test_right_is_any_of_them(config):
-  built = experiment.create(config)
+  built = experiment.create_evaluation(config)
   result = evaluate(config, "random")
   (batch,) = input_pipeline.eval_batches(config.data, batch_size=10)
-  variables = built.init().variables()
+  variables = built.init_variables()
   probabilities = built.task.predict(variables, batch["image"])
   labels = [{0}, set(), {0, 1}, {1}, set(), {0, 1}, {0}, set(), {0, 1}, {1}]
   right = [
@@ -64,7 +64,7 @@ def test_right_is_any_of_them(config):
 def test_the_best_of_them_is_ranked(config):
   config.data.update(name="digits", label="label")
   config.data.update(train_split="train", eval_split="test")
-  task = experiment.create(config).task
+  task = experiment.create_evaluation(config).task
   variables = jax.jit(task.init)(jax.random.key(3))
   rng = np.random.default_rng(0)
   batch = {
