@@ -17,7 +17,10 @@ def count(model, size):
 
 
 def count_by_kind(model, size):
-  """Returns what `count` does, of a model with `layout` or `depths`."""
+  """Returns what `count` does, of a model with `layout` or `depths`.
+
+  The last block of a stage must be like those before it.
+  """
   shallow, left_out = _shallow(model)
   shapes = _shapes(shallow, size)
   return tuple(
