@@ -154,7 +154,10 @@ def test_the_same_command_after_the_end_changes_nothing(
   # Nor do pictures and files that cannot be written make it a failure.
   monkeypatch.setattr(plots, "plot_curves", fail)
   monkeypatch.setattr(plots, "plot_predictions", fail)
-  monkeypatch.setattr(storage.GrowingFile, "close", fail)
+  close = storage.GrowingFile.close
+  monkeypatch.setattr(
+    storage.GrowingFile, "close", lambda file: (close(file), fail())
+  )
   again = train.train_and_evaluate(config, workdir)
   (took,) = [
     line
