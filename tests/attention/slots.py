@@ -47,6 +47,7 @@ NORMALIZERS = (
   "affine",
 )
 FINISHES = ("head gate", "element gate", "value sum")
+NO_MASK = ("mask", "none")
 
 
 class Kinds(NamedTuple):
@@ -67,7 +68,8 @@ class Kinds(NamedTuple):
     return [
       ("scale", self.scale),
       *(("mod", kind) for kind in self.mods),
-      *(("mask", kind) for kind in self.masks or ("none",)),
+      *(("mask", kind) for kind in self.masks),
+      *(() if self.masks else (NO_MASK,)),
       ("normalizer", self.normalizer),
       *(("finish", kind) for kind in self.finishes),
     ]
@@ -92,46 +94,51 @@ def draw_kinds(rng: np.random.Generator) -> Kinds:
   )
 
 
-def as_kernels_see(item: tuple[str, str]) -> tuple[str, str]:
+def as_kernels_see(item: tuple[str, str]) -> tuple[str, str] | None:
   """Returns what stands for a kind of a slot in the pairs that kernels need.
 
   A number is a factor of the plan whatever its formula, an array one more
-  modification; sinks and gates are applied to what a kernel returned; the
-  reweighted softplus is the softplus twice.
+  modification. All weights but a sigmoid are those of a softmax, before which
+  there may be one more modification, and after which something is added: a
+  sink, or the sum of values, which is a finish as well.
   """
-  same = {
-    "default": "number",
-    "entropy": "number",
-    "log length": "array",
-    "heads": "array",
-    "queries": "array",
-    "all": "array",
-    "sink": "softmax",
-    "reweighted": "softplus",
-    "head gate": "gate",
-    "element gate": "gate",
-  }
-  return item[0], same.get(item[1], item[1])
+  slot, kind = item
+  if slot == "finish":
+    return None
+  if slot == "scale":
+    return slot, "number" if kind in ("default", "entropy") else "array"
+  if slot == "normalizer":
+    return slot, "sigmoid" if kind == "sigmoid" else "softmax"
+  return item
 
 
 def for_kernels(kinds: Kinds) -> Kinds:
-  """Returns the same without what kernels refuse.
+  """Returns the same without what kernels refuse, and without repetitions.
 
-  That are factored biases after what does not add, such as a scale that is an
-  array.
+  Refused are factored biases after what does not add, such as a scale that is
+  an array. The reweighted softplus goes through all kernels twice, and the sum
+  of values through two more.
   """
   factored = ("factors", "distance")
   mods = sorted(kinds.mods, key=lambda kind: kind not in factored)
   if as_kernels_see(("scale", kinds.scale))[1] == "array":
     mods = [kind for kind in mods if kind not in factored]
-  return kinds._replace(mods=tuple(mods))
+  masks, finishes = kinds.masks, kinds.finishes
+  if kinds.normalizer == "reweighted":
+    mods, masks = mods[:1], masks[:1] or ("causal",)
+  if kinds.normalizer in ("reweighted", "affine"):
+    finishes = finishes[:1] if finishes[0] != "value sum" else ("head gate",)
+  return kinds._replace(mods=tuple(mods), masks=masks, finishes=finishes)
 
 
 def pairs(kinds: Kinds, seen_as: Callable) -> set[frozenset]:
-  """Returns all pairs of what is in the slots, and each by itself."""
+  """Returns all pairs of kinds of two slots, and each kind by itself."""
   items = kinds.items()
-  both = itertools.combinations(map(seen_as, items), 2)
-  return {frozenset([item]) for item in items} | set(map(frozenset, both))
+  seen = map(seen_as, (item for item in items if item != NO_MASK))
+  both = itertools.combinations(filter(None, seen), 2)
+  return {frozenset([item]) for item in items} | {
+    frozenset(pair) for pair in both if pair[0][0] != pair[1][0]
+  }
 
 
 def cover(
@@ -306,7 +313,7 @@ def _simple_mask(draw, kind):
       offset = int(rng.integers(-2, n.k - 1))
       mask, visible = masks.causal(offset), j <= i + offset
     case "sliding":
-      before, after = (int(x) for x in rng.integers(0, n.k // 2, 2))
+      before, after = (int(x) for x in rng.integers(0, n.k // 2 + 1, 2))
       mask = masks.sliding_window(before, after)
       visible = (i - before <= j) & (j <= i + after)
     case "padding":
@@ -351,8 +358,10 @@ def _scale(draw, kind, count):
     case "default":
       return lambda a: None, lambda a: n.dim**-0.5
     case "entropy":
-      factor = math.sqrt(math.log(n.k) / math.log(7) / n.dim)
-      return lambda a: scales.entropy(n.k, 7, n.dim), lambda a: factor
+      # Of one token there is no entropy.
+      tokens = max(n.k, 2)
+      factor = math.sqrt(math.log(tokens) / math.log(7) / n.dim)
+      return lambda a: scales.entropy(tokens, 7, n.dim), lambda a: factor
     case "log length":
       value = math.log(n.dim) * np.log(np.maximum(count, 1))
       return (
