@@ -1,18 +1,8 @@
 """Runs a kernel or its reference with all gradients, and compares the two."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-# An interpreted kernel is a large program that runs once, so nearly all its
-# time is the compiler's: without these it takes three times as long.
-QUICK = {
-  "xla_backend_optimization_level": 0,
-  "xla_cpu_use_fusion_emitters": False,
-}
-quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def with_gradients(function):
@@ -22,7 +12,7 @@ def with_gradients(function):
   array under its name: one program for the forward and the backward pass.
   """
 
-  @quick_jit
+  @jax.jit
   def run(arrays, out_bar):
     out, pull = jax.vjp(lambda arrays: function(**arrays), arrays)
     return {"out": out, **pull(out_bar.astype(out.dtype))[0]}

@@ -120,10 +120,12 @@ SIZES = {
   "based 360m": ((8, 2048, 16, 16), (8, 2048, 16, 64), BASED),
   "based 32k": ((1, 32768, 16, 16), (1, 32768, 16, 64), BASED),
 }
-CHIPS = [("v5e", name) for name in SIZES] + [
-  (chip, name)
-  for chip in ("v4", "v5p", "v6e", "tpu7x")
-  for name in ("lina 320", "based 32k")
+CHIPS = [
+  *(("v5e", name) for name in SIZES if name != "lina 320"),
+  ("v4", "lina 320"),
+  ("v5p", "based 32k"),
+  ("v6e", "lina 320"),
+  ("tpu7x", "based 32k"),
 ]
 
 
