@@ -79,6 +79,8 @@ def _expected(number):
   return _run(drawn.kwargs, "xla", drawn.arrays)
 
 
+# Slow: much in few calls, each of four kernels or more to be compiled.
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(KINDS)), ids=map(str, KINDS))
 @INTERPRETED
 def test_every_pair_of_slots_equals_the_reference(implementation, number):
