@@ -20,7 +20,7 @@ def array(*shape, dtype=jnp.bfloat16):
 
 # Shapes (batch, length, heads, k_heads, v_heads, dim), further arrays, slots.
 CASES = {
-  "2k float32": ((1, 2048, 8, 8, 8, 128), (), dict),
+  "2k plain": ((1, 2048, 8, 8, 8, 128), (), dict),
   "2k odd length, grouped heads": (
     (2, 2000, 32, 4, 16, 64),
     (array(2, dtype=jnp.int32),),
@@ -39,12 +39,11 @@ CASES = {
     ),
     lambda a, b: {"score_mods": scores.factored_bias(a, b)},
   ),
-  # What a modification is compiled to is the same in tiles of 256 x 256.
-  "sliding window, alibi, cap, sink": (
-    (1, 256, 16, 4, 4, 128),
+  "8k sliding window, alibi, cap, sink": (
+    (1, 8192, 16, 4, 4, 128),
     (array(16, dtype=jnp.float32), array(16, dtype=jnp.float32)),
     lambda slopes, sink: {
-      "mask": masks.sliding_window(100),
+      "mask": masks.sliding_window(1024),
       "score_mods": [scores.alibi(slopes), scores.soft_cap(30.0)],
       "normalizer": normalizers.softmax_with_sink(sink),
     },
@@ -59,8 +58,8 @@ CASES = {
     (),
     lambda: {"mask": masks.radial_blocks(16, 512, decay=0.5)},
   ),
-  "reweighted softplus": (
-    (1, 256, 4, 4, 4, 64),
+  "float32 reweighted softplus": (
+    (1, 2048, 4, 4, 4, 64),
     (),
     lambda: {
       "mask": masks.causal(),
@@ -83,7 +82,7 @@ CHIPS = [
 @pytest.mark.parametrize(("chip", "name"), CHIPS)
 def test_compiles_forward_and_backward(chip, name):
   (batch, length, heads, k_heads, v_heads, dim), arrays, slots = CASES[name]
-  dtype = jnp.float32 if name.endswith("float32") else jnp.bfloat16
+  dtype = jnp.float32 if name.startswith("float32") else jnp.bfloat16
   q, k, v = (
     array(batch, length, n, dim, dtype=dtype) for n in (heads, k_heads, v_heads)
   )

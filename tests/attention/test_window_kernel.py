@@ -63,6 +63,8 @@ def _results(shape, grid, implementation, arguments, out_bar):
   return results
 
 
+# Slow: eight windows side by side in one turn of a loop are much to compile.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("shape", "grid", "dtype", "bias"),
   [
