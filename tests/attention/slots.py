@@ -1,10 +1,11 @@
-"""Random fillings of the five slots, each with its formula in NumPy, float64.
+"""Fillings of the five slots, each with its formula in NumPy, float64.
 
 `draw_slots(seed)` gives a call of `dot_product_attention` and what it must be,
 for tests of the reference and of kernels alike. The formulas share no code with
-the library.
+the library. `cover()` gives few fillings with every pair of kinds among them.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -25,6 +26,146 @@ class Expected(NamedTuple):
   weights: np.ndarray
 
 
+SCALES = ("default", "entropy", "log length", "heads", "queries", "all")
+MODS = ("bias", "factors", "distance", "alibi", "cap", "table", "function")
+MASKS = (
+  "causal",
+  "sliding",
+  "padding",
+  "segments",
+  "dense",
+  "function",
+  "grid",
+  "blocks",
+)
+NORMALIZERS = (
+  "softmax",
+  "sink",
+  "softplus",
+  "reweighted",
+  "sigmoid",
+  "affine",
+)
+FINISHES = ("head gate", "element gate", "value sum")
+NO_MASK = ("mask", "none")
+
+
+class Kinds(NamedTuple):
+  """What is in the slots, by names of the constants above, in order."""
+
+  scale: str
+  mods: tuple[str, ...]
+  masks: tuple[str, ...]
+  normalizer: str
+  finishes: tuple[str, ...]
+
+  def __str__(self):
+    parts = (self.scale, *self.mods, *self.masks, self.normalizer)
+    return ", ".join((*parts, *self.finishes))
+
+  def items(self) -> list[tuple[str, str]]:
+    """Returns (slot, kind) of all that is there; no mask is a kind as well."""
+    return [
+      ("scale", self.scale),
+      *(("mod", kind) for kind in self.mods),
+      *(("mask", kind) for kind in self.masks),
+      *(() if self.masks else (NO_MASK,)),
+      ("normalizer", self.normalizer),
+      *(("finish", kind) for kind in self.finishes),
+    ]
+
+
+def draw_kinds(rng: np.random.Generator) -> Kinds:
+  """Draws what is in the slots: much, so that few draws hold many pairs."""
+
+  def some(kinds, least, most):
+    chosen = rng.permutation(len(kinds))[: rng.integers(least, most + 1)]
+    return tuple(kinds[i] for i in chosen)
+
+  def one(kinds):
+    return kinds[rng.integers(len(kinds))]
+
+  return Kinds(
+    scale=one(SCALES),
+    mods=some(MODS, 2, 4),
+    masks=some(MASKS, 2, 4) if rng.integers(8) else (),
+    normalizer=one(NORMALIZERS),
+    finishes=some(FINISHES, 1, 2),
+  )
+
+
+def as_kernels_see(item: tuple[str, str]) -> tuple[str, str] | None:
+  """Returns what stands for a kind of a slot in the pairs that kernels need.
+
+  A number is a factor of the plan whatever its formula, an array one more
+  modification. All weights but a sigmoid are those of a softmax, before which
+  there may be one more modification, and after which something is added: a
+  sink, or the sum of values, which is a finish as well.
+  """
+  slot, kind = item
+  if slot == "finish":
+    return None
+  if slot == "scale":
+    return slot, "number" if kind in ("default", "entropy") else "array"
+  if slot == "normalizer":
+    return slot, "sigmoid" if kind == "sigmoid" else "softmax"
+  return item
+
+
+def for_kernels(kinds: Kinds) -> Kinds:
+  """Returns the same without what kernels refuse, and without repetitions.
+
+  Refused are factored biases after what does not add, such as a scale that is
+  an array. The reweighted softplus goes through all kernels twice, and the sum
+  of values through two more.
+  """
+  factored = ("factors", "distance")
+  mods = sorted(kinds.mods, key=lambda kind: kind not in factored)
+  if as_kernels_see(("scale", kinds.scale))[1] == "array":
+    mods = [kind for kind in mods if kind not in factored]
+  masks, finishes = kinds.masks, kinds.finishes
+  if kinds.normalizer == "reweighted":
+    mods, masks = mods[:1], masks[:1] or ("causal",)
+  if kinds.normalizer in ("reweighted", "affine"):
+    finishes = finishes[:1] if finishes[0] != "value sum" else ("head gate",)
+  return kinds._replace(mods=tuple(mods), masks=masks, finishes=finishes)
+
+
+def pairs(kinds: Kinds, seen_as: Callable) -> set[frozenset]:
+  """Returns all pairs of kinds of two slots, and each kind by itself."""
+  items = kinds.items()
+  seen = map(seen_as, (item for item in items if item != NO_MASK))
+  both = itertools.combinations(filter(None, seen), 2)
+  return {frozenset([item]) for item in items} | {
+    frozenset(pair) for pair in both if pair[0][0] != pair[1][0]
+  }
+
+
+def cover(
+  fitting: Callable = lambda kinds: kinds,
+  seen_as: Callable = lambda item: item,
+) -> list[Kinds]:
+  """Returns few fillings of the slots that have all pairs of kinds together.
+
+  Each next one is the best of a thousand that are drawn, always the same.
+
+  Args:
+    fitting: makes of kinds those that can be tested.
+    seen_as: see `as_kernels_see`; each kind is there at least once in any case.
+  """
+  rng = np.random.default_rng(0)
+  drawn = {}
+  for _ in range(1000):
+    kinds = fitting(draw_kinds(rng))
+    drawn[kinds] = pairs(kinds, seen_as)
+  missing = set().union(*drawn.values())
+  chosen = []
+  while missing:
+    chosen.append(max(drawn, key=lambda kinds: len(drawn[kinds] & missing)))
+    missing -= drawn[chosen[-1]]
+  return chosen
+
+
 class Slots(NamedTuple):
   """A call of attention.
 
@@ -43,6 +184,7 @@ class Slots(NamedTuple):
 
 def draw_slots(
   seed: int,
+  kinds: Kinds | None = None,
   *,
   batch: int = 2,
   q_len: int = 12,
@@ -68,8 +210,10 @@ def draw_slots(
 
   Args:
     seed: of everything.
+    kinds: what is in the slots; drawn as well if None.
     batch: size of the one leading axis.
-    q_len: queries; grids of tokens are drawn only if it is `kv_len`, and even.
+    q_len: queries; a grid of tokens is a causal mask unless there are as many
+      keys, an even number.
     kv_len: keys.
     heads: heads of the queries.
     k_heads: heads of the keys.
@@ -81,15 +225,17 @@ def draw_slots(
   sizes = SimpleNamespace(
     b=batch, h=heads, q=q_len, k=kv_len, dim=dim, v_dim=v_dim, block=block
   )
-  draw = _Draw(np.random.default_rng(seed), sizes)
+  rng = np.random.default_rng(seed)
+  kinds = draw_kinds(rng) if kinds is None else kinds
+  draw = _Draw(rng, sizes)
   draw.arrays["q"] = draw.normal(batch, q_len, heads, dim)
   draw.arrays["k"] = draw.normal(batch, kv_len, k_heads, dim)
   draw.arrays["v"] = draw.normal(batch, kv_len, v_heads, v_dim)
-  mask, visible = _mask(draw)
-  scale, scale_formula = _scale(draw, visible.sum(axis=-1))
-  mods = [_mod(draw) for _ in range(draw.rng.integers(3))]
-  normalizer, weigh = _normalizer(draw)
-  ends = [_finish(draw) for _ in range(draw.rng.integers(3))]
+  mask, visible = _mask(draw, kinds.masks)
+  scale, scale_formula = _scale(draw, kinds.scale, visible.sum(axis=-1))
+  mods = [_mod(draw, kind) for kind in kinds.mods]
+  normalizer, weigh = _normalizer(draw, kinds.normalizer)
+  ends = [_finish(draw, kind) for kind in kinds.finishes]
 
   def kwargs(a):
     return {
@@ -114,28 +260,23 @@ def draw_slots(
     return Expected(out, lse, weights)
 
   arrays = {k: jnp.asarray(x, jnp.float32) for k, x in draw.arrays.items()}
-  return Slots("; ".join(draw.names), arrays, kwargs, reference)
+  return Slots(str(kinds), arrays, kwargs, reference)
 
 
 class _Draw:
-  """A random generator that remembers the arrays and the names it gave."""
+  """A random generator that remembers the arrays it gave."""
 
   def __init__(self, rng, sizes):
     self.rng, self.sizes = rng, sizes
-    self.arrays, self.names = {}, []
-
-  def pick(self, slot, *kinds):
-    kind = kinds[self.rng.integers(len(kinds))]
-    self.names.append(f"{slot}: {kind}")
-    return kind
+    self.arrays = {}
 
   def normal(self, *shape):
     return self.rng.standard_normal(shape)
 
-  def array(self, *shape):
+  def array(self, name, *shape, size=1.0):
     """Makes an array with a gradient and returns its name."""
-    name = f"{self.names[-1]} {len(self.arrays)}"
-    self.arrays[name] = self.normal(*shape)
+    name = f"{name} {len(self.arrays)}"
+    self.arrays[name] = size * self.normal(*shape)
     return name
 
 
@@ -143,40 +284,36 @@ def _for_each_head(x, heads):
   return x[:, :, [h * x.shape[2] // heads for h in range(heads)]]
 
 
-def _mask(draw):
+def _mask(draw, kinds):
   """Returns a mask and its booleans [batch, heads, q_len, kv_len]."""
-  match draw.pick("mask", "none", "one", "not", "and", "or", "blocks and"):
-    case "none":
-      n = draw.sizes
-      return None, np.ones((n.b, n.h, n.q, n.k), bool)
-    case "one":
-      return _simple_mask(draw)
-    case "not":
-      mask, visible = _simple_mask(draw)
-      return ~mask, ~visible
-    case "and":
-      (a, left), (b, right) = _simple_mask(draw), _simple_mask(draw)
-      return a & b, left & right
-    case "or":
-      (a, left), (b, right) = _simple_mask(draw), _simple_mask(draw)
-      return a | ~b, left | ~right
-    case "blocks and":
-      (a, left), (b, right) = _block_mask(draw), _simple_mask(draw)
-      return a & b, left & right
+  n, rng = draw.sizes, draw.rng
+  mask, visible = None, np.ones((n.b, n.h, n.q, n.k), bool)
+  # Block lists take tiles from what is there besides.
+  for kind in sorted(kinds, key=lambda kind: kind == "blocks"):
+    more, seen = _simple_mask(draw, kind)
+    if mask is None:
+      negative = kind != "blocks" and rng.integers(4) == 0
+      mask, visible = (~more, ~seen) if negative else (more, seen)
+    elif kind == "blocks":
+      mask, visible = more & mask, seen & visible
+    elif rng.integers(2):
+      mask, visible = mask & more, visible & seen
+    else:
+      mask, visible = mask | ~more, visible | ~seen
+  return mask, visible
 
 
-def _simple_mask(draw):
+def _simple_mask(draw, kind):
   n, rng = draw.sizes, draw.rng
   i, j = np.arange(n.q)[:, None], np.arange(n.k)[None, :]
-  kinds = ["causal", "sliding", "padding", "segments", "dense", "function"]
-  if n.q == n.k and n.q % 2 == 0:
-    kinds.append("grid")
-  match draw.pick("mask", *kinds):
+  if kind == "grid" and (n.q != n.k or n.q % 2):
+    kind = "causal"
+  match kind:
     case "causal":
       offset = int(rng.integers(-2, n.k - 1))
       mask, visible = masks.causal(offset), j <= i + offset
     case "sliding":
-      before, after = (int(x) for x in rng.integers(0, n.k // 2, 2))
+      before, after = (int(x) for x in rng.integers(0, n.k // 2 + 1, 2))
       mask = masks.sliding_window(before, after)
       visible = (i - before <= j) & (j <= i + after)
     case "padding":
@@ -205,46 +342,42 @@ def _simple_mask(draw):
       visible = (column >= row - r - np.maximum(0, row + r - width + 1)) & (
         column <= row + r + np.maximum(0, r - row)
       )
+    case "blocks":
+      rows, columns = (-(-length // n.block) for length in (n.q, n.k))
+      table = rng.random((n.h, rows, columns)) < 0.7
+      mask = masks.blocks(table, n.block)
+      visible = table.repeat(n.block, 1).repeat(n.block, 2)[:, : n.q, : n.k]
   return mask, np.broadcast_to(visible, (n.b, n.h, n.q, n.k))
 
 
-def _block_mask(draw):
-  n = draw.sizes
-  rows, columns = (-(-length // n.block) for length in (n.q, n.k))
-  table = draw.rng.random((n.h, rows, columns)) < 0.7
-  visible = table.repeat(n.block, 1).repeat(n.block, 2)[:, : n.q, : n.k]
-  return masks.blocks(table, n.block), np.broadcast_to(
-    visible, (n.b, n.h, n.q, n.k)
-  )
-
-
-def _scale(draw, count):
+def _scale(draw, kind, count):
   """Returns a scale and its formula; `count` has the number of visible keys."""
   n = draw.sizes
   shapes = {"heads": (n.h, 1), "queries": (n.q,), "all": (n.b, n.h, n.q)}
-  match draw.pick("scale", "default", "entropy", "log length", *shapes):
+  match kind:
     case "default":
       return lambda a: None, lambda a: n.dim**-0.5
     case "entropy":
-      factor = math.sqrt(math.log(n.k) / math.log(7) / n.dim)
-      return lambda a: scales.entropy(n.k, 7, n.dim), lambda a: factor
+      # Of one token there is no entropy.
+      tokens = max(n.k, 2)
+      factor = math.sqrt(math.log(tokens) / math.log(7) / n.dim)
+      return lambda a: scales.entropy(tokens, 7, n.dim), lambda a: factor
     case "log length":
       value = math.log(n.dim) * np.log(np.maximum(count, 1))
       return (
         lambda a: scales.log_length(jnp.asarray(count), n.dim),
         lambda a: value[..., None],
       )
-    case kind:
-      name = draw.array(*shapes[kind])
+    case _:
+      name = draw.array("scale", *shapes[kind], size=n.dim**-0.5)
       return lambda a: a[name], lambda a: a[name][..., None]
 
 
-def _mod(draw):
+def _mod(draw, kind):
   """Returns a score modification and its formula."""
   n, rng = draw.sizes, draw.rng
   offset = np.arange(n.k)[None, :] - np.arange(n.q)[:, None]
-  kinds = ("bias", "factors", "alibi", "distance", "cap", "table", "function")
-  match draw.pick("mod", *kinds):
+  match kind:
     case "bias":
       shapes = [
         (n.h, n.q, n.k),
@@ -252,10 +385,11 @@ def _mod(draw):
         (n.b, n.h, 1, n.k),
         (n.q, 1),
       ]
-      name = draw.array(*shapes[rng.integers(len(shapes))])
+      name = draw.array("bias", *shapes[rng.integers(len(shapes))])
       return lambda a: scores.bias(a[name]), lambda a, s: s + a[name]
     case "factors":
-      x, y = draw.array(1, n.q, n.h, 2), draw.array(n.b, n.k, 1, 2)
+      x = draw.array("factor", 1, n.q, n.h, 2)
+      y = draw.array("factor", n.b, n.k, 1, 2)
       return (
         lambda a: scores.factored_bias(a[x], a[y]),
         lambda a, s: (
@@ -265,16 +399,17 @@ def _mod(draw):
     case "alibi":
       symmetric = bool(rng.integers(2))
       steps = -np.abs(offset) if symmetric else offset
-      name = draw.array(n.h)
+      # Scores stay of one size however long the sequence is.
+      name = draw.array("slopes", n.h, size=4 / n.k)
       return (
         lambda a: scores.alibi(a[name], symmetric=symmetric),
         lambda a, s: s + a[name][:, None, None] * steps,
       )
     case "distance":
       x, y, w = (
-        draw.array(n.b, n.q, 2),
-        draw.array(n.b, n.k, 2),
-        draw.array(n.b, n.q, n.h),
+        draw.array("point", n.b, n.q, 2, size=0.5),
+        draw.array("point", n.b, n.k, 2, size=0.5),
+        draw.array("weight", n.b, n.q, n.h),
       )
       return (
         lambda a: scores.squared_distance(a[x], a[y], a[w]),
@@ -287,37 +422,45 @@ def _mod(draw):
     case "cap":
       return lambda a: scores.soft_cap(2.5), lambda a, s: 2.5 * np.tanh(s / 2.5)
     case "table":
-      name = draw.array(n.h, 7)
+      name = draw.array("table", n.h, 7)
       index = np.clip(offset, -3, 3) + 3
       return (
         lambda a: scores.relative_positions(a[name], n.q, n.k),
         lambda a, s: s + a[name][:, index],
       )
     case "function":
-      x, y, z = draw.array(n.h), draw.array(n.b, n.q), draw.array(n.h, n.k)
+      shapes = {"h": (n.h,), "bq": (n.b, n.q), "hk": (n.h, n.k), "": ()}
+      names = {
+        axes: draw.array(f"values {axes}", *shape)
+        for axes, shape in shapes.items()
+      }
 
-      def change(score, batch, head, q_index, k_index, slope, row, column):
+      def change(score, batch, head, q_index, k_index, slope, row, column, one):
         angle = (q_index - k_index).astype(jnp.float32)
-        return score * jnp.exp(0.1 * slope) + row * column * jnp.cos(angle)
+        kept = score * jnp.exp(0.1 * slope + 0.1 * one)
+        return kept + row * column * jnp.cos(angle)
+
+      def formula(a, s):
+        slope, row, column, one = (a[name] for name in names.values())
+        kept = s * np.exp(0.1 * slope + 0.1 * one)[:, None, None]
+        return kept + row[:, None, :, None] * column[:, None] * np.cos(offset)
 
       return (
-        lambda a: scores.function(change, {"h": a[x], "bq": a[y], "hk": a[z]}),
-        lambda a, s: (
-          s * np.exp(0.1 * a[x])[:, None, None]
-          + a[y][:, None, :, None] * a[z][:, None, :] * np.cos(offset)
+        lambda a: scores.function(
+          change, {axes: a[name] for axes, name in names.items()}
         ),
+        formula,
       )
 
 
-def _normalizer(draw):
+def _normalizer(draw, kind):
   """Returns a normalizer and its formula for weights and log-sum-exp."""
   n, rng = draw.sizes, draw.rng
-  kinds = ("softmax", "sink", "softplus", "reweighted", "sigmoid", "affine")
-  match draw.pick("normalizer", *kinds):
+  match kind:
     case "softmax":
       return lambda a: None, lambda a, s, seen: _softmax(s, seen)
     case "sink":
-      name = draw.array(n.h)
+      name = draw.array("sink", n.h)
       return (
         lambda a: normalizers.softmax_with_sink(a[name]),
         lambda a, s, seen: _softmax(s, seen, np.exp(a[name])[:, None, None]),
@@ -338,7 +481,8 @@ def _normalizer(draw):
         lambda a, s, seen: (np.where(seen, 1 / (1 + np.exp(-s)), 0), None),
       )
     case "affine":
-      alpha, mean = draw.array(n.b, n.q, n.h), draw.array(n.h)
+      alpha = draw.array("alpha", n.b, n.q, n.h)
+      mean = draw.array("mean", n.h)
       length = n.k if rng.integers(2) else None
 
       def formula(a, s, seen):
@@ -372,22 +516,22 @@ def _reweighted(score, seen, power):
   return weights / (weights.sum(axis=-1, keepdims=True) + 1e-8)
 
 
-def _finish(draw):
+def _finish(draw, kind):
   """Returns a finish and its formula."""
   n = draw.sizes
-  match draw.pick("finish", "head gate", "element gate", "value sum"):
+  match kind:
     case "head gate":
-      name = draw.array(n.b, n.q, n.h)
+      name = draw.array("gate", n.b, n.q, n.h)
       return lambda a: finishes.gate(
         a[name]
       ), lambda a, out, total: out / (1 + np.exp(-a[name][..., None]))
     case "element gate":
-      name = draw.array(n.b, n.q, n.h, n.v_dim)
+      name = draw.array("gate", n.b, n.q, n.h, n.v_dim)
       return lambda a: finishes.gate(
         a[name]
       ), lambda a, out, total: out / (1 + np.exp(-a[name]))
     case "value sum":
-      name = draw.array(n.b, n.q, n.h)
+      name = draw.array("weight", n.b, n.q, n.h)
       return lambda a: finishes.value_sum(
         a[name]
       ), lambda a, out, total: out + a[name][..., None] * total

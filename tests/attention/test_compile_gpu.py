@@ -37,8 +37,10 @@ KERNELS = {
 }
 
 
-# A kernel that is wrong for its GPU may end the process.
+# A kernel that is wrong for its GPU may end the process. Triton takes a second
+# or more for each of some fifty kernels.
 @pytest.mark.compile
+@pytest.mark.slow
 @pytest.mark.parametrize("chip", ["a100", "h100"])
 def test_compiles_with_little_memory(chip):
   pytest.importorskip("jax_plugins.xla_cuda13")
@@ -50,7 +52,7 @@ def test_compiles_with_little_memory(chip):
   )
   assert result.returncode == 0, result.stderr[-3000:]
   rows = [json.loads(line) for line in result.stdout.splitlines()]
-  assert len(rows) > 10
+  assert len(rows) == {"a100": 8, "h100": 16}[chip]
   for row in rows:
     case = row["case"]
     kernels = {name.split("_attention_")[1] for name in row["kernels"]}

@@ -2,13 +2,18 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import attention
 from attention.kernels import halo_gpu
+from tests.attention.kernel_runs import (
+  assert_close,
+  assert_same_bits,
+  in_float32,
+  with_gradients,
+)
 
 # batch, height, width, heads, dim, v_dim, and options: one block and several,
 # halos narrower and wider than a block, channels that fill no tile.
@@ -55,16 +60,7 @@ def _with_gradients(case, implementation):
     scale=0.3,
     implementation=implementation,
   )
-
-  # Kernels are compiled more than they are run.
-  @functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-  )
-  def run(arrays, out_bar):
-    out, pull = jax.vjp(lambda a: function(**a), arrays)
-    return {"out": out, **pull(out_bar.astype(out.dtype))[0]}
-
-  return run
+  return with_gradients(function)
 
 
 @pytest.mark.parametrize(
@@ -83,15 +79,10 @@ def test_equals_the_reference_with_all_gradients(case, dtype, monkeypatch):
   arrays, out_bar = _arguments(case, dtype)
   run = _with_gradients(case, "gpu_interpret")
   actual = run(arrays, out_bar)
-  wide = jax.tree.map(lambda x: x.astype(jnp.float32), arrays)
-  expected = _with_gradients(case, "xla")(wide, out_bar)
-  again = run(arrays, out_bar)
-  for name, want in expected.items():
-    assert actual[name].dtype == dtype
-    have = np.asarray(actual[name], np.float32)
-    error = np.linalg.norm(have - want) / np.linalg.norm(want)
-    assert error < TOLERANCE[dtype], f"{name}: {error}"
-    np.testing.assert_array_equal(actual[name], again[name], err_msg=name)
+  expected = _with_gradients(case, "xla")(in_float32(arrays), out_bar)
+  assert all(x.dtype == dtype for x in actual.values())
+  assert_close(actual, expected, TOLERANCE[dtype])
+  assert_same_bits(actual, run(arrays, out_bar))
 
 
 @pytest.mark.parametrize(

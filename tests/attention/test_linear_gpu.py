@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +9,12 @@ import pytest
 import attention
 from attention import features, linear_normalizers
 from attention.kernels import linear_gpu
+from tests.attention.kernel_runs import (
+  assert_close,
+  assert_same_bits,
+  in_float32,
+  with_gradients,
+)
 
 # Query and key lengths that fill no chunk, channels that take two tiles, and
 # options.
@@ -68,16 +73,7 @@ def _with_gradients(case, implementation):
     lengths=jnp.array([kv_len, kv_len - 7]),
     implementation=implementation,
   )
-
-  # Kernels are compiled more than they are run.
-  @functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-  )
-  def run(arrays, out_bar):
-    out, pull = jax.vjp(lambda a: function(**a), arrays)
-    return {"out": out, **pull(out_bar.astype(out.dtype))[0]}
-
-  return run
+  return with_gradients(function)
 
 
 @pytest.mark.parametrize(
@@ -89,15 +85,11 @@ def test_equals_the_reference_with_all_gradients(case, dtype, monkeypatch):
   monkeypatch.setattr(linear_gpu, "PROGRAMS", 2 * BATCH * HEADS)
   arrays, out_bar = _arguments(case, dtype)
   run = _with_gradients(case, "gpu_interpret")
-  actual, again = run(arrays, out_bar), run(arrays, out_bar)
-  wide = jax.tree.map(lambda x: x.astype(jnp.float32), arrays)
-  expected = _with_gradients(case, "xla")(wide, out_bar)
-  for name, want in expected.items():
-    assert actual[name].dtype == dtype
-    have = np.asarray(actual[name], np.float32)
-    error = np.linalg.norm(have - want) / np.linalg.norm(want)
-    assert error < TOLERANCE[dtype], f"{name}: {error}"
-    np.testing.assert_array_equal(actual[name], again[name], err_msg=name)
+  actual = run(arrays, out_bar)
+  assert all(x.dtype == dtype for x in actual.values())
+  expected = _with_gradients(case, "xla")(in_float32(arrays), out_bar)
+  assert_close(actual, expected, TOLERANCE[dtype])
+  assert_same_bits(actual, run(arrays, out_bar))
 
 
 @pytest.mark.parametrize(

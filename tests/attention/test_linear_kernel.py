@@ -1,5 +1,7 @@
 """The TPU kernel of linear attention against the reference, and compiled."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,12 @@ import pytest
 
 import attention
 from attention import features, linear_normalizers
+from tests.attention.kernel_runs import (
+  assert_close,
+  assert_same_bits,
+  in_float32,
+  with_gradients,
+)
 
 BASED = {
   "feature_map": features.taylor,
@@ -59,43 +67,33 @@ def test_values_and_gradients(case):
     "weight": (batch, q_len, heads, v_dim),
   }
   keys = jax.random.split(jax.random.key(len(case)), len(shapes))
-  q, k, v, key_gate, value_gate, weight = (
-    jax.random.normal(key, shapes[name]).astype(dtype)
-    for key, name in zip(keys, shapes, strict=True)
-  )
-  key_gate = 1 + 0.1 * jnp.tanh(key_gate.astype(jnp.float32))
-  arrays = (q, k, v, key_gate, value_gate.astype(jnp.float32))
-  lengths = jnp.arange(batch) + kv_len - 3
-
-  def run(implementation, arrays):
-    def loss(q, k, v, key_gate, value_gate):
-      out = attention.linear_attention(
-        q,
-        k,
-        v,
-        key_gate=key_gate,
-        value_gate=value_gate,
-        lengths=lengths,
+  arrays = {
+    name: jax.random.normal(key, shape).astype(dtype)
+    for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+  }
+  out_bar = arrays.pop("weight")
+  for name in ("key_gate", "value_gate"):
+    arrays[name] = arrays[name].astype(jnp.float32)
+  arrays["key_gate"] = 1 + 0.1 * jnp.tanh(arrays["key_gate"])
+  ours, reference = (
+    with_gradients(
+      functools.partial(
+        attention.linear_attention,
+        lengths=jnp.arange(batch) + kv_len - 3,
         implementation=implementation,
         **options,
       )
-      return (out.astype(jnp.float32) * weight).sum(), out
-
-    both = jax.value_and_grad(loss, argnums=range(5), has_aux=True)
-    (_, out), bars = jax.jit(both)(*arrays)
-    return out, *bars
-
-  right = run("xla", [x.astype(jnp.float32) for x in arrays])
-  ours = run("tpu_interpret", arrays)
+    )
+    for implementation in ("tpu_interpret", "xla")
+  )
+  actual = ours(arrays, out_bar)
+  for name, x in arrays.items():
+    assert actual[name].dtype == x.dtype
+  expected = reference(in_float32(arrays), out_bar)
   # Features and memory are float32 in both: bfloat16 rounds results alone.
-  near = 1e-4 if dtype == "float32" else 1e-2
-  for name, x, y in zip(("out", *shapes), ours, right, strict=False):
-    x, y = np.asarray(x, np.float32), np.asarray(y)
-    atol = near * max(1.0, np.abs(y).max())
-    np.testing.assert_allclose(x, y, rtol=near, atol=atol, err_msg=name)
+  assert_close(actual, expected, 2e-5 if dtype == "float32" else 1e-2)
   if case == "lina":
-    for x, y in zip(run("tpu_interpret", arrays), ours, strict=True):
-      np.testing.assert_array_equal(x, y)
+    assert_same_bits(actual, ours(arrays, out_bar))
 
 
 @pytest.mark.parametrize(
@@ -124,10 +122,12 @@ SIZES = {
   "based 360m": ((8, 2048, 16, 16), (8, 2048, 16, 64), BASED),
   "based 32k": ((1, 32768, 16, 16), (1, 32768, 16, 64), BASED),
 }
-CHIPS = [("v5e", name) for name in SIZES] + [
-  (chip, name)
-  for chip in ("v4", "v5p", "v6e", "tpu7x")
-  for name in ("lina 320", "based 32k")
+CHIPS = [
+  *(("v5e", name) for name in SIZES if name != "lina 320"),
+  ("v4", "lina 320"),
+  ("v5p", "based 32k"),
+  ("v6e", "lina 320"),
+  ("tpu7x", "based 32k"),
 ]
 
 

@@ -423,22 +423,3 @@ def test_log_softplus_is_what_it_says():
   gradient = jax.vmap(jax.grad(lambda x: mod.modify(x, None)))(x[0])
   slope = np.where(tail, 1, 1 / (1 + np.exp(-np.where(tail, 0, s))) / softplus)
   np.testing.assert_allclose(gradient, slope, rtol=1e-5)
-
-
-def test_affine_by_a_kernel_beside_a_dense_bias():
-  """Its sum of values has no gradient to a bias, and must not miss one."""
-  arrays = [normal(1, 8, 1, 4) for _ in range(3)] + [normal(1, 8, 8)]
-  normalizer = normalizers.affine(normal(1, 8, 1), normal(1))
-
-  def loss(arrays, implementation):
-    q, k, v, bias = arrays
-    out = attention.dot_product_attention(
-      q, k, v, bias=bias, normalizer=normalizer, implementation=implementation
-    )
-    return jnp.sum(jnp.sin(out))
-
-  gradient = jax.jit(jax.grad(loss), static_argnums=1)
-  for a, b in zip(
-    gradient(arrays, "tpu_interpret"), gradient(arrays, "xla"), strict=True
-  ):
-    np.testing.assert_allclose(a, b, atol=1e-5)

@@ -2,13 +2,18 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import attention
 from attention.kernels import window_gpu
+from tests.attention.kernel_runs import (
+  assert_close,
+  assert_same_bits,
+  in_float32,
+  with_gradients,
+)
 
 # batch, height, width, heads, dim, v_dim, window: square and odd images, odd
 # heads, one token more than a tile, windows of several tiles of queries.
@@ -40,52 +45,24 @@ def _arguments(shape, dtype, *, bias=True, seed=0):
   return arrays, draw(*image, v_dim)
 
 
-def _kernel(shape, grid, scale=0.3):
+def _function(shape, grid, implementation):
   function = attention.grid_attention if grid else attention.block_attention
   return functools.partial(
     function,
     window_size=SHAPES[shape][-1],
-    scale=scale,
-    implementation="gpu_interpret",
+    scale=0.3,
+    implementation=implementation,
   )
 
 
-def _reference(shape, grid, scale=0.3):
-  function = attention.grid_attention if grid else attention.block_attention
-
-  def run(q, k, v, bias):
-    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    return function(
-      q,
-      k,
-      v,
-      window_size=SHAPES[shape][-1],
-      bias=bias,
-      scale=scale,
-      implementation="xla",
-    )
-
-  return run
-
-
-def _with_gradients(function):
-  @jax.jit
-  def run(arrays, out_bar):
-    out, pull = jax.vjp(lambda a: function(**a), arrays)
-    return {"out": out, **pull(out_bar.astype(out.dtype))[0]}
-
-  return run
-
-
-def _assert_close(actual, expected, tolerance):
-  for name, want in expected.items():
-    if want is None:
-      assert actual[name] is None
-      continue
-    assert actual[name].shape == want.shape, name
-    have = np.asarray(actual[name], np.float32)
-    error = np.linalg.norm(have - want) / np.linalg.norm(want)
-    assert error < tolerance, f"{name}: {error}"
+def _compare(shape, grid, arrays, out_bar, dtype):
+  run = with_gradients(_function(shape, grid, "gpu_interpret"))
+  actual = run(arrays, out_bar)
+  assert actual["out"].dtype == actual["q"].dtype == dtype
+  reference = with_gradients(_function(shape, grid, "xla"))
+  expected = reference(in_float32(arrays), out_bar)
+  assert_close(actual, expected, TOLERANCE[dtype])
+  assert_same_bits(actual, run(arrays, out_bar))
 
 
 @pytest.mark.parametrize(
@@ -102,10 +79,7 @@ def _assert_close(actual, expected, tolerance):
 )
 def test_equals_the_reference_with_all_gradients(shape, grid, bias, dtype):
   arrays, out_bar = _arguments(shape, dtype, bias=bias)
-  actual = _with_gradients(_kernel(shape, grid))(arrays, out_bar)
-  expected = _with_gradients(_reference(shape, grid))(arrays, out_bar)
-  assert actual["out"].dtype == actual["q"].dtype == dtype
-  _assert_close(actual, expected, TOLERANCE[dtype])
+  _compare(shape, grid, arrays, out_bar, dtype)
 
 
 def test_many_windows_in_each_of_few_programs(monkeypatch):
@@ -117,13 +91,7 @@ def test_many_windows_in_each_of_few_programs(monkeypatch):
     name: x if name == "bias" else x[:, :, :14] for name, x in arrays.items()
   }
   out_bar = out_bar[:, :, :14]
-  run = _with_gradients(_kernel("7x7", False))
-  actual = run(arrays, out_bar)
-  expected = _with_gradients(_reference("7x7", False))(arrays, out_bar)
-  _assert_close(actual, expected, TOLERANCE[jnp.float32])
-  again = run(arrays, out_bar)
-  for name, first in actual.items():
-    np.testing.assert_array_equal(first, again[name], err_msg=name)
+  _compare("7x7", False, arrays, out_bar, jnp.float32)
 
 
 @pytest.mark.parametrize(
