@@ -27,12 +27,10 @@ def with_layer_rules(
     names: the paths of the model's parameters.
 
   Raises:
-    ValueError: if the factor is not in (0, 1], or there are rules beside it.
+    ValueError: if there are rules beside the factor.
   """
   factor = config.optimizer.stem_factor
   rules = config.optimizer.learning_rate_rules
-  if not 0 < factor <= 1:
-    raise ValueError(f"optimizer.stem_factor={factor} must be in (0, 1].")
   if factor == 1:
     return config
   if rules:

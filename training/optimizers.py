@@ -31,6 +31,7 @@ RANGES = {
   "rms_decay": Number(0, 1, below=True),
   "weight_decay": Number(0),
   "clip_norm": Number(0),
+  "stem_factor": Number(0, 1, above=True),
 }
 # What nobody decays in transformers: biases, factors of normalisation and of
 # layers, and what is looked up and not multiplied with, which are positions and
