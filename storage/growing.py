@@ -1,9 +1,10 @@
 """A file that is written at its end, also where files cannot grow."""
 
-import os
 from typing import BinaryIO
 
 from etils import epath
+
+from storage.paths import is_remote
 
 
 class GrowingFile:
@@ -26,7 +27,7 @@ class GrowingFile:
     self._path = path
     self._file: BinaryIO | None = None
     self._content = bytearray()
-    self._grows = "://" not in os.fspath(path)
+    self._grows = not is_remote(path)
     if self._grows:
       self._file = path.open("ab" if append else "wb")
     elif append and path.exists():
