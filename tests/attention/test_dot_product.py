@@ -12,7 +12,7 @@ import pytest
 import attention
 from attention import masks, scores
 from tests import parity_helper
-from tests.attention import slots
+from tests.attention import slot_kinds, slots
 
 
 def _inputs(batch=(2,), q_len=5, kv_len=7, heads=3, dim=4, v_dim=6, seed=0):
@@ -119,7 +119,7 @@ def test_large_scores_do_not_overflow():
   assert jnp.isfinite(out).all()
 
 
-COVER = slots.cover()
+COVER = slot_kinds.cover()
 # Lengths of queries and keys.
 LENGTHS = [(12, 12), (7, 1), (5, 13), (1, 9)]
 

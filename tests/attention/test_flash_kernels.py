@@ -10,7 +10,7 @@ import pytest
 import attention
 from attention import masks, scores
 from attention.kernels import flash, flash_gpu, flash_tpu, flash_tpu_grid
-from tests.attention import kernel_runs, slots
+from tests.attention import kernel_runs, slot_kinds, slots
 
 INTERPRETED = pytest.mark.parametrize(
   "implementation", ["tpu_interpret", "gpu_interpret"]
@@ -28,7 +28,7 @@ def _small_tiles():
     yield
 
 
-KINDS = slots.cover(slots.for_kernels, slots.as_kernels_see)
+KINDS = slot_kinds.cover(slot_kinds.for_kernels, slot_kinds.as_kernels_see)
 # Heads of queries, keys and values: neighbours share none, one or both.
 HEADS = [(4, 2, 4), (3, 3, 1), (2, 2, 2)]
 

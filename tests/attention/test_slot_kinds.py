@@ -4,14 +4,14 @@ import itertools
 
 import pytest
 
-from tests.attention import slots
+from tests.attention import slot_kinds
 
 KINDS = {
-  "scale": slots.SCALES,
-  "mod": slots.MODS,
-  "mask": slots.MASKS,
-  "normalizer": slots.NORMALIZERS,
-  "finish": slots.FINISHES,
+  "scale": slot_kinds.SCALES,
+  "mod": slot_kinds.MODS,
+  "mask": slot_kinds.MASKS,
+  "normalizer": slot_kinds.NORMALIZERS,
+  "finish": slot_kinds.FINISHES,
 }
 ITEMS = [(slot, kind) for slot, kinds in KINDS.items() for kind in kinds]
 REFUSED = {
@@ -24,14 +24,14 @@ REFUSED = {
   ("fitting", "seen_as", "refused", "most"),
   [
     (lambda kinds: kinds, lambda item: item, set(), 40),
-    (slots.for_kernels, slots.as_kernels_see, REFUSED, 10),
+    (slot_kinds.for_kernels, slot_kinds.as_kernels_see, REFUSED, 10),
   ],
   ids=["reference", "kernels"],
 )
 def test_all_pairs_are_there(fitting, seen_as, refused, most):
-  chosen = slots.cover(fitting, seen_as)
+  chosen = slot_kinds.cover(fitting, seen_as)
   there = {item for kinds in chosen for item in kinds.items()}
-  assert there == {*ITEMS, slots.NO_MASK}
+  assert there == {*ITEMS, slot_kinds.NO_MASK}
   together = {
     frozenset([seen_as(a), seen_as(b)])
     for kinds in chosen
@@ -43,4 +43,4 @@ def test_all_pairs_are_there(fitting, seen_as, refused, most):
       if None not in pair:
         assert (pair in together) != (pair in refused), (a, x, b, y)
   assert len(chosen) <= most
-  assert slots.cover(fitting, seen_as) == chosen
+  assert slot_kinds.cover(fitting, seen_as) == chosen
