@@ -1,7 +1,8 @@
 """Which values the numbers of a config may have.
 
-Those of `config.optimizer` stand in `training/optimizers.py`. What depends on
-more than one field is checked where it is used.
+Those of `config.optimizer` stand in `training/optimizers.py`, and those of
+`config.data` in `input_pipeline`, which is used without the rest too. What
+depends on more than one field is checked where it is used.
 """
 
 from training.ranges import Number, OneOf
@@ -21,14 +22,4 @@ RANGES = {
   "mesh.fsdp": Number(-1, whole=True),
   "mesh.model": Number(-1, whole=True),
   "checkpoint.keep_last": Number(1, whole=True),
-  "data.image_size": Number(1, whole=True),
-  "data.channels": Number(1, 3, whole=True),
-  "data.mean": Number(-float("inf"), length=1),
-  "data.std": Number(0, above=True, length=1),
-  "data.num_threads": Number(0, whole=True),
-  "data.num_workers": Number(0, whole=True),
-  "data.fake.train_examples": Number(1, whole=True),
-  "data.fake.test_examples": Number(1, whole=True),
-  "data.fake.image_shape": Number(1, whole=True, length=3),
-  "data.fake.num_classes": Number(1, whole=True),
 }

@@ -18,7 +18,6 @@ class Number:
     above: whether it must be larger than `low`.
     below: whether it must be smaller than `high`.
     whole: whether it must be an int.
-    length: 0 for one number, else how many are least in a tuple of them.
   """
 
   low: float = 0
@@ -26,17 +25,9 @@ class Number:
   above: bool = False
   below: bool = False
   whole: bool = False
-  length: int = 0
 
   def admits(self, value: Any) -> bool:
     """Whether a field may have the value."""
-    if self.length:
-      one = dataclasses.replace(self, length=0)
-      return (
-        isinstance(value, (tuple, list))
-        and len(value) >= self.length
-        and all(map(one.admits, value))
-      )
     return (
       is_number(value)
       # An int may be too large for `math.isfinite`.
@@ -48,10 +39,9 @@ class Number:
   def __str__(self) -> str:
     """As "a number in [0, 1)"."""
     kind = "whole number" if self.whole else "number"
-    what = f"a tuple of {kind}s" if self.length else f"a {kind}"
     left = "(" if self.above else "["
     right = ")" if self.below or self.high == math.inf else "]"
-    return f"{what} in {left}{self.low}, {self.high}{right}"
+    return f"a {kind} in {left}{self.low}, {self.high}{right}"
 
 
 @dataclasses.dataclass(frozen=True)
