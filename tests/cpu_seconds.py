@@ -142,7 +142,8 @@ class Meter:
       )
 
   def pytest_runtest_logreport(self, report):
-    if self.is_worker:
+    # A worker that crashed has not measured what it crashed in.
+    if self.is_worker or not hasattr(report, "cpu_seconds"):
       return
     file = report.nodeid.partition("::")[0]
     seconds = self.by_file.get(file, 0.0) + report.cpu_seconds
