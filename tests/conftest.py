@@ -38,6 +38,11 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# JAX reads the flags as it starts its backend. libtpu, which some tests load,
+# would read them too, and ends the process at one that it does not know.
+jax.devices()
+del os.environ["XLA_FLAGS"]
+
 pytest_plugins = ["tests.cpu_seconds", "tests.smoke"]
 
 
