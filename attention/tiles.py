@@ -96,7 +96,8 @@ def squeezed(array: Array, axes: str) -> Operand:
 def unsqueezed(operand: Operand, axes: str) -> Array:
   """Returns the array of an operand with all of `axes`."""
   sizes = dict(zip(operand.axes, operand.array.shape, strict=True))
-  return jnp.reshape(operand.array, [sizes.get(axis, 1) for axis in axes])
+  array = jnp.asarray(operand.array)
+  return array.reshape([sizes.get(axis, 1) for axis in axes])
 
 
 def as_value(array: Array, inner: str) -> Array:

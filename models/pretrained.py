@@ -6,6 +6,7 @@ logits = models.create("maxvit_tiny_224").apply(variables, images)
 
 import functools
 import pathlib
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -270,7 +271,12 @@ def _read(source: str | pathlib.Path) -> Tensors:
       "reading weights needs safetensors: pip install 'foveal[parity]'"
     ) from error
   try:
-    return safetensors.load(path.read_bytes())
+    if not storage.is_remote(path):
+      return safetensors.load_file(path)
+    with tempfile.NamedTemporaryFile() as local:
+      local.write(path.read_bytes())
+      local.flush()
+      return safetensors.load_file(local.name)
   # The second for a dtype that numpy has not, as float8.
   except (SafetensorError, AttributeError) as error:
     raise ValueError(

@@ -163,16 +163,21 @@ class Meter:
     items.sort(key=lambda item: -budgets.get(_file_of(item), math.inf))
 
   def pytest_sessionfinish(self):
-    outside = cpu_seconds() - self.in_tests
     if self.is_worker:
+      outside = cpu_seconds() - self.in_tests
       self.config.workeroutput["outside_tests"] = outside
+    elif self.config.getoption("numprocesses", None):
+      # Its children are the workers, which count for themselves.
+      self._add_outside(time.process_time())
     else:
-      self.by_file[OUTSIDE] = self.by_file.get(OUTSIDE, 0.0) + outside
+      self._add_outside(cpu_seconds() - self.in_tests)
 
   @pytest.hookimpl(optionalhook=True)
   def pytest_testnodedown(self, node, error):
-    outside = getattr(node, "workeroutput", {}).get("outside_tests", 0.0)
-    self.by_file[OUTSIDE] = self.by_file.get(OUTSIDE, 0.0) + outside
+    self._add_outside(getattr(node, "workeroutput", {}).get("outside_tests", 0))
+
+  def _add_outside(self, seconds):
+    self.by_file[OUTSIDE] = self.by_file.get(OUTSIDE, 0.0) + seconds
 
   def pytest_terminal_summary(self, terminalreporter):
     write = terminalreporter.write_line

@@ -45,6 +45,8 @@ def test_a_notebook_clones_what_is_published(path, monkeypatch):
   assert cloned[0][-2:] == ["https://example.org/foveal", "foveal"]
 
 
+# Runs a whole notebook.
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
   # A few steps are enough to see every cell work.

@@ -18,6 +18,8 @@ def config(tmp_path_factory, monkeypatch):
   return digits.get_config("tiny")
 
 
+# Compiles and evaluates a network.
+@pytest.mark.slow
 def test_classes_add_up(config, tmp_path):
   path = str(tmp_path / "classes.csv")
   result = evaluate(config, "random", per_class=path)
@@ -32,6 +34,8 @@ def test_classes_add_up(config, tmp_path):
   assert float(row["accuracy"]) == pytest.approx(accuracy, abs=1e-4)
 
 
+# Compiles and evaluates a network.
+@pytest.mark.slow
 def test_classes_are_those_of_the_predictions(config):
   built = experiment.create(config)
   variables = jax.jit(built.task.init)(jax.random.key(3))
@@ -50,6 +54,8 @@ def test_classes_are_those_of_the_predictions(config):
     assert sums["class_correct"][label] == (predicted[here] == label).sum()
 
 
+# Compiles and evaluates a network.
+@pytest.mark.slow
 def test_among_the_classes_that_occur(config, tmp_path):
   config.data.eval_split = "test[:8]"
   config.loss.name = "softmax"

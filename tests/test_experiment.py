@@ -1,5 +1,7 @@
 """What an experiment says of itself before it runs."""
 
+import pytest
+
 import experiment
 from configs import resnet_rs
 from experiment import build
@@ -16,6 +18,8 @@ def create(**fields):
   return experiment.create(config)
 
 
+# Lowers two training steps.
+@pytest.mark.slow
 def test_flops_are_those_of_the_whole_batch():
   counts = []
   for n in (1, 2):

@@ -212,7 +212,8 @@ def test_rules_are_those_of_the_final_model(data_dir):
     _rules(config)
   config.optimizer.stem_factor = 1
   assert _rules(config)[1] == (("stem", 0.5),)
-  config.data.data_dir, config.optimizer.stem_factor = data_dir, 0.0
+  config.data.data_dir = data_dir
+  config.optimizer.update(stem_factor=0.0, learning_rate_rules=())
   with pytest.raises(ValueError, match=r"stem_factor=0.0 must be .*\(0, 1\]"):
     experiment.create(config)
 

@@ -25,6 +25,8 @@ def test_needs_a_gpu():
   assert "needs an NVIDIA GPU" in result.stderr
 
 
+# Starts a program that interprets kernels.
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["block", "sliding"])
 def test_smoke(kernel):
   options = ("--smoke", "--rounds=1", "--seconds=0", f"--kernels={kernel}")

@@ -103,6 +103,8 @@ def test_the_loss_goes_down(config, tmp_path):
   assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
 
+# A run of its own.
+@pytest.mark.slow
 def test_eval_reproduces_the_number(config, finished):
   _, workdir = finished
   rows = read_rows(workdir)
@@ -118,6 +120,8 @@ def test_eval_reproduces_the_number(config, finished):
   assert raw["loss"] != result["loss"]
 
 
+# A run of its own.
+@pytest.mark.slow
 def test_eval_takes_a_file_of_weights(config, finished, tmp_path):
   safetensors = pytest.importorskip("safetensors.numpy")
   state, workdir = finished
@@ -140,6 +144,8 @@ def test_eval_errors_say_what_is_there(config, finished, tmp_path):
     evaluate(config, workdir, step="newest")
 
 
+# A run of its own.
+@pytest.mark.slow
 def test_the_same_command_after_the_end_changes_nothing(
   config, finished, monkeypatch, caplog, capsys
 ):
@@ -176,6 +182,8 @@ def test_the_same_command_after_the_end_changes_nothing(
     assert re.search(what, caplog.text), what
 
 
+# A run of its own.
+@pytest.mark.slow
 @pytest.mark.parametrize("warmup", ["0 steps", "5 percent"])
 def test_a_run_of_no_steps_is_evaluated_and_saved(config, tmp_path, warmup):
   config.train_for, config.optimizer.warmup = "0 epochs", warmup
@@ -189,9 +197,9 @@ def test_a_run_of_no_steps_is_evaluated_and_saved(config, tmp_path, warmup):
 
 def test_another_shape_does_not_fit(config, finished):
   _, workdir = finished
-  config.model.widths = (24,)
+  config.model.widths = (48,)
   with pytest.raises(
-    checkpoints.CheckpointError, match=r"step 12 .*does not fit.*ema/.*\(24"
+    checkpoints.CheckpointError, match=r"step 12 .*does not fit.*ema/.*\(192,\)"
   ):
     train.train_and_evaluate(config, workdir, override_config=True)
 
@@ -266,6 +274,8 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(
   assert strip_rates(read_rows(tmp_path)) == strip_rates(read_rows(workdir))
 
 
+# A run of its own.
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(config, finished, copied, capsys):
   state, _ = finished
   newest = copied / "checkpoints" / "12" / "state"
@@ -285,6 +295,8 @@ def test_all_checkpoints_damaged_is_an_error(config, copied):
   assert sorted(copied.rglob("*")) == before
 
 
+# A run of its own.
+@pytest.mark.slow
 def test_divergence_stops_the_run_and_names_the_step(config, tmp_path):
   config.optimizer.name = "sgd"
   config.optimizer.schedule = "stepwise"
@@ -309,6 +321,8 @@ def test_another_config_is_refused(config, finished):
     train.train_and_evaluate(config, workdir)
 
 
+# A run of its own.
+@pytest.mark.slow
 def test_another_config_goes_on_when_asked(config, copied):
   config.train_for = "14 steps"
   state = train.train_and_evaluate(config, str(copied), override_config=True)

@@ -63,6 +63,8 @@ def _with_gradients(case, implementation):
   return with_gradients(function)
 
 
+# Interpreted kernels, forward and backward.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("case", "dtype"),
   [

@@ -68,6 +68,8 @@ def _gradients(case, implementation):
   return lambda *arrays: run(dict(zip(NAMES, arrays, strict=False)), arrays[-1])
 
 
+# Interpreted kernels, forward and backward.
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_float32(case):
   arrays = _draw(case)
@@ -76,6 +78,8 @@ def test_float32(case):
   assert_close(actual, expected, TOLERANCE["float32"])
 
 
+# Interpreted kernels, forward and backward.
+@pytest.mark.slow
 def test_bfloat16_and_the_same_bits_twice():
   case = "strided, odd heads, masked"
   arrays = _draw(case, "bfloat16")

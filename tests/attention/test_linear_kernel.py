@@ -131,6 +131,8 @@ CHIPS = [
 ]
 
 
+# The compiler for the chip takes that long.
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize(("chip", "size"), CHIPS)
 def test_compiles(chip, size):

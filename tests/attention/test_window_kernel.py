@@ -91,6 +91,8 @@ def test_a_window_of_uneven_rows():
   assert_close({"out": out}, {"out": expected}, TOLERANCE[jnp.float32])
 
 
+# Interpreted kernels, or the compiler for the chip.
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["two groups", "batch in lanes"])
 def test_heads_of_very_different_scores(shape):
   # Scores of about +200 in one head, -200 in another, small in the others: no
@@ -198,6 +200,8 @@ CHIPS = [
 ]
 
 
+# Interpreted kernels, or the compiler for the chip.
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize(("chip", "stage", "batch", "grid"), CHIPS)
 def test_compiles(chip, stage, batch, grid):

@@ -137,6 +137,8 @@ def _small(family, config):
   return config
 
 
+# A training step of a published network.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "kind", list(KINDS), ids=["-".join(KINDS[k][:2]) for k in KINDS]
 )

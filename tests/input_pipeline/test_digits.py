@@ -72,6 +72,8 @@ def test_preparing_says_nothing(tmp_path, capfd):
   assert captured.out == captured.err == ""
 
 
+# Starts several programs.
+@pytest.mark.slow
 def test_processes_prepare_at_the_same_time(tmp_path):
   processes = [start(PREPARE, tmp_path) for _ in range(2)]
   for process in processes:

@@ -39,6 +39,8 @@ def test_batches(config):
   assert not joined["damaged"].any()
 
 
+# Compiles and evaluates a network.
+@pytest.mark.slow
 def test_right_is_any_of_them(config):
   built = experiment.create_evaluation(config)
   result = evaluate(config, "random")
@@ -61,6 +63,8 @@ def test_right_is_any_of_them(config):
   assert result["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
+# Compiles and evaluates a network.
+@pytest.mark.slow
 def test_the_best_of_them_is_ranked(config):
   config.data.update(name="digits", label="label")
   config.data.update(train_split="train", eval_split="test")

@@ -183,6 +183,8 @@ def test_a_position_counted_in_batches_is_refused(config):
     iterator.set_state({"next_batch": 3})
 
 
+# Starts workers.
+@pytest.mark.slow
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
 def test_restored_state_goes_on_exactly(config, num_threads):
   config.num_threads = num_threads

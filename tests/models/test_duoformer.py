@@ -224,6 +224,8 @@ def test_headless_and_without_patch_layers(patch_depth):
   assert "logits" not in variables["params"]["head"]
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_only_the_unused_normalisation_gets_no_gradient():
   maps = pyramid()
   for norm in (False, True):

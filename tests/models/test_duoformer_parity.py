@@ -119,6 +119,8 @@ def _pair(fields):
   return model, variables, theirs.eval()
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_gradients(case):
@@ -147,6 +149,8 @@ def _assert_close(name, value, expected):
   assert error < 2e-4 * np.abs(expected).max() + 1e-6, name
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.parity
 def test_trunk_from_a_published_file(tmp_path):
   """A ResNet-18 as torchvision and timm store it, its classifier ignored."""

@@ -170,6 +170,8 @@ def test_hybrids_switch_stages():
   ]
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_remat_bfloat16_and_many_heads():
   model = _model()
   images = small.images(batch=2, size=32)

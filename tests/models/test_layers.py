@@ -98,6 +98,8 @@ WEIGHTS = ("stage_0", "block_0", "block_attention", "attention")
 WEIGHTS = (*WEIGHTS, "attention_weights")
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [HIDDEN, WEIGHTS], ids=["hidden", "weights"])
 def test_replacing_a_tapped_value(path):
   images = small.images()

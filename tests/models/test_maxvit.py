@@ -41,6 +41,8 @@ def _by_structure():
       yield name, *numbers
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "classes", "parameters", "statistics"), list(_by_structure())
 )
@@ -100,6 +102,8 @@ def test_constants_of_the_norms():
   assert len(layer_norms) == 1 + 3 * 4
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_initial_values():
   model = small.model(widths=(32, 64))
   params = jax.jit(model.init)(jax.random.key(0), small.images())["params"]
@@ -131,6 +135,8 @@ def test_stochastic_depth_grows_from_zero_to_below_the_rate():
   assert [r for _, r in sorted(rates.items())] == [{0.0}, {0.1}, {0.2}]
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_feature_pyramid():
   model = small.model()
   images = small.images(size=32, channels=2)
@@ -153,6 +159,8 @@ def test_published_resolutions_are_what_the_windows_need(window):
   assert small.model(layout=("mbconv",), window_size=7).size_multiple == 8
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_every_parameter_gets_a_gradient():
   model, images = small.model(), small.images()
   variables = small.variables(model)
@@ -171,6 +179,8 @@ def test_every_parameter_gets_a_gradient():
     assert jnp.abs(value).max() > 0, path
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_remat_changes_no_value():
   images = small.images()
@@ -196,6 +206,8 @@ def test_remat_changes_no_value():
   )
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_bfloat16_keeps_statistics_and_logits_in_float32():
   images = small.images()
   exact, half = small.model(), small.model(dtype="bfloat16")
@@ -246,6 +258,8 @@ def test_order_of_the_layers_matters():
   assert jnp.abs(logits[0] - logits[1]).max() > 1e-2
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_overfits_random_images():
   model = small.model(
     stem_widths=(16, 16), widths=(16, 32), depths=(1, 1), num_classes=4
@@ -281,6 +295,8 @@ def test_overfits_random_images():
   assert train(variables["params"], variables["batch_stats"]) < 0.1
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_batch_statistics_are_those_of_the_global_batch():
   model, images = small.model(), small.images(batch=8)

@@ -16,6 +16,8 @@ SMALL = {
 }
 
 
+# A whole network's kernels in the interpreter.
+@pytest.mark.slow
 @pytest.mark.smoke
 @pytest.mark.parametrize("implementation", ["tpu_interpret", "gpu_interpret"])
 def test_kernels_give_the_logits_and_gradients_of_the_reference(

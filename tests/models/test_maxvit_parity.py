@@ -27,6 +27,8 @@ def _pair(name, seed):
   return model, variables, theirs.eval()
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["maxvit_small_tf_224", "maxvit_tiny_tf_384"])
 def test_logits(name):
@@ -39,6 +41,8 @@ def test_logits(name):
   np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.parity
 def test_logits_and_gradients():
   model, variables, theirs = _pair("maxvit_tiny_tf_224", seed=0)

@@ -34,6 +34,8 @@ def test_round_trip():
   _assert_equal(pretrained.from_tensors(tensors, model), variables)
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_file_round_trip(tmp_path, tensors):
   safetensors = pytest.importorskip("safetensors.numpy")
   path = tmp_path / "model.safetensors"
@@ -57,6 +59,8 @@ def test_every_misfit_is_listed(tensors):
   assert "head.norm.weight has (7,), the model needs (32,)" in message
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_tables_are_resized_only_when_asked(tensors):
   wide = small.model(window_size=4)
   with pytest.raises(ValueError, match=r"(?s)6 tensors .*resize_tables=True"):
@@ -239,6 +243,8 @@ def test_models_without_a_map_are_refused(tensors):
     pretrained.from_tensors(tensors, nn.Dense(3))
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.parity
 def test_timm_file(tmp_path):
   """Weights that timm initialised and saved give timm's logits."""

@@ -127,6 +127,8 @@ def test_depths_of_the_scaling_study(depth):
   assert _closed_form((3, 4, 6, 3)) == COUNTS["resnetrs50"]
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_each_block_starts_as_its_shortcut():
   model = small_model()
   images = _images()
@@ -152,6 +154,8 @@ def test_each_block_starts_as_its_shortcut():
   assert (kept == 1).all()
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_initial_values():
   model = small_model(widths=(32, 64), num_classes=300)
   params = jax.jit(model.init)(jax.random.key(0), _images())["params"]
@@ -237,6 +241,8 @@ def test_stems(stem):
   assert [m.shape[1:] for m in maps] == [(8, 8, 16), (4, 4, 32), (2, 2, 64)]
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 5, 33, 47])
 def test_any_size_gives_a_pyramid(size):
   model = models.create("resnetrs50", num_classes=0)
@@ -290,6 +296,8 @@ def _loss_and_gradient(model, variables, images):
   return jax.jit(jax.value_and_grad(loss))(variables["params"])
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_remat_changes_no_value_and_every_parameter_gets_a_gradient():
   images = _images(32, 4)

@@ -84,6 +84,8 @@ def test_fields(fields, options):
   np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 def test_gradients():
   """In float64: in float32 a ReLU whose input is almost 0 may differ."""
   torch, _ = parity_helper.import_timm()

@@ -77,6 +77,8 @@ def test_no_variant_is_uncounted():
   assert set(COUNTS) == set(u_halonet.VARIANTS)
 
 
+# Traces or compiles whole networks.
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_golden_numbers_and_remat():
   model = _model()

@@ -25,6 +25,8 @@ def _row(**fields):
   return dataclasses.replace(row, **fields)
 
 
+# Compiles and evaluates a network.
+@pytest.mark.slow
 def test_a_family_is_evaluated_and_noted(
   tmp_path_factory, tmp_path, monkeypatch
 ):

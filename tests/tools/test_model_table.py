@@ -67,6 +67,8 @@ def test_what_a_jaxpr_does_not_tell():
     )
 
 
+# Traces a published network.
+@pytest.mark.slow
 def test_markdown_of_a_published_model(capsys):
   model_table.main(["maxvit_tiny_224"])
   header, _, line = capsys.readouterr().out.splitlines()

@@ -134,6 +134,8 @@ def test_the_pipeline_reads_it(data_dir):
     input_pipeline.dataset_info(config)
 
 
+# Starts programs that import TensorFlow.
+@pytest.mark.slow
 @needs_tensorflow
 def test_killed_and_started_again(tmp_path, manual_dir, data_dir):
   # Training images pass here, and come after validation.
@@ -167,6 +169,8 @@ module.Builder._fix_image = lambda *args: os.kill(
     assert records(tmp_path, split) == records(data_dir, split)
 
 
+# Starts programs that import TensorFlow.
+@pytest.mark.slow
 @needs_tensorflow
 def test_tfrecord_is_converted_without_tar_files(
   tmp_path, manual_dir, data_dir

@@ -68,6 +68,7 @@ def test_picture_has_a_place_for_each_image(
 ):
   fake_config.data.train_transform = "resize"
   batch = show_batch.load_batch(fake_config, count)
+  batch = {name: np.array(value) for name, value in batch.items()}
   # One that was damaged.
   batch["image"][0], batch["mask"][0] = 0, 0
   path = tmp_path / "batch.png"

@@ -79,6 +79,8 @@ def assert_trees_close(a, b, **tolerance):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
+# Compiles several training steps.
+@pytest.mark.slow
 def test_one_step_is_gradient_descent_on_the_masked_mean():
   state, step, task = make(get_config())
   batch = make_batch()
@@ -199,6 +201,8 @@ def test_statistics_of_micro_batches_weigh_by_their_examples(n):
   )
 
 
+# Compiles several training steps.
+@pytest.mark.slow
 def test_micro_batches_draw_different_dropout():
   model = Net(dropout=0.5)
   one_image = make_batch()
@@ -262,6 +266,8 @@ def test_ema_warmup_is_tensorflows(t, decay):
   np.testing.assert_allclose(out, 1 - decay, rtol=1e-5)
 
 
+# Compiles several training steps.
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 1), (2, 1, 2)])
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_sharded_step_equals_the_step_on_one_device(sizes, n):
