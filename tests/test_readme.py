@@ -19,7 +19,7 @@ def test_links_lead_somewhere(link):
   assert (ROOT / link).exists()
 
 
-# Without jit each operation is compiled by itself.
+# Compiles a published network.
 @pytest.mark.slow
 def test_the_example_runs():
   (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
