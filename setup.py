@@ -13,6 +13,7 @@ PARITY = [
   # The version that the comparisons were made with; a later one may bring
   # gigabytes for a GPU.
   "torch==2.13.0",
+  "transformers>=5.24,<6",
 ]
 # Compilers for chips that are not here; no driver and no toolkit.
 COMPILE = [
@@ -43,7 +44,7 @@ setup(
   python_requires=">=3.11,<3.14",
   packages=find_packages(exclude=["tests*", "benchmarks*"]),
   package_data={"tools.published": ["*.csv"]},
-  py_modules=["train", "eval"],
+  py_modules=["train", "eval", "sample"],
   install_requires=[
     "absl-py>=2.1",
     "etils[epath]>=1.10",
@@ -64,6 +65,7 @@ setup(
     "simplejpeg>=1.8",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9",
+    "tokenizers>=0.22",
     "tqdm>=4.66",
   ],
   extras_require={

@@ -1,0 +1,1 @@
+"""Jobs that the training loop can do, one file a task."""
