@@ -24,9 +24,9 @@ import tqdm
 from absl import flags
 
 import experiment
-import input_pipeline
 from experiment.batches import create_eval_batches
 from experiment.weights import load_weights
+from input_pipeline import images
 from training import checkpoints, class_table, cli, evaluation, summary
 
 
@@ -57,7 +57,7 @@ def evaluate(
     CheckpointError: if the checkpoint cannot be read.
   """
   setup = experiment.create_evaluation(config)
-  among = input_pipeline.present_classes(config.data) if among_present else None
+  among = images.present_classes(config.data) if among_present else None
   num_batches = -(-setup.info.num_eval_examples // config.eval_batch_size)
   with jax.set_mesh(setup.mesh):
     variables = load_weights(setup, weights, step=step, use_ema=use_ema)

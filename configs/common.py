@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import ml_collections
 
-import input_pipeline
+from input_pipeline import images
 from training import optimizers
 
 
@@ -51,7 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
   # parameters and statistics, and runs as in evaluation.
   config.frozen_trunk = False
 
-  config.data = input_pipeline.default_config()
+  config.data = images.default_config()
   # Pixel values are divided by 255, then normalised with these.
   config.data.mean = (0.5, 0.5, 0.5)
   config.data.std = (0.5, 0.5, 0.5)

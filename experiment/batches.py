@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import ml_collections
 
-import input_pipeline
+from input_pipeline import images
 from training import hosts
 
 
@@ -13,7 +13,7 @@ def create_train_batches(
   config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
 ) -> Any:
   """This process's rows of an endless stream of training batches."""
-  return input_pipeline.train_iterator(
+  return images.train_iterator(
     config.data,
     seed=config.seed,
     global_batch_size=config.batch_size,
@@ -25,7 +25,7 @@ def create_eval_batches(
   config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
 ) -> Any:
   """This process's rows of the evaluation split; can be iterated again."""
-  return input_pipeline.eval_batches(
+  return images.eval_batches(
     config.data,
     batch_size=config.eval_batch_size,
     rows=hosts.batch_rows(mesh, config.eval_batch_size),

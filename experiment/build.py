@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import ml_collections
 
-import input_pipeline
 import models
 from experiment import layer_rates
 from experiment.ranges import RANGES
+from input_pipeline import images
 from training import (
   classification,
   console,
@@ -38,7 +38,7 @@ class Evaluation:
 
   config: ml_collections.ConfigDict
   mesh: jax.sharding.Mesh
-  info: input_pipeline.DatasetInfo
+  info: images.DatasetInfo
   task: Any
   init_variables: Callable[[], dict[str, Any]]
   # The variables as `jax.ShapeDtypeStruct`s with their shardings.
@@ -70,7 +70,7 @@ def create_evaluation(config: ml_collections.ConfigDict) -> Evaluation:
   ranges.check(config, RANGES)
   mesh = sharding.create_mesh(config.mesh)
   sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
-  info = input_pipeline.dataset_info(config.data)
+  info = images.dataset_info(config.data)
   task = _create_task(config, info.num_classes)
 
   def init_variables() -> dict[str, Any]:
@@ -93,7 +93,7 @@ def create(config: ml_collections.ConfigDict) -> Experiment:
   train_step.check_accumulation(
     config.batch_size, config.accumulation_steps, mesh
   )
-  clock = _create_clock(config, input_pipeline.num_train_examples(config.data))
+  clock = _create_clock(config, images.num_train_examples(config.data))
   optimizers.check_unused(config.optimizer)
   schedule = schedules.create_schedule(config.optimizer, clock)
   names = paths.flatten_with_names(evaluation.variables["params"])

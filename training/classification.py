@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from input_pipeline import mixing
+from input_pipeline.images import mixing
 from training import losses, paths
 
 Batch = dict[str, jax.Array]
