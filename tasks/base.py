@@ -15,7 +15,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from training import evaluation, hosts, ranges
+from training import evaluation, hosts
+from training.ranges import Number, OneOf
 
 Batch = dict[str, jax.Array]
 # "params" and whatever other collections the model has.
@@ -73,9 +74,7 @@ class Task(abc.ABC):
   counts: Sequence[str] = ()
   progress: Mapping[str, str] = types.MappingProxyType({"loss": ".4f"})
   curves: Sequence[str] = ("loss",)
-  ranges: Mapping[str, ranges.Number | ranges.OneOf] = types.MappingProxyType(
-    {}
-  )
+  ranges: Mapping[str, Number | OneOf] = types.MappingProxyType({})
   given: Sequence[str] = ("dtype",)
   room: Any
   evaluate_options: Mapping[str, tuple[Any, str]] = types.MappingProxyType({})
@@ -179,12 +178,14 @@ class Task(abc.ABC):
       mesh=mesh,
     )
 
+  @staticmethod
   @abc.abstractmethod
-  def describe(self, result: Mapping[str, Any]) -> str:
+  def describe(result: Mapping[str, Any]) -> str:
     """The metrics of the first evaluation in one line for people."""
 
+  @staticmethod
   @abc.abstractmethod
-  def report(self, result: Mapping[str, Any]) -> dict[str, Any]:
+  def report(result: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics of the first evaluation as `eval.py` has them in JSON."""
 
   def evaluate(
@@ -220,11 +221,16 @@ class Task(abc.ABC):
     """
     return {}
 
+  def record(self) -> Mapping[str, Any]:
+    """What run.json says of the job, such as what the data was."""
+    return {}
+
   @staticmethod
   def adopt(
     config: ml_collections.ConfigDict, workdir: pathlib.PurePath
   ) -> None:
     """Lets the config of a run take its `files` from the run's workdir."""
+    del config, workdir
 
   def show(
     self, variables: Variables, mesh: jax.sharding.Mesh, workdir: str

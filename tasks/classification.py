@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 import models
-from input_pipeline import images
+from input_pipeline import images as image_data
 from input_pipeline.images import mixing
 from tasks import class_table, losses, predictions
 from tasks.base import Batch, Shown, Task, Variables
@@ -31,7 +31,7 @@ class Classification(Task):
   competitions: `_masked` takes them out, and they are summed as "unlabelled".
   """
 
-  room = images
+  room = image_data
   unit = "image"
   directions = types.MappingProxyType(
     {"accuracy": "max", "loss": "min", "accuracy_top5": "max"}
@@ -85,7 +85,7 @@ class Classification(Task):
     # Trains what stands behind the feature maps only. The trunk keeps its
     # parameters and statistics, and runs as in evaluation.
     config.frozen_trunk = False
-    config.data = images.default_config()
+    config.data = image_data.default_config()
     # Pixel values are divided by 255, then normalised with these.
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.5, 0.5, 0.5)
@@ -118,7 +118,9 @@ class Classification(Task):
       "mask": ((rows,), jnp.float32),
       "damaged": ((rows,), jnp.bool_),
     }
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    return {
+      name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()
+    }
 
   def metric_names(self) -> tuple[str, ...]:
     """Those of `directions`; the best five are told of more classes only."""
@@ -196,7 +198,7 @@ class Classification(Task):
   def loss(
     self, variables: Variables, batch: Batch, key: jax.Array
   ) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
-    """Summed loss of a prepared (micro-)batch, new statistics, summed metrics."""
+    """Summed loss of a prepared (micro-)batch, new statistics and sums."""
     inputs, method = batch["image"], None
     if self.config.frozen_trunk:
       inputs = self.model.apply(
@@ -260,7 +262,7 @@ class Classification(Task):
     *,
     among: jax.Array | None = None,
   ) -> dict[str, jax.Array]:
-    """Like `evaluate_step`, with `class_examples` and `class_correct` [classes].
+    """`evaluate_step`, with `class_examples` and `class_correct` [classes].
 
     Args:
       variables: of the model.
@@ -295,7 +297,8 @@ class Classification(Task):
     result = super().summarize(totals)
     return result | {"examples": int(totals["weight"])}
 
-  def describe(self, result: Mapping[str, Any]) -> str:
+  @staticmethod
+  def describe(result: Mapping[str, Any]) -> str:
     """ "accuracy 98.06 %, loss 0.0812 on 360 examples"."""
     damaged, unlabelled = result["damaged"], result["unlabelled"]
     return (
@@ -305,7 +308,8 @@ class Classification(Task):
       + (f", {unlabelled} without a class left out" if unlabelled else "")
     )
 
-  def report(self, result: Mapping[str, Any]) -> dict[str, Any]:
+  @staticmethod
+  def report(result: Mapping[str, Any]) -> dict[str, Any]:
     """examples, top1 and top5."""
     return {
       "examples": result["examples"],
@@ -318,7 +322,7 @@ class Classification(Task):
   ):
     """Evaluates the split, and writes a table of its classes."""
     data = self.config.data
-    among = images.present_classes(data) if among_present else None
+    among = image_data.present_classes(data) if among_present else None
     step = functools.partial(self.evaluate_classes, among=among)
     result = self.evaluate_split(mesh, step).run(variables, progress=progress)
     counts = [result.pop(f"class_{name}") for name in ("examples", "correct")]

@@ -237,5 +237,3 @@ def run_due(
     prefix = "" if each.name == "eval" else f"{each.name}/"
     together |= {prefix + name: value for name, value in result.items()}
   return together
-
-
