@@ -47,10 +47,7 @@ def test_colours_change_in_the_first_image_only():
     alone = apply(spec, {"image": IMAGE}, seed)["image"]
     pair = apply(
       spec,
-      {
-        "image": IMAGE,
-        "clean": decode.EncodedImage(decode.encode_image(IMAGE)),
-      },
+      {"image": IMAGE, "clean": encoded},
       seed,
       images=("image", "clean"),
     )
@@ -58,7 +55,10 @@ def test_colours_change_in_the_first_image_only():
     assert not np.array_equal(pair["clean"], alone)
   # What nothing moves is decoded all the same.
   still = apply(
-    "three_augment", pair | {"clean": IMAGE}, 0, images=("image", "clean")
+    "three_augment",
+    {"image": IMAGE, "clean": encoded},
+    0,
+    images=("image", "clean"),
   )
   np.testing.assert_array_equal(still["clean"], IMAGE)
 
