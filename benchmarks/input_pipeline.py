@@ -151,7 +151,7 @@ def our_batches(
     transform = transform_spec.create_transform(spec, image_size=_SIZE.value)
 
     def load(data: bytes) -> np.ndarray:
-      return transform(decode.EncodedImage(data), rng)
+      return transform({"image": decode.EncodedImage(data)}, rng)["image"]
 
   examples = map(load, itertools.cycle(jpegs))
   batch_size = _BATCH.value

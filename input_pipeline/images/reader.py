@@ -1,5 +1,6 @@
 """Makes the example of a record: decoded, transformed and checked."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -8,8 +9,7 @@ from absl import logging
 
 from input_pipeline.images import decode, transform_spec
 from input_pipeline.images.source import Source
-
-Example = dict[str, Any]
+from input_pipeline.stream import Example
 
 # Stands for the shape of images that differ: an ordinary photograph.
 _PHOTOGRAPH = (375, 500)
@@ -23,7 +23,12 @@ class Reader:
   """
 
   def __init__(
-    self, source: Source, config: ml_collections.ConfigDict, field: str
+    self,
+    source: Source,
+    config: ml_collections.ConfigDict,
+    field: str,
+    *,
+    images: Sequence[str] = ("image",),
   ):
     """Tries the transform on an empty image, so that faults show early.
 
@@ -31,29 +36,35 @@ class Reader:
       source: the records.
       config: `config.data`.
       field: of `config` that has the transform, such as "train_transform".
+      images: which features of a record are images. The transform moves all of
+        them alike.
 
     Raises:
       ValueError: if the transform or its result does not fit the config.
     """
     self.num_examples = len(source)
     self._source = source
+    self._images = images
     self._num_labels = len(source.class_names) if source.many_labels else 0
     self._channels = config.channels
     self._skip_damaged = config.skip_damaged
     self._shape = (config.image_size, config.image_size, config.channels)
     try:
       self._transform = transform_spec.create_transform(
-        config[field], image_size=config.image_size
+        config[field], image_size=config.image_size, images=images
       )
     except ValueError as error:
       raise ValueError(f"{field}: {error}") from error
     height, width = source.image_shape[:2]
     sides = (height, width) if height and width else _PHOTOGRAPH
     empty = np.zeros((*sides, config.channels), np.uint8)
-    result = self._transform(empty, np.random.default_rng(0))
-    if result.shape != self._shape:
+    result = self._transform(
+      dict.fromkeys(images, empty), np.random.default_rng(0)
+    )
+    shape = result[images[0]].shape
+    if shape != self._shape:
       raise ValueError(
-        f"{field}: {config[field]!r} makes images of {result.shape} from"
+        f"{field}: {config[field]!r} makes images of {shape} from"
         f" {empty.shape}, but image_size and channels ask for {self._shape}:"
         " end it with resize()."
       )
@@ -66,7 +77,10 @@ class Reader:
     """
     record = self._source[index]
     try:
-      encoded = decode.EncodedImage(record["image"], self._channels)
+      encoded = {
+        name: decode.EncodedImage(record[name], self._channels)
+        for name in self._images
+      }
       pixels = self._transform(encoded, rng)
     except decode.DamagedImageError as error:
       message = f"Damaged image: {self._source.describe(index)}: {error}"
@@ -76,8 +90,7 @@ class Reader:
         ) from error
       logging.warning("%s", message)
       return self._blank() | {"damaged": np.True_}
-    return {
-      "image": pixels,
+    return pixels | {
       "label": self._encode(record["label"]),
       "mask": np.float32(1),
       "damaged": np.False_,
@@ -91,8 +104,7 @@ class Reader:
 
   def _blank(self) -> Example:
     """An example that the mask takes out of loss and metrics."""
-    return {
-      "image": np.zeros(self._shape, np.uint8),
+    return dict.fromkeys(self._images, np.zeros(self._shape, np.uint8)) | {
       "label": self._encode([] if self._num_labels else 0),
       "mask": np.float32(0),
       "damaged": np.False_,

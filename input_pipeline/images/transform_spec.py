@@ -7,27 +7,40 @@ Strings are what a shell overrides most easily:
 import ast
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from input_pipeline.images import augment, decode, transforms
+from input_pipeline.images import augment, steps, transforms
+from input_pipeline.stream import Example
 
 
 def create_transform(
-  spec: str, *, image_size: int
-) -> Callable[..., np.ndarray]:
+  spec: str,
+  *,
+  image_size: int,
+  images: Sequence[str] = ("image",),
+  label_maps: Sequence[str] = (),
+) -> Callable[[Example, np.random.Generator], Example]:
   """Makes one transform of operations joined by "|", from left to right.
+
+  What moves pixels moves those of all images and label maps alike, by the same
+  draws; label maps, whose numbers are names, are never interpolated. What
+  changes values changes the first of `images` only.
 
   Args:
     spec: names of `augment.OPERATIONS` with options in Python's syntax. Only
       literals are understood, and a bare word is a string: `method=bilinear`.
     image_size: the `size` of operations that are given none, in pixels.
+    images: which arrays of an example are images.
+    label_maps: which are maps of labels, uint8 `[height, width, 1]`.
 
   Returns:
-    A function of a uint8 image `[height, width, channels]`, or a
-    `decode.EncodedImage`, and a random generator. It returns a uint8 image.
+    A function of an example, a dictionary, and a random generator that returns
+    the example with other images, uint8 `[height, width, channels]`. They may
+    be `decode.EncodedImage` before. It raises `ValueError` where they differ in
+    size.
 
   Raises:
     ValueError: for anything else, with the operations or options there are.
@@ -38,19 +51,14 @@ def create_transform(
     raise ValueError(
       f"{spec!r} is not of the form 'resize(256)|center_crop': {error.msg}."
     ) from error
-  transforms = [_create_operation(node, image_size) for node in _split(tree)]
+  sequence = [
+    _create_step(node, image_size, images, label_maps) for node in _split(tree)
+  ]
+  names = (*images, *label_maps)
 
-  def apply(
-    image: np.ndarray | decode.EncodedImage, rng: np.random.Generator
-  ) -> np.ndarray:
-    first, *rest = transforms
-    if isinstance(image, np.ndarray):
-      pixels = first(image, rng)
-    elif hasattr(first, "decode"):
-      pixels = first.decode(image, rng)
-    else:
-      pixels = first(image.decode(), rng)
-    return functools.reduce(lambda x, f: f(x, rng), rest, pixels)
+  def apply(example: Example, rng: np.random.Generator) -> Example:
+    changed = functools.reduce(lambda x, step: step(x, rng), sequence, example)
+    return steps.decode_all(changed, names)
 
   return apply
 
@@ -62,26 +70,56 @@ def _split(node: ast.expr) -> list[ast.expr]:
   return [node]
 
 
-def _create_operation(node: ast.expr, image_size: int) -> transforms.Transform:
-  """Calls the operation that a syntax tree names."""
+def _create_step(
+  node: ast.expr,
+  image_size: int,
+  images: Sequence[str],
+  label_maps: Sequence[str],
+) -> steps.Step:
+  """The operation that a syntax tree names, on all that it acts on."""
   call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
   name = ast.unparse(call.func)
   if name not in augment.OPERATIONS:
     raise ValueError(
       f"{name!r} is no operation; there are {', '.join(augment.OPERATIONS)}."
     )
-  operation = augment.OPERATIONS[name]
+  names = (*images, *label_maps)
+  if name in augment.SINGLE and len(names) > 1:
+    raise ValueError(
+      f"{name!r} moves pixels and changes their values in one, so it is for"
+      f" single images, not for {', '.join(names)}."
+    )
+  transform = _create_operation(call, image_size)
+  if name not in augment.GEOMETRIC:
+    return steps.Step({images[0]: transform})
+  unmixed = _create_operation(call, image_size, method="nearest")
+  return steps.Step(
+    dict.fromkeys(images, transform) | dict.fromkeys(label_maps, unmixed)
+  )
+
+
+def _create_operation(
+  call: ast.Call, image_size: int, **overrides: Any
+) -> transforms.Transform:
+  """Calls the operation that a syntax tree names.
+
+  Of `overrides` it gets the options that it has, whatever is written.
+  """
+  operation = augment.OPERATIONS[ast.unparse(call.func)]
   signature = inspect.signature(operation)
   arguments = [_evaluate(argument) for argument in call.args]
   options = {str(k.arg): _evaluate(k.value) for k in call.keywords}
   if "size" in signature.parameters and not arguments:
     options.setdefault("size", image_size)
   try:
-    signature.bind(*arguments, **options)
-    return operation(*arguments, **options)
+    bound = signature.bind(*arguments, **options)
+    bound.arguments |= {
+      k: v for k, v in overrides.items() if k in signature.parameters
+    }
+    return operation(*bound.args, **bound.kwargs)
   except (TypeError, ValueError) as error:
     raise ValueError(
-      f"{ast.unparse(node)}: {error} Its options: {_describe(signature)}."
+      f"{ast.unparse(call)}: {error} Its options: {_describe(signature)}."
     ) from error
 
 

@@ -8,7 +8,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 def apply(spec, image_size=8, seed=0):
   transform = transform_spec.create_transform(spec, image_size=image_size)
-  return transform(IMAGE, np.random.default_rng(seed))
+  return transform({"image": IMAGE}, np.random.default_rng(seed))["image"]
 
 
 def test_operations_are_applied_from_left_to_right():
@@ -42,8 +42,9 @@ def test_one_generator_goes_through_all():
 def test_encoded_images_are_decoded(spec):
   transform = transform_spec.create_transform(spec, image_size=8)
   encoded = decode.EncodedImage(decode.encode_image(IMAGE))
-  from_bytes = transform(encoded, np.random.default_rng(3))
-  np.testing.assert_array_equal(from_bytes, apply(spec, seed=3))
+  example = transform({"image": encoded, "label": 3}, np.random.default_rng(3))
+  np.testing.assert_array_equal(example["image"], apply(spec, seed=3))
+  assert example["label"] == 3
 
 
 def test_only_a_crop_that_comes_first_reduces_the_image():
@@ -56,8 +57,10 @@ def test_only_a_crop_that_comes_first_reduces_the_image():
     ("center_crop|resize", True),
   ):
     transform = transform_spec.create_transform(spec, image_size=8)
-    from_bytes = transform(encoded, np.random.default_rng(0))
-    from_pixels = transform(pixels, np.random.default_rng(0))
+    from_bytes, from_pixels = (
+      transform({"image": image}, np.random.default_rng(0))["image"]
+      for image in (encoded, pixels)
+    )
     assert np.array_equal(from_bytes, from_pixels) == same
 
 
