@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 
 # The only list of families: modules with VARIANTS, {name: (class, {field:
-# value})}, and KIND, what they are for, as "image" or "language". Those of images
+# value})}, and KIND, what they are for, "image" or "language". Those of images
 # have IMAGE_SIZES too, {name: side in pixels of the images that the variant was
 # published for}.
 FAMILIES = (
