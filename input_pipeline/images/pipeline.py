@@ -16,11 +16,19 @@ from input_pipeline.images import class_subset, reader
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-  """What evaluation must know of its data set before it starts."""
+  """What must be known of a data set before it is read.
+
+  Attributes:
+    num_eval_examples: in the evaluation split.
+    class_names: by label.
+    many_labels: whether an image to evaluate may have several labels.
+    num_train_examples: in the training split; None if nobody has looked.
+  """
 
   num_eval_examples: int
-  num_classes: int
   class_names: tuple[str, ...]
+  many_labels: bool = False
+  num_train_examples: int | None = None
 
 
 def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
@@ -28,8 +36,8 @@ def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
   evaluation = class_subset.open_source(config, config.eval_split)
   return DatasetInfo(
     num_eval_examples=len(evaluation),
-    num_classes=len(evaluation.class_names),
     class_names=evaluation.class_names,
+    many_labels=evaluation.many_labels,
   )
 
 
