@@ -364,7 +364,7 @@ class Classification(Task):
     sums = {
       "weight": mask.sum(),
       "unlabelled": batch["unlabelled"].sum(),
-      "damaged": batch["damaged"].sum(),
+      "damaged": batch["damaged"].sum(dtype=jnp.float32),
       "loss": jnp.where(mask > 0, loss * mask, 0).sum(),
       "accuracy": (mask * (rank < 1)).sum(),
     }
