@@ -2,6 +2,9 @@
 
 variables = load("timm:maxvit_tiny_tf_224.in1k", "maxvit_tiny_224")
 logits = models.create("maxvit_tiny_224").apply(variables, images)
+
+model, variables = from_huggingface("openai-community/gpt2")
+logits = model.apply(variables, tokens)
 """
 
 import collections
@@ -18,8 +21,13 @@ from flax import traverse_util
 from flax.core import FrozenDict
 
 import attention
-from models import huggingface, registry, weight_files, weight_maps
-from models.transformer import Transformer
+from models import (
+  huggingface,
+  registry,
+  transformer,
+  weight_files,
+  weight_maps,
+)
 from models.weight_maps import layouts
 
 Variables = dict[str, Any]
@@ -87,7 +95,7 @@ def load(
 
 def from_huggingface(
   source: str | pathlib.Path, **overrides: Any
-) -> tuple[Transformer, Variables]:
+) -> tuple[transformer.Transformer, Variables]:
   """Returns a language model and its variables, from the Hugging Face hub.
 
   Args:
@@ -112,7 +120,7 @@ def from_huggingface(
   try:
     naming = huggingface.architecture(config).naming
     fields = {**huggingface.fields(config), **overrides}
-    model = registry.build(Transformer, fields)
+    model = registry.build(transformer.Transformer, fields)
     tensors, remarks = naming.normalise(
       weight_files.read_folder(folder), model.tied_head
     )
@@ -122,6 +130,10 @@ def from_huggingface(
     )
   except ValueError as error:
     raise ValueError(f"source is {str(source)!r}: {error}") from None
+  if model.scan_layers:
+    params = variables["params"]
+    stacked = transformer.stack_layers(params, len(model.mixers))
+    variables = {"params": stacked}
   return model, variables
 
 
@@ -265,9 +277,12 @@ def _init(
     raise ValueError(
       f"seed is {seed}, but must have 32 bits: from 0 to 2**32-1"
     )
-  size = model.size_multiple
-  image = jnp.zeros((1, size, size, input_channels))
-  return functools.partial(model.init, jax.random.key(seed), image)
+  if isinstance(model, transformer.Transformer):
+    example = jnp.zeros((1, 1), jnp.int32)
+  else:
+    size = model.size_multiple
+    example = jnp.zeros((1, size, size, input_channels))
+  return functools.partial(model.init, jax.random.key(seed), example)
 
 
 def _flat_shapes(init: Callable[[], Variables]) -> dict[tuple[str, ...], Any]:

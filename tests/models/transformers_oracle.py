@@ -195,4 +195,26 @@ CASES = {
       "layer_types": ["full_attention"] * 2,
     },
   ),
+  "bert": Case(
+    "bert",
+    "BertForMaskedLM",
+    {**_SIZES, "num_hidden_layers": 2, "max_position_embeddings": 32},
+  ),
+  "modernbert": Case(
+    "modernbert",
+    "ModernBertForMaskedLM",
+    {
+      **_SIZES,
+      **dict.fromkeys(("bos_token_id", "cls_token_id"), 1),
+      **dict.fromkeys(("eos_token_id", "sep_token_id"), 2),
+      "num_hidden_layers": 4,
+      "global_attn_every_n_layers": 2,
+      "local_attention": 8,
+      "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 900.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+      },
+    },
+    ({"local_attention": 64},),
+  ),
 }
