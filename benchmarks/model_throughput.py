@@ -116,7 +116,11 @@ def peer_name(name: str) -> str:
     ValueError: if timm has none, or we have no such model.
   """
   _, timm = torch_imports.import_timm()
-  found = {n: peer for n in models.list() if timm.is_model(peer := _rename(n))}
+  found = {
+    n: peer
+    for n in models.list(kind="image")
+    if timm.is_model(peer := _rename(n))
+  }
   if name not in found:
     raise ValueError(
       f"models has {name!r}, which timm lacks; it has {', '.join(found)}"

@@ -1,5 +1,7 @@
 """Starting from weights: what is kept, what is new, what stays frozen."""
 
+import importlib
+
 import jax
 import numpy as np
 import pytest
@@ -239,7 +241,14 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("family", [f[7:] for f in registry.FAMILIES])
+@pytest.mark.parametrize(
+  "family",
+  [
+    family.removeprefix("models.")
+    for family in registry.FAMILIES
+    if importlib.import_module(family).KIND == "image"
+  ],
+)
 def test_layer_rules(family):
   name, layers = LAYERS[family]
   config = finetune.get_config(name)
