@@ -21,6 +21,7 @@ FAMILIES = (
   "models.halonet",
   "models.maxvit",
   "models.resnet",
+  "models.transformer",
   "models.u_halonet",
 )
 

@@ -10,6 +10,7 @@ from input_pipeline.text.pipeline import (
   dataset_info,
   eval_batches,
   num_train_examples,
+  tokenizer_info,
   train_iterator,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
   "default_config",
   "eval_batches",
   "num_train_examples",
+  "tokenizer_info",
   "train_iterator",
 ]

@@ -13,8 +13,8 @@ import numpy as np
 
 from input_pipeline import stream
 from input_pipeline.text import rows as rows_lib
+from input_pipeline.text import tokenizers
 from input_pipeline.text.corpus import open_corpus
-from input_pipeline.text.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +29,16 @@ class TextInfo:
     eval_bytes: UTF-8 bytes that they stand for.
     source: number, bytes and SHA-256 of the documents that were opened for it;
       unless they are in files of their own, those to train on are among them.
-    num_train_examples: None: packing the text to train on takes time.
+    num_train_examples: not known, as packing the text to train on takes time.
   """
 
   vocabulary_size: int
-  tokenizer: Tokenizer
-  num_eval_examples: int
-  eval_tokens: int
-  eval_bytes: int
-  source: dict[str, int | str]
-  num_train_examples: None = None
+  tokenizer: tokenizers.Tokenizer
+  num_eval_examples: int = 0
+  eval_tokens: int = 0
+  eval_bytes: int = 0
+  source: dict[str, int | str] = dataclasses.field(default_factory=dict)
+  num_train_examples: int | None = None
 
 
 def dataset_info(config: ml_collections.ConfigDict) -> TextInfo:
@@ -59,6 +59,16 @@ def dataset_info(config: ml_collections.ConfigDict) -> TextInfo:
     eval_bytes=int(tokens.sizes.sum() - tokens.sizes[tokens.starts].sum()),
     source=corpus.describe(),
   )
+
+
+def tokenizer_info(config: ml_collections.ConfigDict) -> TextInfo:
+  """What is known without any text, for those who bring their own.
+
+  Raises:
+    ValueError: for a tokeniser that is not there or is made of a text.
+  """
+  tokenizer = tokenizers.create(config.tokenizer, ())
+  return TextInfo(tokenizer.vocabulary_size, tokenizer)
 
 
 def num_train_examples(config: ml_collections.ConfigDict) -> int:

@@ -230,7 +230,13 @@ def create(name: str, documents: Iterable[Document]) -> Tokenizer:
   if name == "bytes":
     return Bytes()
   if name == "characters":
-    return Characters(set().union(*(document.text for document in documents)))
+    texts = [document.text for document in documents]
+    if not texts:
+      raise ValueError(
+        "tokenizer='characters' takes its characters from a text, and there is "
+        "none here: give the tokenizer.json of a run."
+      )
+    return Characters(set().union(*texts))
   path = storage.path(name)
   if not path.is_file():
     raise ValueError(
