@@ -283,5 +283,6 @@ def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
   return variants
 
 
+KIND = "image"
 VARIANTS = _variants()
 IMAGE_SIZES = dict.fromkeys(VARIANTS, 224)

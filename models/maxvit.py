@@ -247,6 +247,7 @@ def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
   return variants
 
 
+KIND = "image"
 VARIANTS = _variants()
 # The last stage, a 32nd of the image, is one window.
 IMAGE_SIZES = {

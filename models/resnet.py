@@ -338,4 +338,5 @@ def _variants() -> tuple[
   return variants, sizes
 
 
+KIND = "image"
 VARIANTS, IMAGE_SIZES = _variants()

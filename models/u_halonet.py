@@ -227,6 +227,7 @@ _SIZES = {
   "base": (128, 18),
 }
 
+KIND = "image"
 VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
   f"u_halonet_{size}": (
     UHaloNet,
