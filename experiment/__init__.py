@@ -3,10 +3,10 @@
 from experiment.build import (
   Evaluation,
   Experiment,
-  compile_steps,
   create,
   create_evaluation,
 )
+from experiment.compiling import compile_steps
 from experiment.overrides import optional_fields
 from experiment.saved import check_workdir, load_config
 

@@ -1,7 +1,8 @@
 """Which values the numbers of a config may have.
 
-Those of `config.optimizer` stand in `training/optimizers.py`, and those of
-`config.data` in `input_pipeline`, which is used without the rest too. What
+Those of `config.optimizer` stand in `training/optimizers.py`, those of a task's
+own fields in the task, and those of `config.data` in `input_pipeline`, which is
+used without the rest too. What
 depends on more than one field is checked where it is used.
 """
 
@@ -14,9 +15,6 @@ RANGES = {
   "batch_size": Number(1, whole=True),
   "eval_batch_size": Number(1, whole=True),
   "accumulation_steps": Number(1, whole=True),
-  "loss.label_smoothing": Number(0, 1, below=True),
-  "mixing.mixup_alpha": Number(0),
-  "mixing.cutmix_alpha": Number(0),
   "ema.decay": Number(0, 1, below=True),
   "mesh.data": Number(-1, whole=True),
   "mesh.fsdp": Number(-1, whole=True),

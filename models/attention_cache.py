@@ -62,7 +62,7 @@ def extend(cache: Cache, new: Keys, *, ring: bool) -> tuple[Keys, Cache]:
 
   Returns:
     (seen, cache): what the queries may see, and the cache after. What is seen
-    ends with the new keys, but for a single one: that is somewhere in the cache.
+    ends with the new keys, but for a single one, which is somewhere in it.
 
   Raises:
     ValueError: if the tokens are more than the slots that are left, as far as

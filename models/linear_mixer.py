@@ -175,8 +175,8 @@ class LinearAttention(mixer_base.SequenceMixer):
         )
     if self.position_encoding == "alibi":
       raise ValueError(
-        "position_encoding is 'alibi', a bias of scores, which linear attention "
-        "does not have; it goes with 'rotary', 'learned' and 'none'"
+        "position_encoding is 'alibi', a bias of scores, and linear attention "
+        "has none; it goes with 'rotary', 'learned' and 'none'"
       )
     if not self.causal and (
       segments is not None or cache is not None or self.decay != "none"

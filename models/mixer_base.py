@@ -87,8 +87,8 @@ class SequenceMixer(nn.Module):
     if kv_heads < 1 or self.heads % kv_heads:
       fits = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
       raise ValueError(
-        f"kv_heads is {self.kv_heads}; for heads={self.heads} it must be one of "
-        f"{fits}"
+        f"kv_heads is {self.kv_heads}; for heads={self.heads} it must be one "
+        f"of {fits}"
       )
     return kv_heads
 

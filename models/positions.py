@@ -108,8 +108,8 @@ def rotary_frequencies(
   turning = int(head_dim * given["fraction"])
   if turning % 2 or not 0 < turning <= head_dim:
     raise ValueError(
-      f"rotary fraction {given['fraction']} of head_dim {head_dim} is {turning} "
-      f"channels; it must be an even number from 2 to {head_dim}"
+      f"rotary fraction {given['fraction']} of head_dim {head_dim} is "
+      f"{turning} channels; it must be an even number from 2 to {head_dim}"
     )
   base, scaling = given["base"], given["scaling"]
   if local and given["local_base"] is not None:

@@ -32,6 +32,7 @@ from models.weight_maps import layouts
 
 Variables = dict[str, Any]
 Tensors = weight_files.Tensors
+Init = Callable[[jax.Array], Variables]
 
 # Where every model has the layer of its logits.
 _HEAD = ("head", "logits")
@@ -44,7 +45,7 @@ def load(
   resize_tables: bool = False,
   replace_head: bool = False,
   part: str = "",
-  input_channels: int = 3,
+  init: Init | None = None,
   seed: int = 0,
   **overrides: Any,
 ) -> Variables:
@@ -61,7 +62,8 @@ def load(
     part: name of a submodule, as "trunk", that the weights are for: they are
       those of a model like it, whose logits are ignored. The rest of `model` is
       initialised anew.
-    input_channels: channels of the images that the model is for.
+    init: initialises the variables from a key; as for images of three channels
+      if None.
     seed: seed of that initialisation.
     **overrides: fields of the model, if `model` is a name.
 
@@ -77,7 +79,7 @@ def load(
       f"overrides are {sorted(overrides)}; with a model in place of a name set "
       "its fields directly"
     )
-  init = _init(model, input_channels, seed)
+  fresh = _initializer(model, init, seed)
   tensors = weight_files.read(source)
   try:
     variables = from_tensors(
@@ -86,11 +88,11 @@ def load(
       resize_tables=resize_tables,
       replace_head=replace_head,
       part=part,
-      input_channels=input_channels,
+      init=init,
     )
   except ValueError as error:
     raise ValueError(f"source is {str(source)!r}: {error}") from None
-  return _initialise_missing(variables, init)
+  return _initialise_missing(variables, fresh)
 
 
 def from_huggingface(
@@ -125,8 +127,13 @@ def from_huggingface(
       weight_files.read_folder(folder), model.tied_head
     )
     plain = model.clone(scan_layers=False)
+    token = jnp.zeros((1, 1), jnp.int32)
     variables = from_tensors(
-      tensors, plain, weight_map=naming.weight_map(plain), remarks=remarks
+      tensors,
+      plain,
+      init=functools.partial(plain.init, tokens=token),
+      weight_map=naming.weight_map(plain),
+      remarks=remarks,
     )
   except ValueError as error:
     raise ValueError(f"source is {str(source)!r}: {error}") from None
@@ -144,7 +151,7 @@ def adapt(
   resize_tables: bool = False,
   replace_head: bool = False,
   part: str = "",
-  input_channels: int = 3,
+  init: Init | None = None,
   seed: int = 0,
 ) -> Variables:
   """Like `load`, from the variables of a similar model, as before a transfer.
@@ -152,7 +159,7 @@ def adapt(
   Raises:
     ValueError: if some are missing, surplus or do not fit; lists all.
   """
-  init = _init(model, input_channels, seed)
+  fresh = _initializer(model, init, seed)
   flat = traverse_util.flatten_dict(variables)
   return _initialise_missing(
     from_tensors(
@@ -161,10 +168,10 @@ def adapt(
       resize_tables=resize_tables,
       replace_head=replace_head,
       part=part,
-      input_channels=input_channels,
+      init=init,
       weight_map=lambda path: ("/".join(path), layouts.SAME),
     ),
-    init,
+    fresh,
   )
 
 
@@ -175,7 +182,7 @@ def from_tensors(
   resize_tables: bool = False,
   replace_head: bool = False,
   part: str = "",
-  input_channels: int = 3,
+  init: Init | None = None,
   weight_map: layouts.WeightMap | None = None,
   remarks: Mapping[str, str] = FrozenDict(),
 ) -> Variables:
@@ -190,7 +197,7 @@ def from_tensors(
   ignored, names, problems, loaded = set(), {}, {}, {}
   if replace_head or part:
     ignored = {weight_map((*_HEAD, leaf))[0] for leaf in ("kernel", "bias")}
-  for path, wanted in _flat_shapes(_init(model, input_channels)).items():
+  for path, wanted in _flat_shapes(_initializer(model, init)).items():
     if (part and path[1] != part) or (replace_head and _is_head(path)):
       continue
     name, layout = weight_map(path[prefix:])
@@ -269,20 +276,19 @@ def _fitting(
   return tensor
 
 
-def _init(
-  model: nn.Module, input_channels: int, seed: int = 0
+def _initializer(
+  model: nn.Module, init: Init | None, seed: int = 0
 ) -> Callable[[], Variables]:
   if not 0 <= seed < 2**32:
     # JAX would take it for another one.
     raise ValueError(
       f"seed is {seed}, but must have 32 bits: from 0 to 2**32-1"
     )
-  if isinstance(model, transformer.Transformer):
-    example = jnp.zeros((1, 1), jnp.int32)
-  else:
+  if init is None:
     size = model.size_multiple
-    example = jnp.zeros((1, size, size, input_channels))
-  return functools.partial(model.init, jax.random.key(seed), example)
+    image = jnp.zeros((1, size, size, 3))
+    init = functools.partial(model.init, x=image)
+  return functools.partial(init, jax.random.key(seed))
 
 
 def _flat_shapes(init: Callable[[], Variables]) -> dict[tuple[str, ...], Any]:

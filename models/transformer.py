@@ -17,6 +17,7 @@ from flax.core import FrozenDict
 
 from models import feed_forward, layers, normalization, registry
 from models import sequence_mixers as mixers
+from models.layer_stacking import stack_layers, unstack_layers
 from models.transformer_layers import (
   PLACEMENTS,
   Embedding,
@@ -25,6 +26,8 @@ from models.transformer_layers import (
   scanned,
 )
 from models.transformer_variants import SIZES
+
+__all__ = ["KIND", "VARIANTS", "Transformer", "stack_layers", "unstack_layers"]
 
 KIND = "language"
 POSITION_ENCODINGS = ("rotary", "learned", "alibi", "none")
@@ -369,13 +372,13 @@ class Transformer(nn.Module):
       feed_forward.find(self.mlp)
     if not self.mixers or self.depth % len(self.mixers):
       raise ValueError(
-        f"mixers is {self.mixers}, a pattern of {len(self.mixers)} layers, which "
-        f"does not divide depth={self.depth}"
+        f"mixers is {self.mixers}, a pattern of {len(self.mixers)} layers; its "
+        f"length must divide depth={self.depth}"
       )
     if not self.head_dim and self.width % self.heads:
       raise ValueError(
-        f"heads is {self.heads}, which does not divide width={self.width}; give "
-        "head_dim, or a number of heads that does"
+        f"heads is {self.heads}, which does not divide width={self.width}; "
+        "give head_dim, or a number of heads that does"
       )
     for name in self.mixer_options:
       if name not in self.mixers:
@@ -385,63 +388,6 @@ class Transformer(nn.Module):
         "scan_layers is True, but first_mixer_norm=False makes a first layer "
         "that is unlike the others"
       )
-
-
-def stack_layers(tree: Mapping[str, Any], pattern: int = 1) -> dict[str, Any]:
-  """Turns parameters, or a cache, into those of `scan_layers`.
-
-  Args:
-    tree: with "layer_0", "layer_1", ... beside others; no variables, but one
-      collection of them.
-    pattern: length of the model's `mixers`.
-
-  Returns:
-    The same with "layers", in which "layer_0" to the last of the pattern have
-    the arrays of all repeats, stacked along a new first axis.
-
-  Raises:
-    ValueError: if the pattern does not divide the layers.
-  """
-  own = sorted(
-    (name for name in tree if name.startswith("layer_")),
-    key=lambda name: int(name.removeprefix("layer_")),
-  )
-  if not own or len(own) % pattern:
-    raise ValueError(
-      f"pattern is {pattern}; it must divide the layers of the tree, of which "
-      f"there are {len(own)}"
-    )
-  stacked = {
-    f"layer_{i}": jax.tree.map(
-      lambda *leaves: jnp.stack(leaves),
-      *(tree[name] for name in own[i::pattern]),
-    )
-    for i in range(pattern)
-  }
-  rest = {name: tree[name] for name in tree if name not in own}
-  return {**rest, "layers": stacked}
-
-
-def unstack_layers(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """Turns parameters, or a cache, of `scan_layers` into those of a plain loop.
-
-  Raises:
-    ValueError: if the tree has no "layers".
-  """
-  if "layers" not in tree:
-    raise ValueError(
-      f"tree has {sorted(tree)}; one of stacked layers has 'layers'"
-    )
-  stacked = tree["layers"]
-  repeats = len(jax.tree.leaves(stacked)[0])
-  plain = {
-    f"layer_{repeat * len(stacked) + i}": jax.tree.map(
-      lambda x, repeat=repeat: x[repeat], stacked[f"layer_{i}"]
-    )
-    for repeat in range(repeats)
-    for i in range(len(stacked))
-  }
-  return {**{name: tree[name] for name in tree if name != "layers"}, **plain}
 
 
 def _written(cache: Cache) -> jax.Array:

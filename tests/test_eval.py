@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import experiment
-import input_pipeline
 from configs import digits
 from eval import evaluate
+from input_pipeline import images
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_among_the_classes_that_occur(config, tmp_path):
   config.data.eval_split = "test[:8]"
   config.loss.name = "softmax"
   built = experiment.create(config)
-  (batch,) = input_pipeline.eval_batches(config.data, batch_size=8)
+  (batch,) = images.eval_batches(config.data, batch_size=8)
   present = sorted(set(batch["label"].tolist()))
   assert 1 < len(present) < 10
   variables = built.init().variables()

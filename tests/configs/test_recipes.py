@@ -10,7 +10,7 @@ import pytest
 import experiment
 import models
 from experiment import batches
-from input_pipeline import transform_spec
+from input_pipeline.images import transform_spec
 from training import durations, evaluation, optimizers, schedules
 
 _CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
