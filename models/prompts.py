@@ -47,12 +47,14 @@ def prompt_lengths(
     ValueError: prompt and new tokens do not fit; says what would.
   """
   longest = max(map(len, prompts))
-  if getattr(model, "position_encoding", None) == "learned":
-    _check_fits(longest, max_tokens, "max_length", model.max_length)
-  if cache_length is not None:
-    _check_fits(longest, max_tokens, "cache_length", cache_length)
   before = longest - 1
   padded = 1 << (before - 1).bit_length() if before else 0
+  if getattr(model, "position_encoding", None) == "learned":
+    _check_fits(longest, max_tokens, "max_length", model.max_length)
+    # A call may not be longer either, padding or not.
+    padded = min(padded, model.max_length)
+  if cache_length is not None:
+    _check_fits(longest, max_tokens, "cache_length", cache_length)
   if cache_length is None:
     needed = padded + max_tokens
     return padded, -(-needed // _CACHE_MULTIPLE) * _CACHE_MULTIPLE

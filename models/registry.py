@@ -7,7 +7,7 @@ import importlib
 import numbers
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -38,15 +38,18 @@ def create(name: str, **overrides: Any) -> nn.Module:
       is of another type than the field.
   """
   cls, hyperparameters = _variant(name)
-  hints = _hints(cls)
-  for override, value in overrides.items():
-    if override not in hints:
-      raise unknown(f"field of {cls.__name__}", override, hints)
-    if not _is_of(hints[override], value):
-      raise ValueError(
-        f"{override}={value!r} of {name} must be {_describe(hints[override])}"
-      )
+  _check_fields(cls, overrides, name)
   return cls(**{**hyperparameters, **overrides})
+
+
+def build(cls: type[nn.Module], fields: Mapping[str, Any]) -> nn.Module:
+  """Returns a model of a class, with fields that are checked as in `create`.
+
+  Raises:
+    ValueError: if it has no such field, or a value is of another type.
+  """
+  _check_fields(cls, fields, cls.__name__)
+  return cls(**fields)
 
 
 def fields(name: str) -> dict[str, tuple[Any, Any]]:
@@ -117,6 +120,19 @@ def _variant(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
   if name not in variants:
     raise unknown("model", name, variants)
   return variants[name]
+
+
+def _check_fields(
+  cls: type[nn.Module], fields: Mapping[str, Any], name: str
+) -> None:
+  hints = _hints(cls)
+  for field, value in fields.items():
+    if field not in hints:
+      raise unknown(f"field of {cls.__name__}", field, hints)
+    if not _is_of(hints[field], value):
+      raise ValueError(
+        f"{field}={value!r} of {name} must be {_describe(hints[field])}"
+      )
 
 
 def _hints(cls: type[nn.Module]) -> dict[str, Any]:
