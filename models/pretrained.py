@@ -127,8 +127,13 @@ def from_huggingface(
       weight_files.read_folder(folder), model.tied_head
     )
     plain = model.clone(scan_layers=False)
+    token = jnp.zeros((1, 1), jnp.int32)
     variables = from_tensors(
-      tensors, plain, weight_map=naming.weight_map(plain), remarks=remarks
+      tensors,
+      plain,
+      init=functools.partial(plain.init, tokens=token),
+      weight_map=naming.weight_map(plain),
+      remarks=remarks,
     )
   except ValueError as error:
     raise ValueError(f"source is {str(source)!r}: {error}") from None
