@@ -42,10 +42,11 @@ def empty(
   batch: int, slots: int, kv_heads: int, head_dim: int, dtype: Dtype
 ) -> Cache:
   """Returns a cache in which nothing was written."""
-  heads = jnp.zeros((batch, slots, kv_heads, head_dim), dtype)
+  heads = (batch, slots, kv_heads, head_dim)
+  # Arrays of their own, for each may be donated.
   return {
-    "keys": heads,
-    "values": heads,
+    "keys": jnp.zeros(heads, dtype),
+    "values": jnp.zeros(heads, dtype),
     "positions": jnp.full((batch, slots), -1, jnp.int32),
     "segments": jnp.zeros((batch, slots), jnp.int32),
     "index": jnp.zeros((), jnp.int32),

@@ -20,8 +20,8 @@ class SequenceMixer(nn.Module):
 
   Its call is `mixer(x, positions, segments, cache, train)`, with
   x: [batch, length, width];
-  positions: integers [batch, length], -1 for padding, which precedes the
-    tokens of its row; those of a segment go up by one. None: 0, 1, 2, ...;
+  positions: integers [batch, length], -1 for padding, which is not between
+    tokens of a row; those of a segment go up by one. None: 0, 1, 2, ...;
   segments: integers [batch, length], tokens see those of their own; or None;
   cache: what `init_cache` or an earlier call gave, or None;
   and it returns [batch, length, width] and the new cache, None if there was

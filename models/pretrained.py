@@ -62,8 +62,8 @@ def load(
     part: name of a submodule, as "trunk", that the weights are for: they are
       those of a model like it, whose logits are ignored. The rest of `model` is
       initialised anew.
-    init: initialises the variables from a key; as for images of three channels
-      if None.
+    init: initialises the variables from a key; as for tokens, or images of
+      three channels, if None.
     seed: seed of that initialisation.
     **overrides: fields of the model, if `model` is a name.
 
@@ -285,9 +285,12 @@ def _initializer(
       f"seed is {seed}, but must have 32 bits: from 0 to 2**32-1"
     )
   if init is None:
-    size = model.size_multiple
-    image = jnp.zeros((1, size, size, 3))
-    init = functools.partial(model.init, x=image)
+    if isinstance(model, transformer.Transformer):
+      example = jnp.zeros((1, 1), jnp.int32)
+    else:
+      size = model.size_multiple
+      example = jnp.zeros((1, size, size, 3))
+    init = lambda key: model.init(key, example)
   return functools.partial(init, jax.random.key(seed))
 
 

@@ -15,22 +15,20 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from models import feed_forward, layers, normalization, registry
+from models import (
+  feed_forward,
+  layers,
+  normalization,
+  transformer_checks,
+)
 from models import sequence_mixers as mixers
 from models.layer_stacking import stack_layers, unstack_layers
-from models.transformer_layers import (
-  PLACEMENTS,
-  Embedding,
-  Head,
-  Layer,
-  scanned,
-)
+from models.transformer_layers import Embedding, Head, Layer, scanned
 from models.transformer_variants import SIZES
 
 __all__ = ["KIND", "VARIANTS", "Transformer", "stack_layers", "unstack_layers"]
 
 KIND = "language"
-POSITION_ENCODINGS = ("rotary", "learned", "alibi", "none")
 Cache = dict[str, Any]
 
 
@@ -134,7 +132,7 @@ class Transformer(nn.Module):
   param_dtype: layers.Dtype = jnp.float32
 
   def setup(self):
-    self._check()
+    transformer_checks.check_fields(self)
     table = functools.partial(
       Embedding, width=self.width, init=self._kernel_init, **self._dtypes
     )
@@ -170,9 +168,9 @@ class Transformer(nn.Module):
     Args:
       tokens: integers [batch, length].
       positions: integers [batch, length], going up by one in each segment; -1
-        is padding, which comes before the tokens of its row, is seen by nobody
-        and has finite logits that mean nothing. 0, 1, 2, ... from the end of
-        the cache if None.
+        is padding, which is not between tokens of a row, is seen by nobody and
+        has finite logits that mean nothing. 0, 1, 2, ... from the end of the
+        cache if None.
       segments: integers [batch, length]; tokens see those of their own, and
         those of a segment are neighbours. None for one segment.
       token_types: integers [batch, length]; zeros if None.
@@ -218,7 +216,7 @@ class Transformer(nn.Module):
     Raises:
       ValueError: if the fields contradict each other.
     """
-    self._check()
+    transformer_checks.check_fields(self)
 
     def of(i):
       return self._mixer(i)(parent=None).init_cache(batch, length)
@@ -234,7 +232,12 @@ class Transformer(nn.Module):
     }
 
   def _run(self, tokens, positions, segments, token_types, cache, train):
-    _check_arrays(tokens, positions, segments, token_types)
+    transformer_checks.check_arrays(
+      tokens=tokens,
+      positions=positions,
+      segments=segments,
+      token_types=token_types,
+    )
     if cache is not None and positions is None:
       positions = _written(cache) + jnp.arange(tokens.shape[1])[None, :]
       positions = jnp.broadcast_to(positions, tokens.shape)
@@ -360,63 +363,12 @@ class Transformer(nn.Module):
   def _out_init(self) -> layers.Initializer:
     return nn.initializers.normal(self.init_scale / math.sqrt(2 * self.depth))
 
-  def _check(self) -> None:
-    """Raises ValueError if the fields contradict each other."""
-    for field, known in (
-      ("norm_placement", PLACEMENTS),
-      ("position_encoding", POSITION_ENCODINGS),
-    ):
-      if getattr(self, field) not in known:
-        raise registry.unknown(field, getattr(self, field), known)
-    if self.mlp != "none" or self.head_transform:
-      feed_forward.find(self.mlp)
-    if not self.mixers or self.depth % len(self.mixers):
-      raise ValueError(
-        f"mixers is {self.mixers}, a pattern of {len(self.mixers)} layers; its "
-        f"length must divide depth={self.depth}"
-      )
-    if not self.head_dim and self.width % self.heads:
-      raise ValueError(
-        f"heads is {self.heads}, which does not divide width={self.width}; "
-        "give head_dim, or a number of heads that does"
-      )
-    for name in self.mixer_options:
-      if name not in self.mixers:
-        raise registry.unknown("mixer of mixer_options", name, self.mixers)
-    if self.scan_layers and not self.first_mixer_norm:
-      raise ValueError(
-        "scan_layers is True, but first_mixer_norm=False makes a first layer "
-        "that is unlike the others"
-      )
-
 
 def _written(cache: Cache) -> jax.Array:
   """Returns how many tokens were written to a cache."""
   if "layers" in cache:
     return cache["layers"]["layer_0"]["index"][0]
   return cache["layer_0"]["index"]
-
-
-def _check_arrays(tokens, positions, segments, token_types) -> None:
-  if tokens.ndim != 2:
-    raise ValueError(
-      f"tokens has shape {tokens.shape}; it must be [batch, length]"
-    )
-  for name, x in (
-    ("tokens", tokens),
-    ("positions", positions),
-    ("segments", segments),
-    ("token_types", token_types),
-  ):
-    if x is None:
-      continue
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-      raise ValueError(f"{name} is {x.dtype}; it must be integers, as int32")
-    if x.shape != tokens.shape:
-      raise ValueError(
-        f"{name} has shape {x.shape}; tokens of shape {tokens.shape} need the "
-        "same"
-      )
 
 
 VARIANTS = {name: (Transformer, fields) for name, fields in SIZES.items()}

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from models import feed_forward, layers, mixer_base
 
 Norm = Callable[..., nn.Module]
-PLACEMENTS = ("pre", "post", "sandwich")
 
 
 class Embedding(nn.Module):

@@ -17,6 +17,7 @@ import train
 from configs import digits
 from eval import evaluate
 from models import pretrained
+from tasks import predictions
 from training import checkpoints, evaluation, plots, records, reporting
 
 
@@ -159,7 +160,7 @@ def test_the_same_command_after_the_end_changes_nothing(
 
   # Nor do pictures and files that cannot be written make it a failure.
   monkeypatch.setattr(plots, "plot_curves", fail)
-  monkeypatch.setattr(plots, "plot_predictions", fail)
+  monkeypatch.setattr(predictions, "plot_predictions", fail)
   close = storage.GrowingFile.close
   monkeypatch.setattr(
     storage.GrowingFile, "close", lambda file: (close(file), fail())
@@ -177,7 +178,7 @@ def test_the_same_command_after_the_end_changes_nothing(
   for what in (
     "closing the files of the run failed: MetricsError",
     "drawing the curves failed: OSError: .*No space left",
-    "drawing the predictions failed: OSError: .*No space left",
+    "showing what the model does failed: OSError: .*No space left",
   ):
     assert re.search(what, caplog.text), what
 
@@ -256,14 +257,14 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(
   config, finished, tmp_path, monkeypatch
 ):
   state, workdir = finished
-  original = evaluation.evaluate
+  original = evaluation.sum_batches
 
-  def evaluate(step, variables, batches, mesh, *, should_stop):
+  def sum_batches(*args, **options):
     os.kill(os.getpid(), signal.SIGTERM)
-    return original(step, variables, batches, mesh, should_stop=should_stop)
+    return original(*args, **options)
 
   with monkeypatch.context() as patch:
-    patch.setattr(evaluation, "evaluate", evaluate)
+    patch.setattr(evaluation, "sum_batches", sum_batches)
     stopped = train.train_and_evaluate(config, str(tmp_path))
     assert int(stopped.step) == 6
     # Stopped again, in the evaluation that was left to do.

@@ -148,7 +148,7 @@ def test_a_step_of_every_kind(kind):
     built = experiment.create(
       _small(family, config.copy_and_resolve_references())
     )
-  batch = next(batches.create_train_batches(built.config, built.mesh))
+  batch = next(batches.create_train_batches(built))
   with jax.set_mesh(built.mesh):
     state = built.init()
     before = jax.device_get(state.params)
