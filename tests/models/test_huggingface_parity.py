@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from models import huggingface, pretrained
+from models import huggingface, pretrained, taps
 from tests import parity_helper
 from tests.models import transformers_oracle as oracle
 
@@ -100,12 +100,11 @@ def test_attention_maps(tmp_path):
   tokens, positions = oracle.batch()
   expected = oracle.run(theirs, tokens, positions, output_attentions=True)
   expected = expected.attentions
-  apply = functools.partial(model.apply, mutable=["intermediates"])
-  _, state = jax.jit(apply)(variables, tokens, positions=positions)
-  assert len(expected) == model.depth
+  read = functools.partial(taps.read, model, names=["*/attention_weights"])
+  _, maps = jax.jit(read)(variables, tokens, positions=positions)
+  assert len(expected) == len(maps) == model.depth
   for i, theirs in enumerate(expected):
-    mixer = state["intermediates"][f"layer_{i}"]["mixer"]
-    ours = np.asarray(mixer["attention_weights"])
+    ours = np.asarray(maps[f"layer_{i}/mixer/attention_weights"])
     for row, padding in enumerate(oracle.PADDING):
       real = (row, slice(None), slice(padding, None), slice(padding, None))
       np.testing.assert_allclose(
