@@ -357,3 +357,28 @@ def states(empty, full):
   states = library.where(empty, EMPTY, library.where(full, FULL, MIXED))
   states = states.astype(np.int32)
   return states.reshape((1,) * (4 - states.ndim) + states.shape)
+
+
+def none_between(first: Array, last: Array, among: Array) -> Array:
+  """Returns which intervals hold none of a row's numbers.
+
+  Args:
+    first: the first number of each interval, [batch or 1, n].
+    last: the last one, alike.
+    among: the numbers in any order, [batch, m].
+
+  Returns:
+    Booleans [batch, n].
+  """
+  shape = (among.shape[0], first.shape[1])
+
+  def row(first, last, among):
+    among = jnp.sort(among)
+    # The least that is not below the interval, or the largest of all.
+    place = jnp.searchsorted(among, first, method="sort")
+    next_one = jnp.take(among, place, mode="clip")
+    return (next_one < first) | (next_one > last)
+
+  return jax.vmap(row)(
+    jnp.broadcast_to(first, shape), jnp.broadcast_to(last, shape), among
+  )

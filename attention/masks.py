@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from attention import checks, tiles
+from attention.band_masks import causal, positions, sliding_window
 from attention.grid_masks import inward_window, radial_blocks, radial_tokens
 from attention.mask_base import (
   EMPTY,
@@ -22,6 +23,7 @@ from attention.mask_base import (
   Blocks,
   Dense,
   Mask,
+  none_between,
   states,
 )
 from attention.tiles import Operand
@@ -37,40 +39,13 @@ __all__ = [
   "function",
   "inward_window",
   "padding",
+  "positions",
   "prefix",
   "radial_blocks",
   "radial_tokens",
   "segments",
   "sliding_window",
 ]
-
-
-def causal(offset: int = 0) -> Mask:
-  """Each query sees itself and what is before it: k <= q + offset.
-
-  Args:
-    offset: position of the first query among the keys, for queries that go on
-      from a cache.
-  """
-  checks.whole("offset", offset)
-  return Band(None, offset)
-
-
-def sliding_window(before: int, after: int = 0, *, offset: int = 0) -> Mask:
-  """Each query sees `before` keys before it, itself, and `after` behind it.
-
-  Args:
-    before: how many earlier keys are seen, not counting the query's own.
-    after: how many later keys are seen; 0 makes the window causal.
-    offset: position of the first query among the keys.
-
-  Raises:
-    ValueError: if `before` or `after` is negative.
-  """
-  checks.whole("before", before, 0)
-  checks.whole("after", after, 0)
-  checks.whole("offset", offset)
-  return Band(offset - before, offset + after)
 
 
 def prefix(length: int | Int[Array, " batch"]) -> Mask:
@@ -146,36 +121,6 @@ def function(visible: Callable[..., Array]) -> Mask:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Band(Mask):
-  """lower <= k - q <= upper, None for no bound."""
-
-  lower: int | None = dataclasses.field(metadata={"static": True})
-  upper: int | None = dataclasses.field(metadata={"static": True})
-
-  def visible(self, tile, *values):
-    offset = tile.k_index - tile.q_index
-    seen = jnp.full(offset.shape, True)
-    if self.lower is not None:
-      seen &= offset >= self.lower
-    if self.upper is not None:
-      seen &= offset <= self.upper
-    return seen
-
-  def tile_states(self, q_len, kv_len, block_q, block_k):
-    q_first, q_last = _tile_ends(q_len, block_q)
-    k_first, k_last = _tile_ends(kv_len, block_k)
-    least = k_first[None, :] - q_last[:, None]
-    most = k_last[None, :] - q_first[:, None]
-    lower = least.min() if self.lower is None else self.lower
-    upper = most.max() if self.upper is None else self.upper
-    return states(
-      empty=(most < lower) | (least > upper),
-      full=(least >= lower) & (most <= upper),
-    )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class FirstKeys(Mask):
   """k < length; `length` is a scalar or [batch]."""
 
@@ -219,9 +164,13 @@ class Segments(Mask):
     empty = (k_most < q_least) | (k_least > q_most)
     # One token against all is exact, though segments come in any order.
     if block_k == 1 and block_q >= q_len:
-      empty = _absent(self.kv_segments, self.q_segments)[:, None, None, :]
+      empty = none_between(self.kv_segments, self.kv_segments, self.q_segments)[
+        :, None, None, :
+      ]
     elif block_q == 1 and block_k >= kv_len:
-      empty = _absent(self.q_segments, self.kv_segments)[:, None, :, None]
+      empty = none_between(self.q_segments, self.q_segments, self.kv_segments)[
+        :, None, :, None
+      ]
     return states(
       empty=empty,
       full=(q_least == k_most) & (k_least == q_most) & (q_least == q_most),
@@ -292,14 +241,3 @@ def _first_keys(name: str, length: Array, ndims: tuple[int, ...]) -> FirstKeys:
       f"{' or '.join(fits[n] for n in ndims)}"
     )
   return FirstKeys(jnp.asarray(length, jnp.int32))
-
-
-def _absent(values: Array, among: Array) -> Array:
-  """Returns which of [batch, n] are not in the same row of [batch, m]."""
-
-  def row(values, among):
-    among = jnp.sort(among)
-    place = jnp.searchsorted(among, values, method="sort")
-    return jnp.take(among, place, mode="clip") != values
-
-  return jax.vmap(row)(values, among)

@@ -21,15 +21,17 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
+import ml_collections
 import numpy as np
 from absl import app, flags
 
 import models
+import tasks
 from benchmarks import flag_checks
 from configs import common
+from input_pipeline import images as image_data
 from tools import torch_imports
 from training import (
-  classification,
   host_memory,
   optimizers,
   train_state,
@@ -116,7 +118,11 @@ def peer_name(name: str) -> str:
     ValueError: if timm has none, or we have no such model.
   """
   _, timm = torch_imports.import_timm()
-  found = {n: peer for n in models.list() if timm.is_model(peer := _rename(n))}
+  found = {
+    n: peer
+    for n in models.list(kind="image")
+    if timm.is_model(peer := _rename(n))
+  }
   if name not in found:
     raise ValueError(
       f"models has {name!r}, which timm lacks; it has {', '.join(found)}"
@@ -156,22 +162,28 @@ def our_pass(
   config = common.get_config()
   config.data.image_size = images.shape[1]
   config.optimizer.weight_decay = 0.05
-  model = models.create(
-    name,
-    num_classes=NUM_CLASSES,
-    dtype=_DTYPE.value,
-    stochastic_depth_rate=0.0,
+  config.dtype = _DTYPE.value
+  config.model = ml_collections.ConfigDict(
+    {"name": name, "stochastic_depth_rate": 0.0}
   )
-  if hasattr(model, "dropout_rate"):
-    model = model.clone(dropout_rate=0.0)
-  task = classification.Classification(model, config, num_classes=NUM_CLASSES)
+  if "dropout_rate" in models.fields(name):
+    config.model.dropout_rate = 0.0
+  classes = tuple(map(str, range(NUM_CLASSES)))
+  task = tasks.create(
+    config, image_data.DatasetInfo(num_eval_examples=0, class_names=classes)
+  )
   batch = jax.device_put(
-    {"image": images, "label": labels, "mask": np.ones(len(labels), "float32")}
+    {
+      "image": images,
+      "label": labels,
+      "mask": np.ones(len(labels), "float32"),
+      "damaged": np.zeros(len(labels), bool),
+    }
   )
   if which == "forward":
     variables = jax.jit(task.init)(jax.random.key(0))
     forward = jax.jit(
-      lambda v, x: model.apply(v, task.normalize(x), train=False)
+      lambda v, x: task.model.apply(v, task.normalize(x), train=False)
     )
     return lambda: jax.block_until_ready(forward(variables, batch["image"]))
   if which != "train":

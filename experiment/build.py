@@ -11,15 +11,13 @@ import jax
 import ml_collections
 
 import tasks
-from experiment import layer_rates
-from experiment.ranges import RANGES
+from experiment import layer_rates, ranges
 from training import (
   durations,
   evaluation,
   metrics,
   optimizers,
   paths,
-  ranges,
   schedules,
   sharding,
   train_state,
@@ -77,12 +75,11 @@ def create_evaluation(
   Raises:
     ValueError: for a field of these that does not fit, before any work is done.
   """
-  task_class = tasks.find(config.task)
-  ranges.check(config, {**RANGES, **task_class.ranges})
+  ranges.check(config)
   mesh = sharding.create_mesh(config.mesh, devices)
   sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
   if info is None:
-    info = task_class.room.dataset_info(config.data)
+    info = tasks.find(config.task).room.dataset_info(config.data)
   task = tasks.create(config, info)
 
   def init_variables() -> dict[str, Any]:

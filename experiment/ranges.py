@@ -6,6 +6,10 @@ used without the rest too. What
 depends on more than one field is checked where it is used.
 """
 
+import ml_collections
+
+import tasks
+from training import ranges
 from training.ranges import Number, OneOf
 
 RANGES = {
@@ -21,3 +25,17 @@ RANGES = {
   "mesh.model": Number(-1, whole=True),
   "checkpoint.keep_last": Number(1, whole=True),
 }
+
+
+def of_task(task: str) -> dict[str, Number | OneOf]:
+  """Those of the loop's fields and of a task's.
+
+  Raises:
+    ValueError: if there is no such task.
+  """
+  return {**RANGES, **tasks.find(task).ranges}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for the first number that is out of its range."""
+  ranges.check(config, of_task(config.task))

@@ -23,61 +23,6 @@ Dtype = str | type | jnp.dtype
 Initializer = Callable[..., jax.Array]
 
 
-def tapped(module: nn.Module, name: str) -> bool:
-  """Says whether the caller of `apply` reads or replaces the value `name`.
-
-  Ask before computing a value that nothing but a tap needs.
-  """
-  return module.is_mutable_collection("intermediates") or module.has_variable(
-    "replacements", name
-  )
-
-
-def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
-  """Lets the caller of `apply` read or replace the value `name` of `module`.
-
-  With `mutable=["intermediates"]` the value appears under the path of the
-  module. With `{"replacements": {...path: {name: array}}}` among the variables
-  the array takes its place, and can be differentiated like any other input.
-
-  Raises:
-    ValueError: if the replacement has another shape.
-  """
-  if module.has_variable("replacements", name):
-    replacement = module.get_variable("replacements", name)
-    if replacement.shape != value.shape:
-      path = "/".join((*module.path, name))
-      raise ValueError(
-        f"replacements: {path} has shape {replacement.shape}; it must have "
-        f"shape {value.shape}"
-      )
-    value = replacement.astype(value.dtype)
-  if module.is_mutable_collection("intermediates"):
-    module.sow(
-      "intermediates", name, value, reduce_fn=lambda _, new: new, init_fn=tuple
-    )
-  return value
-
-
-def with_open_map(
-  module: nn.Module,
-  attend: Callable[[], jax.Array],
-  weigh: Callable[[], jax.Array],
-  apply: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-  """Runs attention, with its map in the open where somebody taps it.
-
-  Args:
-    module: whose value "attention_weights" the map is.
-    attend: runs the attention as a whole.
-    weigh: returns the map alone.
-    apply: returns of the map what `attend` returns.
-  """
-  if not tapped(module, "attention_weights"):
-    return attend()
-  return apply(tap(module, "attention_weights", weigh()))
-
-
 def check_images(x: jax.Array) -> None:
   """Raises ValueError unless `x` is what every model takes."""
   if (

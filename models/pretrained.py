@@ -2,12 +2,15 @@
 
 variables = load("timm:maxvit_tiny_tf_224.in1k", "maxvit_tiny_224")
 logits = models.create("maxvit_tiny_224").apply(variables, images)
+
+model, variables = from_huggingface("openai-community/gpt2")
+logits = model.apply(variables, tokens)
 """
 
+import collections
 import functools
 import pathlib
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,19 +18,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.core import FrozenDict
 
 import attention
-import storage
-from models import registry, weight_maps
+from models import (
+  huggingface,
+  registry,
+  transformer,
+  weight_files,
+  weight_maps,
+)
 from models.weight_maps import layouts
 
 Variables = dict[str, Any]
-Tensors = dict[str, np.ndarray]
+Tensors = weight_files.Tensors
 Init = Callable[[jax.Array], Variables]
 
 # Where every model has the layer of its logits.
 _HEAD = ("head", "logits")
-_PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 def load(
@@ -54,8 +62,8 @@ def load(
     part: name of a submodule, as "trunk", that the weights are for: they are
       those of a model like it, whose logits are ignored. The rest of `model` is
       initialised anew.
-    init: initialises the variables from a key; as for images of three channels
-      if None.
+    init: initialises the variables from a key; as for tokens, or images of
+      three channels, if None.
     seed: seed of that initialisation.
     **overrides: fields of the model, if `model` is a name.
 
@@ -72,7 +80,7 @@ def load(
       "its fields directly"
     )
   fresh = _initializer(model, init, seed)
-  tensors = _read(source)
+  tensors = weight_files.read(source)
   try:
     variables = from_tensors(
       tensors,
@@ -85,6 +93,55 @@ def load(
   except ValueError as error:
     raise ValueError(f"source is {str(source)!r}: {error}") from None
   return _initialise_missing(variables, fresh)
+
+
+def from_huggingface(
+  source: str | pathlib.Path, **overrides: Any
+) -> tuple[transformer.Transformer, Variables]:
+  """Returns a language model and its variables, from the Hugging Face hub.
+
+  Args:
+    source: name of a repository, as "openai-community/gpt2", or a folder with
+      its config.json and its safetensors, in one file or in shards.
+    **overrides: fields of the model that take the place of those that follow
+      from config.json, as `dtype="bfloat16"` or `scan_layers=True`. Dropout is
+      none unless it is given.
+
+  Returns:
+    (model, variables); `model.apply(variables, tokens)` gives the logits.
+
+  Raises:
+    ValueError: if the source cannot be had or read; if its architecture, or
+      something that config.json asks for, is not implemented; or if a tensor
+      is missing, surplus, of the wrong shape, of a dtype that is not floating,
+      or not finite. All of them are listed. A head that is tied to the
+      embedding may be stored a second time if it is equal.
+  """
+  folder = weight_files.folder(source)
+  config = weight_files.read_json(folder / weight_files.CONFIG)
+  try:
+    naming = huggingface.architecture(config).naming
+    fields = {**huggingface.fields(config), **overrides}
+    model = registry.build(transformer.Transformer, fields)
+    tensors, remarks = naming.normalise(
+      weight_files.read_folder(folder), model.tied_head
+    )
+    plain = model.clone(scan_layers=False)
+    token = jnp.zeros((1, 1), jnp.int32)
+    variables = from_tensors(
+      tensors,
+      plain,
+      init=functools.partial(plain.init, tokens=token),
+      weight_map=naming.weight_map(plain),
+      remarks=remarks,
+    )
+  except ValueError as error:
+    raise ValueError(f"source is {str(source)!r}: {error}") from None
+  if model.scan_layers:
+    params = variables["params"]
+    stacked = transformer.stack_layers(params, len(model.mixers))
+    variables = {"params": stacked}
+  return model, variables
 
 
 def adapt(
@@ -127,66 +184,96 @@ def from_tensors(
   part: str = "",
   init: Init | None = None,
   weight_map: layouts.WeightMap | None = None,
+  remarks: Mapping[str, str] = FrozenDict(),
 ) -> Variables:
   """Like `load`, from {name: tensor}; what would be initialised is left out.
 
   With a `weight_map` tensors have other names than those of the model's family.
+  `remarks` follow the names of surplus tensors in the error.
   """
   owner = weight_maps.part(model, part) if part else model
   weight_map = weight_map or weight_maps.of(owner)
   prefix = 2 if part else 1
-  left, names, problems, loaded = dict(tensors), [], [], {}
+  ignored, names, problems, loaded = set(), {}, {}, {}
   if replace_head or part:
-    for leaf in ("kernel", "bias"):
-      left.pop(weight_map((*_HEAD, leaf))[0], None)
+    ignored = {weight_map((*_HEAD, leaf))[0] for leaf in ("kernel", "bias")}
   for path, wanted in _flat_shapes(_initializer(model, init)).items():
     if (part and path[1] != part) or (replace_head and _is_head(path)):
       continue
     name, layout = weight_map(path[prefix:])
-    names.append(name)
-    tensor = left.pop(name, None)
-    if tensor is None:
-      problems.append(f"missing: {name}, for {'/'.join(path)}")
+    names[name] = None
+    try:
+      tensor = _fitting(tensors, name, path, wanted, layout, resize_tables)
+    except ValueError as error:
+      problems[name] = str(error)
       continue
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-      problems.append(
-        f"dtype: {name} has {tensor.dtype}, which is not floating"
-      )
-      continue
-    with np.errstate(over="ignore"):  # What it leaves infinite is refused.
-      tensor = tensor.astype(wanted.dtype)
-    if resize_tables and path[-1] == "relative_bias_table":
-      tensor = _resize(tensor, wanted.shape[-1])
-    if tensor.shape != layout.shape(wanted.shape):
-      problems.append(
-        f"shape: {name} has {tensor.shape}, the model needs "
-        f"{layout.shape(wanted.shape)}{_remedy(path)}"
-      )
-      continue
-    if not np.isfinite(tensor).all():
-      problems.append(f"value: {name} has NaN or infinite elements")
-      continue
-    loaded[path] = jnp.asarray(layout.load(tensor, wanted.shape))
-  # PyTorch counts batches where Flax and TensorFlow do not.
-  surplus = [n for n in left if not n.endswith(".num_batches_tracked")]
-  problems += [f"surplus: {name}" for name in surplus]
+    loaded[path] = jnp.asarray(layout.read(tensor, wanted.shape))
+  for name in tensors:
+    # PyTorch counts batches where Flax and TensorFlow do not.
+    counter = name.endswith(".num_batches_tracked")
+    if name not in names and name not in ignored and not counter:
+      problems[name] = f"surplus: {name}{remarks.get(name, '')}"
   if not loaded:
-    _check_prefix(tensors, names)
+    _check_prefix(tensors, list(names))
   if problems:
     raise ValueError(
       f"{len(problems)} tensors do not fit the model:\n  "
-      + "\n  ".join(problems)
+      + "\n  ".join(problems.values())
     )
   return traverse_util.unflatten_dict(loaded)
 
 
-def to_tensors(variables: Variables, model: nn.Module) -> Tensors:
-  """Returns {timm's name: tensor}: the inverse of `from_tensors`."""
-  weight_map, tensors = weight_maps.of(model), {}
+def to_tensors(
+  variables: Variables,
+  model: nn.Module,
+  *,
+  weight_map: layouts.WeightMap | None = None,
+) -> Tensors:
+  """Returns {their name: tensor}: the inverse of `from_tensors`."""
+  weight_map, tensors = weight_map or weight_maps.of(model), {}
+  shared = collections.defaultdict(dict)
   for path, value in traverse_util.flatten_dict(variables).items():
     name, layout = weight_map(path[1:])
-    tensors[name] = np.ascontiguousarray(layout.store(np.asarray(value)))
+    tensor = layout.store(np.asarray(value))
+    if layout.part:
+      shared[name][layout.part.index] = tensor
+      if len(shared[name]) < layout.part.count:
+        continue
+      tensor = layout.part.join([t for _, t in sorted(shared[name].items())])
+    tensors[name] = np.ascontiguousarray(tensor)
   return tensors
+
+
+def _fitting(
+  tensors: Tensors,
+  name: str,
+  path: tuple[str, ...],
+  wanted: jax.ShapeDtypeStruct,
+  layout: layouts.Layout,
+  resize_tables: bool,
+) -> np.ndarray:
+  """Returns the tensor for `path`, of the dtype wanted.
+
+  Raises:
+    ValueError: if it does not fit.
+  """
+  if name not in tensors:
+    raise ValueError(f"missing: {name}, for {'/'.join(path)}")
+  tensor = tensors[name]
+  if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    raise ValueError(f"dtype: {name} has {tensor.dtype}, which is not floating")
+  with np.errstate(over="ignore"):  # What it leaves infinite is refused.
+    tensor = tensor.astype(wanted.dtype)
+  if resize_tables and path[-1] == "relative_bias_table":
+    tensor = _resize(tensor, wanted.shape[-1])
+  if tensor.shape != layout.whole(wanted.shape):
+    raise ValueError(
+      f"shape: {name} has {tensor.shape}, the model needs "
+      f"{layout.whole(wanted.shape)}{_remedy(path)}"
+    )
+  if not np.isfinite(tensor).all():
+    raise ValueError(f"value: {name} has NaN or infinite elements")
+  return tensor
 
 
 def _initializer(
@@ -198,9 +285,12 @@ def _initializer(
       f"seed is {seed}, but must have 32 bits: from 0 to 2**32-1"
     )
   if init is None:
-    size = model.size_multiple
-    image = jnp.zeros((1, size, size, 3))
-    init = functools.partial(model.init, x=image)
+    if isinstance(model, transformer.Transformer):
+      example = jnp.zeros((1, 1), jnp.int32)
+    else:
+      size = model.size_multiple
+      example = jnp.zeros((1, size, size, 3))
+    init = lambda key: model.init(key, example)
   return functools.partial(init, jax.random.key(seed))
 
 
@@ -249,60 +339,3 @@ def _remedy(path: tuple[str, ...]) -> str:
 def _resize(table: np.ndarray, side: int) -> np.ndarray:
   resized = attention.resize_relative_table(jnp.asarray(table), (side + 1) // 2)
   return np.asarray(resized)
-
-
-def _read(source: str | pathlib.Path) -> Tensors:
-  if str(source).startswith("timm:"):
-    source = _download(str(source).removeprefix("timm:"))
-  path = storage.path(source)
-  if path.suffix in _PICKLES:
-    raise ValueError(
-      f"source is {str(source)!r}, a pickle: reading one runs whatever code it "
-      "holds. Where you trust it, convert it with safetensors.torch.save_file"
-    )
-  if path.suffix != ".safetensors":
-    raise ValueError(
-      f"source is {str(source)!r}; it must be a .safetensors file or "
-      "timm:<name>"
-    )
-  if not path.exists() or path.is_dir():
-    raise ValueError(f"source is {str(source)!r}; there is no such file")
-  try:
-    from safetensors import SafetensorError
-    from safetensors import numpy as safetensors
-  except ImportError as error:
-    raise ImportError(
-      "reading weights needs safetensors: pip install 'foveal[parity]'"
-    ) from error
-  try:
-    if not storage.is_remote(path):
-      return safetensors.load_file(path)
-    with tempfile.NamedTemporaryFile() as local:
-      local.write(path.read_bytes())
-      local.flush()
-      return safetensors.load_file(local.name)
-  # The second for a dtype that numpy has not, as float8.
-  except (SafetensorError, AttributeError) as error:
-    raise ValueError(
-      f"source is {str(source)!r}, which cannot be read ({error}). It may be "
-      "empty or cut short, a page or a pointer that was saved in its place, or "
-      "have a dtype that numpy has not: get it again"
-    ) from error
-
-
-def _download(name: str) -> str:
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise ImportError(
-      "downloading weights needs huggingface_hub: pip install 'foveal[parity]'"
-    ) from error
-  try:
-    return huggingface_hub.hf_hub_download(f"timm/{name}", "model.safetensors")
-  except Exception as error:  # Its errors vary with version and transport.
-    raise ValueError(
-      f"source is 'timm:{name}', which could not be downloaded "
-      f"({type(error).__name__}: {error}). By hand: get "
-      f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors and "
-      "give its path as source"
-    ) from error

@@ -11,7 +11,7 @@ from flax.core import FrozenDict
 
 import attention
 from attention import finishes, masks, normalizers, scales, scores
-from models import attention_cache, layers, mixer_base, registry
+from models import attention_cache, mixer_base, registry, taps
 from models.finite_mask import FiniteMask
 
 # The normalizers that need no more than scores, or a number a head.
@@ -106,7 +106,7 @@ class FullAttention(mixer_base.SequenceMixer):
         out = step.apply(out.astype(jnp.float32), None).astype(v.dtype)
       return out
 
-    return layers.with_open_map(self, attend, weigh, apply)
+    return taps.with_open_map(self, attend, weigh, apply)
 
   def _slots(self, length: int) -> int:
     return length

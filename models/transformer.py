@@ -19,6 +19,7 @@ from models import (
   feed_forward,
   layers,
   normalization,
+  taps,
   transformer_checks,
 )
 from models import sequence_mixers as mixers
@@ -32,7 +33,7 @@ KIND = "language"
 Cache = dict[str, Any]
 
 
-class Transformer(nn.Module):
+class Transformer(taps.Tapped):
   """From tokens to logits, decoder-only or, with causal=False, an encoder.
 
   Attributes:

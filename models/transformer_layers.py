@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import feed_forward, layers, mixer_base
+from models import feed_forward, layers, mixer_base, taps
 
 Norm = Callable[..., nn.Module]
 
@@ -95,7 +95,7 @@ class Layer(nn.Module):
         name="mlp",
       )
       x = self._write(x, mlp(self._read(x, "mlp")), "mlp", train)
-    return layers.tap(self, "hidden_state", x), cache
+    return taps.tap(self, "hidden_state", x), cache
 
   def _read(self, x: jax.Array, branch: str) -> jax.Array:
     """Returns what a branch takes of the residual stream."""
@@ -146,7 +146,7 @@ def scanned(repeats: int) -> Callable[..., nn.Module]:
   """Returns what makes `Repeat`s that are run by a scan, stacked."""
   return nn.scan(
     Repeat,
-    variable_axes={"params": 0, "intermediates": 0, "replacements": 0},
+    variable_axes=dict.fromkeys(("params", *taps.COLLECTIONS), 0),
     split_rngs={"params": True, "dropout": True},
     in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
     length=repeats,

@@ -116,6 +116,8 @@ def _gemma2(width, depth, heads, kv_heads, head_dim, hidden, scale):
 # Radford et al. 2019; arXiv 2407.21783; 2505.09388; 2408.00118; 1810.04805;
 # 2412.13663: from the config.json that each is published with.
 SIZES: dict[str, dict[str, Any]] = {
+  # The fields of the class as they are, to be set one by one.
+  "transformer": {},
   "gpt2": {**_GPT2, **_size(768, 12, 12)},
   "gpt2_medium": {**_GPT2, **_size(1024, 24, 16)},
   "gpt2_large": {**_GPT2, **_size(1280, 36, 20)},

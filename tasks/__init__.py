@@ -14,6 +14,7 @@ from tasks.base import Shown, Task
 # they are used, since each brings its models and its data.
 TASKS = {
   "classification": ("tasks.classification", "Classification"),
+  "language_modeling": ("tasks.language_modeling", "LanguageModeling"),
 }
 
 

@@ -5,7 +5,6 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -14,6 +13,7 @@ import numpy as np
 import models
 from input_pipeline import images as image_data
 from input_pipeline.images import mixing
+from models import normalization
 from tasks import class_table, losses, predictions
 from tasks.base import Batch, Shown, Task, Variables
 from training import paths, summary
@@ -205,7 +205,7 @@ class Classification(Task):
         jax.lax.stop_gradient(variables), inputs, method="features"
       )
       method = "classify"
-    with _masked_statistics(batch["mask"]):
+    with normalization.masked_statistics(batch["mask"]):
       logits, new = self.model.apply(
         variables,
         inputs,
@@ -364,7 +364,7 @@ class Classification(Task):
     sums = {
       "weight": mask.sum(),
       "unlabelled": batch["unlabelled"].sum(),
-      "damaged": batch["damaged"].sum(),
+      "damaged": batch["damaged"].sum(dtype=jnp.float32),
       "loss": jnp.where(mask > 0, loss * mask, 0).sum(),
       "accuracy": (mask * (rank < 1)).sum(),
     }
@@ -394,24 +394,3 @@ def _check_pixel_statistics(data: ml_collections.ConfigDict) -> None:
         f"data.{field}={data[field]} does not fit data.channels="
         f"{data.channels}: give one {number}, or one for each channel."
       )
-
-
-def _masked_statistics(mask: jax.Array) -> Any:
-  """A context in which batch norms of any model leave out what is masked.
-
-  Args:
-    mask: float `[batch]`, 0 for examples that move no statistics.
-  """
-  # Statistics of nothing would be NaN; a batch of nothing has no weight.
-  counted = jnp.where(mask.any(), mask, 1)
-
-  def add_mask(call, args, kwargs, context):
-    # Here and not in each signature from the model down to the layer: nothing
-    # between them has to know.
-    called = context.method_name == "__call__"
-    if called and isinstance(context.module, nn.BatchNorm):
-      shape = (-1,) + (1,) * (args[0].ndim - 1)
-      kwargs = {**kwargs, "mask": counted.reshape(shape)}
-    return call(*args, **kwargs)
-
-  return nn.intercept_methods(add_mask)

@@ -46,6 +46,7 @@ def test_classes_are_those_of_the_predictions(config):
     "mask": np.arange(12) % 3 > 0,
   }
   batch["mask"] = batch["mask"].astype(np.float32)
+  batch["damaged"] = batch["mask"] == 0
   sums = jax.jit(built.task.evaluate_classes)(variables, batch)
   predicted = np.argmax(built.task.predict(variables, batch["image"]), -1)
   for label in range(10):

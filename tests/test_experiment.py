@@ -4,7 +4,7 @@ import pytest
 
 import experiment
 from configs import resnet_rs
-from experiment import build
+from experiment import compiling
 
 
 def create(**fields):
@@ -24,9 +24,8 @@ def test_flops_are_those_of_the_whole_batch():
   counts = []
   for n in (1, 2):
     made = create(accumulation_steps=n)
-    batch = build.batch_shapes(made, made.config.batch_size)
-    lowered = made.train_step.lower(made.state, batch)
-    counts.append(build.count_step_flops(made, lowered))
+    lowered = made.train_step.lower(made.state, made.batch)
+    counts.append(compiling.count_step_flops(made, lowered))
   assert counts[0] == counts[1] > 0
   # XLA's own count, which is why the step is lowered once more.
   assert lowered.cost_analysis()["flops"] < 0.7 * counts[0]
@@ -43,5 +42,5 @@ def test_rules_say_what_they_take():
   assert sharded.startswith(
     "sharding_rules: logits/kernel takes 160 parameters"
   )
-  assert frozen.startswith("frozen_trunk: the trunk takes ")
+  assert frozen.startswith("frozen: what does not learn takes ")
   assert frozen.endswith("no rule takes 170 parameters (2 arrays)")

@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 
 import experiment
 import storage
-from experiment.ranges import RANGES
+import tasks
+from experiment import ranges
 from input_pipeline import images
-from training import classification, cli, ranges
+from training import cli
 
 _COLUMNS = 8
 
@@ -40,7 +41,7 @@ def load_batch(
   Raises:
     ValueError: for a config that does not fit.
   """
-  ranges.check(config, RANGES)
+  ranges.check(config)
   config = config.copy_and_resolve_references()
   config.loss.label_smoothing = 0.0
   # Nothing is read ahead for a single batch.
@@ -49,9 +50,7 @@ def load_batch(
   batches = images.train_iterator(
     config.data, seed=config.seed, global_batch_size=count
   )
-  task = classification.Classification(
-    None, config, num_classes=info.num_classes
-  )
+  task = tasks.create(config, info)
   key = jax.random.key(config.seed)
   batch = jax.device_get(task.prepare(key, next(batches)))
   pixels = batch["image"] * np.array(config.data.std, np.float32)

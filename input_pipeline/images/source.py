@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -133,7 +133,7 @@ def _open_prepared(
       f" Sequence of them called {label_name} as config.data.label says, but"
       f" its features are {', '.join(features)}."
     )
-  _resolve(name, split, builder.info.splits)
+  prepared.resolve_split(name, split, builder.info.splits)
   _check_files(name, split, builder)
   files = tuple(
     (instruction.take, str(instruction.filename), instruction.skip)
@@ -179,7 +179,7 @@ def _open_fake(config: ml_collections.ConfigDict, split: str) -> Source:
   """Opens a split of the data set in memory."""
   fake.check(config.fake)
   sizes = {s: config.fake[f"{s}_examples"] for s in ("train", "test")}
-  parts = _resolve(
+  parts = prepared.resolve_split(
     "fake",
     split,
     {
@@ -198,18 +198,3 @@ def _open_fake(config: ml_collections.ConfigDict, split: str) -> Source:
     image_shape=tuple(config.fake.image_shape),
     records=fake.FakeRecords(config.fake, part.splitname, rows),
   )
-
-
-def _resolve(
-  name: str, split: str, infos: Mapping[str, tfds.core.SplitInfo]
-) -> Sequence[Any]:
-  """Splits and slices of a string; `ValueError` if it does not fit."""
-  try:
-    instruction = tfds.core.ReadInstruction.from_spec(split)
-    return instruction.to_absolute(dict(infos))
-  except (AssertionError, ValueError) as error:
-    sizes = [f"{k} ({info.num_examples})" for k, info in infos.items()]
-    raise ValueError(
-      f"split {split!r} of {name!r} cannot be read: {error} Its splits:"
-      f" {', '.join(sizes)}. Slices are written 'train[:90%]'."
-    ) from error

@@ -16,6 +16,7 @@ MASKS = (
   "sliding",
   "padding",
   "segments",
+  "positions",
   "dense",
   "function",
   "grid",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention import finishes, masks, normalizers, scales, scores
+from tests.attention import weight_formulas as formulas
 from tests.attention.slot_kinds import Kinds, draw_kinds
 
 
@@ -173,9 +174,12 @@ def _simple_mask(draw, kind):
       offset = int(rng.integers(-2, n.k - 1))
       mask, visible = masks.causal(offset), j <= i + offset
     case "sliding":
-      before, after = (int(x) for x in rng.integers(0, n.k // 2 + 1, 2))
-      mask = masks.sliding_window(before, after)
-      visible = (i - before <= j) & (j <= i + after)
+      before, after, offset = rng.integers(0, n.k // 2 + 1, (3, n.b))
+      mask = masks.sliding_window(
+        jnp.asarray(before), int(after[0]), offset=jnp.asarray(offset)
+      )
+      offset = j - i - offset[:, None, None, None]
+      visible = (-before[:, None, None, None] <= offset) & (offset <= after[0])
     case "padding":
       lengths = rng.integers(0, n.k + 1, n.b)
       mask = masks.padding(jnp.asarray(lengths))
@@ -186,6 +190,15 @@ def _simple_mask(draw, kind):
       )
       mask = masks.segments(jnp.asarray(rows), jnp.asarray(columns))
       visible = (rows[:, :, None] == columns[:, None, :])[:, None]
+    case "positions":
+      rows, columns = (
+        rng.permuted(np.tile(np.arange(length) - 2, (n.b, 1)), axis=1)
+        for length in (n.q, n.k)
+      )
+      mask = masks.positions(jnp.asarray(rows), jnp.asarray(columns), n.k // 2)
+      rows, columns = rows[:, None, :, None], columns[:, None, None, :]
+      visible = (rows - n.k // 2 <= columns) & (columns <= rows)
+      visible &= (rows >= 0) & (columns >= 0)
     case "dense":
       visible = rng.random((n.b, 1, n.q, n.k)) < 0.6
       mask = masks.dense(jnp.asarray(visible))
@@ -224,6 +237,9 @@ def _scale(draw, kind, count):
       return lambda a: scales.entropy(tokens, 7, n.dim), lambda a: factor
     case "log length":
       value = math.log(n.dim) * np.log(np.maximum(count, 1))
+      # It is for queries and keys of unit norm.
+      for name in "qk":
+        draw.arrays[name] /= n.dim**0.5
       return (
         lambda a: scales.log_length(jnp.asarray(count), n.dim),
         lambda a: value[..., None],
@@ -243,7 +259,7 @@ def _mod(draw, kind):
         (n.h, n.q, n.k),
         (n.b, 1, n.q, n.k),
         (n.b, n.h, 1, n.k),
-        (n.q, 1),
+        (n.q, n.k),
       ]
       name = draw.array("bias", *shapes[rng.integers(len(shapes))])
       return lambda a: scores.bias(a[name]), lambda a, s: s + a[name]
@@ -318,22 +334,24 @@ def _normalizer(draw, kind):
   n, rng = draw.sizes, draw.rng
   match kind:
     case "softmax":
-      return lambda a: None, lambda a, s, seen: _softmax(s, seen)
+      return lambda a: None, lambda a, s, seen: formulas.softmax(s, seen)
     case "sink":
       name = draw.array("sink", n.h)
       return (
         lambda a: normalizers.softmax_with_sink(a[name]),
-        lambda a, s, seen: _softmax(s, seen, np.exp(a[name])[:, None, None]),
+        lambda a, s, seen: formulas.softmax(
+          s, seen, np.exp(a[name])[:, None, None]
+        ),
       )
     case "softplus":
       return (
         lambda a: normalizers.softplus(),
-        lambda a, s, seen: (_softplus(s, seen), None),
+        lambda a, s, seen: (formulas.softplus(s, seen), None),
       )
     case "reweighted":
       return (
         lambda a: normalizers.reweighted_softplus(3.0),
-        lambda a, s, seen: (_reweighted(s, seen, 3), None),
+        lambda a, s, seen: (formulas.reweighted(s, seen, 3), None),
       )
     case "sigmoid":
       return (
@@ -347,33 +365,12 @@ def _normalizer(draw, kind):
 
       def formula(a, s, seen):
         x = a[alpha].transpose(0, 2, 1)[..., None]
-        weights, lse = _softmax(s, seen)
+        weights, lse = formulas.softmax(s, seen)
         count = np.maximum(seen.sum(-1, keepdims=True), 1)
         shift = (a[mean][:, None, None] - x) / (length or count)
         return x * weights + shift * seen, lse
 
       return lambda a: normalizers.affine(a[alpha], a[mean], length), formula
-
-
-def _softmax(score, seen, extra=0.0):
-  largest = score.max(axis=-1, keepdims=True)
-  weights = np.where(seen, np.exp(score - largest), 0)
-  total = weights.sum(axis=-1, keepdims=True) + extra * np.exp(-largest)
-  with np.errstate(divide="ignore"):
-    lse = np.log(total) + largest
-  return weights / np.where(total == 0, 1, total), lse[..., 0]
-
-
-def _softplus(score, seen):
-  weights = np.where(seen, np.logaddexp(score, 0), 0)
-  return weights / (weights.sum(axis=-1, keepdims=True) + 1e-8)
-
-
-def _reweighted(score, seen, power):
-  count = seen.sum(axis=-1, keepdims=True)
-  excess = count * _softplus(score, seen) - np.where(count <= 3, 0, 1)
-  weights = np.maximum(excess, 0) ** power
-  return weights / (weights.sum(axis=-1, keepdims=True) + 1e-8)
 
 
 def _finish(draw, kind):

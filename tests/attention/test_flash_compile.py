@@ -23,8 +23,12 @@ CASES = {
   "2k plain": ((1, 2048, 8, 8, 8, 128), (), dict),
   "2k odd length, grouped heads": (
     (2, 2000, 32, 4, 16, 64),
-    (array(2, dtype=jnp.int32),),
-    lambda lengths: {"mask": masks.padding(lengths) & masks.causal()},
+    (array(2, dtype=jnp.int32), array(2, 2000, dtype=jnp.int32)),
+    lambda lengths, places: {
+      "mask": masks.padding(lengths)
+      & masks.positions(places, places, lengths)
+      & masks.causal(lengths)
+    },
   ),
   "2k bias": (
     (2, 2048, 12, 12, 12, 64),

@@ -1,8 +1,5 @@
 """Masks against formulas in NumPy, and what they say of tiles."""
 
-import functools
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,96 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import masks
+from tests.attention.mask_states import check_states, dense, positions
 
 EMPTY, MIXED, FULL = masks.EMPTY, masks.MIXED, masks.FULL
 # Tiles that fit, that do not, and that are larger than the scores.
 Q_LEN, KV_LEN = 7, 10
 BLOCKS = [(3, 4), (7, 5), (8, 16)]
-# Lengths and tiles where all is NumPy, and fast.
-SIZES = [
-  *itertools.product((1, 4, 7, 8), (1, 5, 8, 10), (1, 3, 4, 8), (2, 4, 16)),
-]
-
-
-def positions(q_len, kv_len):
-  return np.arange(q_len)[:, None], np.arange(kv_len)[None, :]
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def dense(mask, q_len, kv_len, batch=1, heads=1):
-  return mask.dense(q_len, kv_len, batch=batch, heads=heads)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def traced_states(mask, *sizes):
-  return mask.tile_states(*sizes)
-
-
-def true_states(visible, block_q, block_k):
-  """Looks at each tile of booleans [batch, heads, q_len, kv_len]."""
-  batch, heads, q_len, kv_len = visible.shape
-  rows, columns = range(0, q_len, block_q), range(0, kv_len, block_k)
-  states = np.zeros((batch, heads, len(rows), len(columns)), int)
-  for (i, row), (j, column) in itertools.product(
-    enumerate(rows), enumerate(columns)
-  ):
-    tile = visible[:, :, row : row + block_q, column : column + block_k]
-    full, some = tile.all(axis=(2, 3)), tile.any(axis=(2, 3))
-    states[:, :, i, j] = np.where(full, FULL, np.where(some, MIXED, EMPTY))
-  return states
-
-
-def _states(mask, *sizes):
-  """Compiles what needs the program to run."""
-  leaves = jax.tree.leaves(mask)
-  if any(isinstance(leaf, jax.Array) for leaf in leaves) and not any(
-    isinstance(leaf, np.ndarray) for leaf in leaves
-  ):
-    return traced_states(mask, *sizes)
-  return mask.tile_states(*sizes)
-
-
-def check_states(mask, visible, block_q, block_k, exact):
-  """Compares what a mask says of its tiles with its booleans."""
-  q_len, kv_len = visible.shape[2:]
-  states = _states(mask, q_len, kv_len, block_q, block_k)
-  assert states.ndim == 4
-  states = np.asarray(states)
-  truth = true_states(visible, block_q, block_k)
-  states = np.broadcast_to(states, truth.shape)
-  wrong = (states != truth) if exact else (states != truth) & (states != MIXED)
-  assert not wrong.any(), np.argwhere(wrong)[:5]
-  return states
-
-
-BANDS = [
-  (lambda: masks.causal(), None, 0),
-  (lambda: masks.causal(3), None, 3),
-  (lambda: masks.causal(-2), None, -2),
-  (lambda: masks.sliding_window(2), -2, 0),
-  (lambda: masks.sliding_window(1, 3), -1, 3),
-  (lambda: masks.sliding_window(2, 1, offset=4), 2, 5),
-  (lambda: masks.sliding_window(0, 0, offset=-3), -3, -3),
-  (lambda: masks.sliding_window(99, 99), -99, 99),
-]
-
-
-@pytest.mark.parametrize(("make", "lower", "upper"), BANDS)
-def test_bands(make, lower, upper):
-  mask = make()
-  for q_len, kv_len, block_q, block_k in SIZES:
-    visible = _band(q_len, kv_len, lower, upper)
-    states = mask.tile_states(q_len, kv_len, block_q, block_k)
-    # Kernels list the tiles before the program runs.
-    assert isinstance(states, np.ndarray)
-    check_states(mask, visible[None, None], block_q, block_k, exact=True)
-  visible = _band(Q_LEN, KV_LEN, lower, upper)
-  np.testing.assert_array_equal(dense(mask, Q_LEN, KV_LEN)[0, 0], visible)
-
-
-def _band(q_len, kv_len, lower, upper):
-  i, j = positions(q_len, kv_len)
-  return (j - i <= upper) & ((j - i >= lower) if lower is not None else True)
 
 
 @pytest.mark.parametrize("make", [masks.padding, masks.prefix])
@@ -276,6 +189,16 @@ def test_idle_queries_and_keys_are_known():
   kinds = {
     "causal": masks.causal(-1),
     "window": masks.sliding_window(2, offset=3),
+    "window of each row": masks.sliding_window(
+      jnp.array([0, 2]), offset=jnp.array([6, -3])
+    ),
+    # A ring buffer that has gone round, and an empty cache with one token.
+    "positions": masks.positions(
+      jnp.array([[7, 20, 9, -1, 12], [0, 1, 2, 3, -1]]),
+      jnp.array([[8, 3, 14, -1, 7, 6, 21, -1, 5], [-1] * 4 + [1] + [-1] * 4]),
+      1,
+      jnp.array([1, 0]),
+    ),
     "padding": masks.padding(jnp.array([0, 4])),
     "prefix": masks.prefix(3),
     "segments": masks.segments(q_segments, kv_segments),
@@ -345,10 +268,6 @@ def test_masks_are_pytrees():
 
 
 def test_errors_name_argument_and_value():
-  with pytest.raises(ValueError, match="before is -1; it must be at least 0"):
-    masks.sliding_window(-1)
-  with pytest.raises(ValueError, match="after is -2"):
-    masks.sliding_window(1, -2)
   with pytest.raises(ValueError, match=r"array has shape \(1, 1, 1, 1, 2\)"):
     masks.dense(jnp.ones((1, 1, 1, 1, 2), bool))
   with pytest.raises(ValueError, match=r"shape \(2,\) and blocks 4 x 4"):

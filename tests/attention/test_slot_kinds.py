@@ -24,7 +24,7 @@ REFUSED = {
   ("fitting", "seen_as", "refused", "most"),
   [
     (lambda kinds: kinds, lambda item: item, set(), 40),
-    (slot_kinds.for_kernels, slot_kinds.as_kernels_see, REFUSED, 10),
+    (slot_kinds.for_kernels, slot_kinds.as_kernels_see, REFUSED, 11),
   ],
   ids=["reference", "kernels"],
 )

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tasks import losses
 from tests import parity_helper
-from training import losses
 
 
 @pytest.fixture
