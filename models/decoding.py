@@ -124,7 +124,7 @@ def stream(
     raise ValueError(f"{rows=} are not as many as {len(prompts)} prompts.")
   step = functools.partial(
     take_steps,
-    _hashable(model),
+    hashable(model),
     variables,
     how=how,
     keys=token_sampling.row_keys(seed, jnp.asarray(rows)),
@@ -184,7 +184,7 @@ def start(
   """
   tokens, positions = left_pad([p[:-1] for p in prompts], padded)
   return State(
-    cache=_prefill(_hashable(model), variables, tokens, positions, slots=slots),
+    cache=_prefill(hashable(model), variables, tokens, positions, slots=slots),
     token=jnp.asarray([p[-1] for p in prompts], jnp.int32),
     position=jnp.asarray([len(p) - 1 for p in prompts], jnp.int32),
     step=jnp.zeros((), jnp.int32),
@@ -252,7 +252,7 @@ def take_steps(
   return state, tokens.T
 
 
-def _hashable(model):
+def hashable(model):
   """The model with its mappings frozen, to be a static argument."""
   return model.clone(
     **{

@@ -79,7 +79,7 @@ class FullAttention(mixer_base.SequenceMixer):
         )
       if segments is None:
         segments = jnp.zeros_like(positions)
-      new = attention_cache.Keys(k, v, positions, segments)
+      new = attention_cache.Seen(k, v, positions, segments)
       seen, cache = attention_cache.extend(cache, new, ring=self.local)
       k, v = seen.keys, seen.values
       slots["mask"] = self._mask_of_cache(new, seen)
