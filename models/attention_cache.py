@@ -1,10 +1,11 @@
 """Keys and values of earlier tokens, in an array of fixed size.
 
-A cache has `keys` and `values` [batch, slots, kv_heads, head_dim], `positions`
+A cache has `keys` and `values` [batch, kv_heads, slots, head_dim], `positions`
 and `segments`, int32 [batch, slots], with position -1 where nothing is or where
 padding was, and `index`, an int32 scalar: how many tokens were written. Token n
 of all rows is in slot n % slots, so rows of several lengths are padded on the
-left, with position -1.
+left, with position -1. Heads come before slots because that is how products
+and kernels read them: else each step would transpose the whole cache.
 """
 
 from typing import NamedTuple
@@ -20,9 +21,11 @@ Cache = dict[str, jax.Array]
 # No segment of a token: padding is seen by nobody, and sees nobody.
 _PADDING_KEY = -(2**31)
 _PADDING_QUERY = _PADDING_KEY + 1
+# The axis of slots.
+_SLOTS = {"keys": 2, "values": 2, "positions": 1, "segments": 1}
 
 
-class Keys(NamedTuple):
+class Seen(NamedTuple):
   """What the queries of a call may see, the oldest first.
 
   Attributes:
@@ -42,7 +45,7 @@ def empty(
   batch: int, slots: int, kv_heads: int, head_dim: int, dtype: Dtype
 ) -> Cache:
   """Returns a cache in which nothing was written."""
-  heads = (batch, slots, kv_heads, head_dim)
+  heads = (batch, kv_heads, slots, head_dim)
   # Arrays of their own, for each may be donated.
   return {
     "keys": jnp.zeros(heads, dtype),
@@ -53,7 +56,7 @@ def empty(
   }
 
 
-def extend(cache: Cache, new: Keys, *, ring: bool) -> tuple[Keys, Cache]:
+def extend(cache: Cache, new: Seen, *, ring: bool) -> tuple[Seen, Cache]:
   """Writes the keys of a call.
 
   Args:
@@ -69,25 +72,45 @@ def extend(cache: Cache, new: Keys, *, ring: bool) -> tuple[Keys, Cache]:
     ValueError: if the tokens are more than the slots that are left, as far as
       that is known before the program runs.
   """
-  length, slots = new.keys.shape[1], cache["keys"].shape[1]
+  length, slots = new.positions.shape[1], cache["positions"].shape[1]
   index = cache["index"]
   if not ring:
     _check_room(index, length, slots)
-  old = Keys(*(cache[name] for name in Keys._fields))
-  after = index + length
-  if length > 1 and ring:
-    # The oldest token is in the slot that would be written next.
-    seen = _joined(Keys(*(jnp.roll(x, -(index % slots), 1) for x in old)), new)
-    kept = Keys(*(jnp.roll(x[:, length:], after % slots, 1) for x in seen))
-  else:
-    kept = Keys(
-      *(
-        lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), index % slots, 1)
-        for x, y in zip(old, new, strict=True)
-      )
+  old = {name: cache[name] for name in _SLOTS}
+  added = {
+    name: x.astype(old[name].dtype)
+    for name, x in new._replace(
+      keys=new.keys.swapaxes(1, 2), values=new.values.swapaxes(1, 2)
     )
-    seen = kept if length == 1 else _joined(old, new)
-  return seen, {**kept._asdict(), "index": after}
+    ._asdict()
+    .items()
+  }
+  if length == 1 or not ring:
+    kept = _each(
+      lambda x, y, axis: lax.dynamic_update_slice_in_dim(
+        x, y, index % slots, axis
+      ),
+      old,
+      added,
+    )
+    seen = kept if length == 1 else _joined(old, added)
+  else:
+    # The oldest token is in the slot that would be written next.
+    in_order = _each(lambda x, axis: jnp.roll(x, -(index % slots), axis), old)
+    seen = _joined(in_order, added)
+    kept = _each(
+      lambda x, axis: jnp.roll(
+        lax.slice_in_dim(x, length, None, axis=axis),
+        (index + length) % slots,
+        axis,
+      ),
+      seen,
+    )
+  seen = Seen(**seen)
+  seen = seen._replace(
+    keys=seen.keys.swapaxes(1, 2), values=seen.values.swapaxes(1, 2)
+  )
+  return seen, {**kept, "index": index + length}
 
 
 def marked(positions: jax.Array, segments: jax.Array) -> tuple[jax.Array, ...]:
@@ -99,13 +122,16 @@ def marked(positions: jax.Array, segments: jax.Array) -> tuple[jax.Array, ...]:
   )
 
 
-def _joined(old: Keys, new: Keys) -> Keys:
-  return Keys(
-    *(
-      jnp.concatenate([x, y.astype(x.dtype)], axis=1)
-      for x, y in zip(old, new, strict=True)
-    )
-  )
+def _each(f, *arrays: Cache) -> Cache:
+  """Calls `f(*arrays, axis)` for each array of a cache that has slots."""
+  return {
+    name: f(*(own[name] for own in arrays), axis)
+    for name, axis in _SLOTS.items()
+  }
+
+
+def _joined(old: Cache, new: Cache) -> Cache:
+  return _each(lambda x, y, axis: jnp.concatenate([x, y], axis=axis), old, new)
 
 
 def _check_room(index: jax.Array, length: int, slots: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 import attention
 from attention import features, finishes, linear_normalizers
-from models import layers, mixer_base, registry
+from models import layers, mixer_base, registry, taps
 
 FEATURE_MAPS = {
   f.__name__: f
@@ -93,7 +93,7 @@ class LinearAttention(mixer_base.SequenceMixer):
       "implementation": self.implementation,
     }
     if cache is None:
-      out = attention.linear_attention(q, k, v, **options)
+      out = self._attend(q, k, v, options)
     else:
       state = attention.LinearState(
         *(cache[name] for name in attention.LinearState._fields)
@@ -110,6 +110,30 @@ class LinearAttention(mixer_base.SequenceMixer):
     if gate is not None:
       out = finishes.gate(gate).apply(out.astype(jnp.float32), None)
     return self.output(out.astype(self.dtype), x.shape[-1]), cache
+
+  def _attend(self, q, k, v, options) -> jax.Array:
+    """Runs the attention; its map is what it makes of one value for each key.
+
+    With a cache there is none: of what is in the memory no keys are known.
+    """
+
+    def weigh():
+      values = jnp.eye(k.shape[1])[None, :, None]
+      values = jnp.broadcast_to(values, (k.shape[0], *values.shape[1:]))
+      # [batch, queries, heads, keys]
+      weights = attention.linear_attention(
+        *(x.astype(jnp.float32) for x in (q, k)),
+        values,
+        **{**options, "implementation": "xla"},
+      )
+      return weights.swapaxes(1, 2)
+
+    return taps.with_open_map(
+      self,
+      lambda: attention.linear_attention(q, k, v, **options),
+      weigh,
+      lambda weights: attention.apply_attention_weights(weights, v),
+    )
 
   def _gate(self, x, name, wanted, kept) -> jax.Array | None:
     """Returns a gate [batch or 1, length, heads or 1], zero for padding."""

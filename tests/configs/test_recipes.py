@@ -74,7 +74,7 @@ ALL = [c for c in _variants() if not c[1].startswith("u_")]
 
 def test_every_family_has_a_config_file():
   found = {path.stem for path in _CONFIGS.glob("*.py")}
-  helpers = {"__init__", "common", "imagenet", "digits", "finetune"}
+  helpers = {"__init__", "common", "imagenet", "digits", "finetune", "language"}
   assert found - helpers == set(FAMILIES)
 
 

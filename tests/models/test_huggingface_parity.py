@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from models import huggingface, pretrained
+from models import huggingface, pretrained, taps
+from tests import parity_helper
 from tests.models import transformers_oracle as oracle
 
 pytestmark = pytest.mark.parity
@@ -19,24 +20,23 @@ def _load(folder, model, **overrides):
 
 
 def _their_gradients(model, logits, direction):
-  import torch
-
+  torch = parity_helper.import_torch()
   (logits * torch.from_numpy(direction)).sum().backward()
   return {
     name: parameter.grad.numpy() for name, parameter in model.named_parameters()
   }
 
 
-def _our_gradients(model, variables, naming, tokens, positions, direction):
+def _our_gradients(model, variables, naming, tokens, direction, **options):
   @jax.jit
-  def run(variables, tokens, positions):
+  def run(variables, tokens, options):
     def loss(variables):
-      logits = model.apply(variables, tokens, positions=positions)
+      logits = model.apply(variables, tokens, **options)
       return (logits * direction).sum(), logits
 
     return jax.grad(loss, has_aux=True)(variables)
 
-  gradients, logits = run(variables, tokens, positions)
+  gradients, logits = run(variables, tokens, options)
   weight_map = naming.weight_map(model)
   tensors = pretrained.to_tensors(gradients, model, weight_map=weight_map)
   return np.asarray(logits), tensors
@@ -44,19 +44,24 @@ def _our_gradients(model, variables, naming, tokens, positions, direction):
 
 @pytest.mark.parametrize("case", oracle.CASES)
 def test_logits_and_gradients(case, tmp_path):
+  torch = parity_helper.import_torch()
   case = oracle.CASES[case]
   theirs = case.model()
   model, variables = _load(tmp_path, theirs)
   tokens, positions = oracle.batch()
   real = positions >= 0
-  expected = oracle.run(theirs, tokens, positions).logits
+  ours, own = {"positions": positions}, {}
+  if model.token_types:
+    ours["token_types"] = tokens % model.token_types
+    own["token_type_ids"] = torch.from_numpy(ours["token_types"]).long()
+  expected = oracle.run(theirs, tokens, positions, **own).logits
   rng = np.random.default_rng(2)
   direction = rng.standard_normal(expected.shape, np.float32) * real[..., None]
   expected_gradients = _their_gradients(theirs, expected, direction)
   expected = expected.detach().numpy()
   naming = huggingface.ARCHITECTURES[case.family].naming
   logits, gradients = _our_gradients(
-    model, variables, naming, tokens, positions, direction
+    model, variables, naming, tokens, direction, **ours
   )
   assert expected[real].std() > 0.5
   np.testing.assert_allclose(logits[real], expected[real], atol=1e-4)
@@ -95,12 +100,11 @@ def test_attention_maps(tmp_path):
   tokens, positions = oracle.batch()
   expected = oracle.run(theirs, tokens, positions, output_attentions=True)
   expected = expected.attentions
-  apply = functools.partial(model.apply, mutable=["intermediates"])
-  _, state = jax.jit(apply)(variables, tokens, positions=positions)
-  assert len(expected) == model.depth
+  read = functools.partial(taps.read, model, names=["*/attention_weights"])
+  _, maps = jax.jit(read)(variables, tokens, positions=positions)
+  assert len(expected) == len(maps) == model.depth
   for i, theirs in enumerate(expected):
-    mixer = state["intermediates"][f"layer_{i}"]["mixer"]
-    ours = np.asarray(mixer["attention_weights"])
+    ours = np.asarray(maps[f"layer_{i}/mixer/attention_weights"])
     for row, padding in enumerate(oracle.PADDING):
       real = (row, slice(None), slice(padding, None), slice(padding, None))
       np.testing.assert_allclose(

@@ -10,12 +10,17 @@ import pytest
 from flax import traverse_util
 from jax.extend import core
 
-from models import halo_mixer, taps, token_mixers
+import models
+from models import halo_mixer, sequence_mixers, taps, token_mixers
 from tests.models import small
 
 MAP = "attention_weights"
 MIXER_MAP = f"mixer/{MAP}"
-MIXERS = [*token_mixers.TOKEN_MIXERS, "global_attention"]
+MIXERS = [
+  *token_mixers.TOKEN_MIXERS,
+  "global_attention",
+  *sequence_mixers.SEQUENCE_MIXERS,
+]
 
 
 class Layer(nn.Module):
@@ -25,8 +30,10 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(self, x, _=None):
-    x = taps.tap(self, "hidden_state", x + self.mixer(name="mixer")(x))
-    return x, None
+    y = self.mixer(name="mixer")(x)
+    # A mixer of sequences has a cache beside it.
+    y = y[0] if isinstance(y, tuple) else y
+    return taps.tap(self, "hidden_state", x + y), None
 
 
 class Layers(taps.Tapped):
@@ -53,14 +60,23 @@ class Layers(taps.Tapped):
 
 
 def create(mixer="block_attention", implementation="xla", **fields):
-  options = {"head_dim": 4, "window_size": 2, "block_size": 2, "halo_size": 1}
-  options["implementation"] = implementation
-  make = functools.partial(token_mixers.create, mixer, options)
-  if mixer == "global_attention":
+  inputs = small.images(channels=8, size=4)
+  options = {"head_dim": 4, "heads": 2, "implementation": implementation}
+  if mixer in sequence_mixers.SEQUENCE_MIXERS:
+    inputs = inputs.reshape(2, 16, 8)
+    options |= {"kv_heads": 1, "window": 5}
+    options |= {"output_gate": "headwise", "key_gate": True}
+    # Its kernel has no decay.
+    options["decay"] = "none" if implementation == "tpu" else "data"
+    make = functools.partial(sequence_mixers.create, mixer, options)
+  elif mixer == "global_attention":
     make = functools.partial(
       halo_mixer.GlobalAttention, 4, 2, implementation=implementation
     )
-  return Layers(make, **fields), small.images(channels=8, size=4)
+  else:
+    options |= {"window_size": 2, "block_size": 2, "halo_size": 1}
+    make = functools.partial(token_mixers.create, mixer, options)
+  return Layers(make, **fields), inputs
 
 
 def init(*args, **fields):
@@ -202,3 +218,30 @@ def test_nothing_is_left_where_nobody_looks():
   assert sorted(found) == names
   # 4 x 4 tokens are 4 windows of 4.
   assert found[f"layer_0/{MIXER_MAP}"].shape == (2, 4, 2, 4, 4)
+
+
+def test_a_transformer_is_read_while_it_decodes():
+  model = models.create(
+    "transformer",
+    vocabulary_size=13,
+    width=8,
+    depth=4,
+    heads=2,
+    mixers=("sliding", "full"),
+    window=3,
+    scan_layers=True,
+  )
+  tokens = jnp.ones((2, 1), jnp.int32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+  step = functools.partial(taps.read, model, names=["*/1"], positions=tokens)
+  cache = model.init_cache(2, 7)
+  (logits, after), values = jax.eval_shape(step, variables, tokens, cache=cache)
+  assert logits.shape == (2, 1, 13)
+  assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, cache)
+  # Of a query the keys that the cache has room for, a ring of three or all.
+  assert {name: value.shape for name, value in values.items()} == {
+    "layers/layer_0/hidden_state/1": (2, 1, 8),
+    "layers/layer_1/hidden_state/1": (2, 1, 8),
+    "layers/layer_0/mixer/attention_weights/1": (2, 2, 1, 3),
+    "layers/layer_1/mixer/attention_weights/1": (2, 2, 1, 7),
+  }
