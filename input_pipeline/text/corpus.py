@@ -11,6 +11,7 @@ import storage
 from input_pipeline.text import files, records, standard_library, tokenizers
 from input_pipeline.text.config import check_config
 from input_pipeline.text.documents import Document, describe, split_off
+from input_pipeline.text.tokenizer import Tokenizer
 
 # What of the config decides over documents and tokens.
 _FIELDS = (
@@ -49,7 +50,7 @@ class Corpus:
     self._open_records = functools.cache(self._read_records)
 
   @functools.cached_property
-  def tokenizer(self) -> tokenizers.Tokenizer:
+  def tokenizer(self) -> Tokenizer:
     """Of `config.tokenizer`."""
     name = self._config.tokenizer
     documents = ()

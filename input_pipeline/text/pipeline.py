@@ -15,6 +15,7 @@ from input_pipeline import stream
 from input_pipeline.text import rows as rows_lib
 from input_pipeline.text import tokenizers
 from input_pipeline.text.corpus import open_corpus
+from input_pipeline.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TextInfo:
   """
 
   vocabulary_size: int
-  tokenizer: tokenizers.Tokenizer
+  tokenizer: Tokenizer
   num_eval_examples: int = 0
   eval_tokens: int = 0
   eval_bytes: int = 0
