@@ -219,11 +219,7 @@ def _without_idle(q, k, v, mask) -> tuple[Array, Array, Array]:
 
 def _reference(q, k, v, scale, mods, mask, normalizer):
   """Returns the output in float32, the log-sum-exp and the weights."""
-  k = _repeat_heads(k, q.shape[2])
-  values = jnp.einsum(
-    "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
-  )
-  values *= scale
+  values = _products(q, k) * scale
   for mod in mods:
     values = tiles.over_all_scores(
       mod.modify, mod.operands(), values.shape, values
@@ -281,19 +277,27 @@ def _fused(q, k, v, scale, mods, mask, normalizer, target):
   return normalizer.fused(attend, counts)
 
 
+def _products(q: Array, k: Array) -> Array:
+  """Returns q k^T in float32, [batch, heads, q_len, kv_len]."""
+  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  if q.shape[2] == k.shape[2]:
+    return dot("bqhd,bkhd->bhqk", q, k)
+  # Heads that share keys are one more axis: repeating the keys copies them.
+  shared = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+  products = dot("bqhgd,bkhd->bhgqk", shared, k)
+  return products.reshape(q.shape[0], q.shape[2], *products.shape[3:])
+
+
 def _weigh(weights: Array, v: Array) -> Array:
   # The product runs in the dtype of the values: that is what matrix units want.
-  return jnp.einsum(
-    "...hqk,...khd->...qhd",
-    weights.astype(v.dtype),
-    _repeat_heads(v, weights.shape[-3]),
-    preferred_element_type=jnp.float32,
-  )
-
-
-def _repeat_heads(x: Array, heads: int) -> Array:
-  """Gives each query head its own of [..., len, few heads, dim]."""
-  return x if x.shape[-2] == heads else jnp.repeat(x, heads // x.shape[-2], -2)
+  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  weights = weights.astype(v.dtype)
+  *lead, heads, q_len, kv_len = weights.shape
+  if heads == v.shape[-2]:
+    return dot("...hqk,...khd->...qhd", weights, v)
+  shared = weights.reshape(*lead, v.shape[-2], -1, q_len, kv_len)
+  out = dot("...hgqk,...khd->...qhgd", shared, v)
+  return out.reshape(*lead, q_len, heads, v.shape[-1])
 
 
 def _value_sum(q, k, v, mask, target) -> Array:

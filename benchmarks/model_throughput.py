@@ -17,8 +17,7 @@ import json
 import platform
 import re
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import ml_collections
@@ -27,7 +26,7 @@ from absl import app, flags
 
 import models
 import tasks
-from benchmarks import flag_checks
+from benchmarks import flag_checks, turns
 from configs import common
 from input_pipeline import images as image_data
 from tools import torch_imports
@@ -145,19 +144,14 @@ def _rename(name: str) -> str:
   return name
 
 
-def time_turn(run: Callable[[], None]) -> float:
+def time_turn(run: turns.Run) -> float:
   """Images per second over at least `--seconds`."""
-  run()
-  count, started = 0, time.perf_counter()
-  while time.perf_counter() - started < _SECONDS.value:
-    run()
-    count += 1
-  return count * _BATCH.value / (time.perf_counter() - started)
+  return turns.rate(run, _BATCH.value, _SECONDS.value)
 
 
 def our_pass(
   name: str, which: str, images: np.ndarray, labels: np.ndarray
-) -> Callable[[], None]:
+) -> turns.Run:
   """A function that runs our pass once and waits for it."""
   config = common.get_config()
   config.data.image_size = images.shape[1]
@@ -207,7 +201,7 @@ def our_pass(
 
 def peer_pass(
   peer: str, which: str, images: np.ndarray, labels: np.ndarray, layout: str
-) -> Callable[[], None]:
+) -> turns.Run:
   """A function that runs timm's pass once and waits for it."""
   torch, timm = torch_imports.import_timm()
   device = "cuda" if torch.cuda.is_available() else "cpu"

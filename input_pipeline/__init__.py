@@ -1,8 +1,7 @@
 """Batches for a training loop: a room for each kind of data.
 
 `input_pipeline.images` has images with labels, `input_pipeline.text` rows of
-tokens. Every room offers the same
-functions of its `config.data`: `default_config`, `dataset_info`,
-`num_train_examples`, `train_iterator` and `eval_batches`; beside the rooms is
-what all of them share.
+tokens. Every room offers the same functions of its `config.data`:
+`default_config`, `dataset_info`, `num_train_examples`, `train_iterator` and
+`eval_batches`; beside the rooms is what all of them share.
 """

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from models import token_sampling
 from models.prompts import check_prompts, left_pad, prompt_lengths
@@ -183,11 +184,29 @@ def start(
     slots: tokens that the cache has room for.
   """
   tokens, positions = left_pad([p[:-1] for p in prompts], padded)
-  return State(
+  state = State(
     cache=_prefill(hashable(model), variables, tokens, positions, slots=slots),
     token=jnp.asarray([p[-1] for p in prompts], jnp.int32),
     position=jnp.asarray([len(p) - 1 for p in prompts], jnp.int32),
     step=jnp.zeros((), jnp.int32),
+  )
+  return _beside(variables, state)
+
+
+def _beside(variables, state):
+  """Puts a state on the mesh of the variables, where each block leaves it.
+
+  Otherwise the second block would be compiled anew.
+  """
+  shardings = (getattr(x, "sharding", None) for x in jax.tree.leaves(variables))
+  mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+  if mesh is None:
+    return state
+  return jax.tree.map(
+    lambda x: jax.device_put(
+      x, NamedSharding(mesh, getattr(x.sharding, "spec", PartitionSpec()))
+    ),
+    state,
   )
 
 

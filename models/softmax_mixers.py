@@ -12,6 +12,7 @@ from flax.core import FrozenDict
 import attention
 from attention import finishes, masks, normalizers, scales, scores
 from models import attention_cache, mixer_base, registry, taps
+from models.finite_mask import FiniteMask
 
 # The normalizers that need no more than scores, or a number a head.
 NORMALIZERS = {
@@ -129,18 +130,18 @@ class FullAttention(mixer_base.SequenceMixer):
       if segments is None:
         segments = jnp.zeros_like(positions)
       apart = masks.segments(*attention_cache.marked(positions, segments))
-    return apart if band is None else band & apart
+    return FiniteMask(apart if band is None else band & apart)
 
   def _mask_of_cache(self, new, seen) -> masks.Mask:
     """The mask of new tokens among those of the cache, the oldest first."""
     length = new.positions.shape[1]
     q_segments, _ = attention_cache.marked(new.positions, new.segments)
     _, kv_segments = attention_cache.marked(seen.positions, seen.segments)
-    apart = masks.segments(q_segments, kv_segments)
+    mask = masks.segments(q_segments, kv_segments)
     # One token sees all that is in the cache: a ring has just what it may see.
-    if length == 1:
-      return apart
-    return self._band(seen.positions.shape[1] - length) & apart
+    if length > 1:
+      mask = self._band(seen.positions.shape[1] - length) & mask
+    return FiniteMask(mask)
 
   def _score_mods(self, q_positions=None, kv_positions=None):
     mods = []

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from models import decoding, token_sampling
 
@@ -193,6 +195,29 @@ def test_other_prompts_compile_nothing():
     decoding._prefill._cache_size(),
     decoding.take_steps._cache_size(),
   )
+
+
+@pytest.mark.parametrize("prompt", [[3], [1, 4, 1, 5]])
+def test_the_second_block_compiles_nothing_on_a_mesh(prompt):
+  """There, what a step returns has another type than a new array."""
+  traced = []
+
+  class Traced(Trigrams):
+    @nn.compact
+    def __call__(self, *args, **options):
+      traced.append(args)
+      return Trigrams(name="inner")(*args, **options)
+
+  mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+  inner = jax.device_put(VARIABLES["params"], NamedSharding(mesh, P()))
+  blocks = decoding.stream(
+    Traced(), {"params": {"inner": inner}}, [prompt], max_tokens=9, block=3
+  )
+  rows = next(blocks)
+  count = len(traced)
+  rows += [row for (row,) in blocks]
+  assert sum(rows[1:], rows[0]) == most_probable(prompt, 9)
+  assert len(traced) == count
 
 
 def test_the_cache_is_as_long_as_asked_for():

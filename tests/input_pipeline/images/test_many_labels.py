@@ -77,7 +77,7 @@ def test_the_best_of_them_is_ranked(config):
   }
   labelled = batch["label"].any(-1)
   assert 0 < labelled.sum() < 40
-  batch["mask"] = np.ones(40, np.float32)
+  batch |= {"mask": np.ones(40, np.float32), "damaged": np.zeros(40, bool)}
   sums = jax.jit(task.evaluate_classes)(variables, batch)
   best = np.argsort(-task.predict(variables, batch["image"]), -1)
   hits = np.take_along_axis(batch["label"], best, -1)
