@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from models import decoding, token_sampling
+from models import decoding, prompts, token_sampling
 
 VOCABULARY = 11
 PERIOD = 5
@@ -68,9 +68,9 @@ def most_probable(prompt, count):
   return tokens[len(prompt) :]
 
 
-def generate(prompts=PROMPTS, **options):
+def generate(starts=PROMPTS, **options):
   options = {"max_tokens": 9} | options
-  return decoding.generate(MODEL, VARIABLES, prompts, **options)
+  return decoding.generate(MODEL, VARIABLES, starts, **options)
 
 
 def text(tokens):
@@ -232,6 +232,19 @@ def test_the_cache_is_as_long_as_asked_for():
     generate(max_tokens=4, cache_length=9)
   with pytest.raises(ValueError, match="room for: a prompt of at most 1 token"):
     generate(max_tokens=4, cache_length=4)
+
+
+def test_what_prompts_are_padded_to():
+  """A power of two, but no more than may be."""
+  lengths = [[1] * n for n in (1, 2, 3, 10)]
+  found = [prompts.prompt_lengths(MODEL, [p], 120) for p in lengths]
+  assert found == [(0, 128), (1, 128), (2, 128), (16, 256)]
+  learned = Trigrams(position_encoding="learned", max_length=12)
+  assert prompts.prompt_lengths(learned, lengths, 3) == (12, 128)
+  assert prompts.prompt_lengths(MODEL, lengths, 3, 14) == (11, 14)
+  tokens, positions = prompts.left_pad([[7, 8], [], [5, 6, 9]], 3)
+  assert tokens.tolist() == [[0, 7, 8], [0, 0, 0], [5, 6, 9]]
+  assert positions.tolist() == [[-1, 0, 1], [-1, -1, -1], [0, 1, 2]]
 
 
 def test_learned_positions_are_a_limit():
