@@ -1,6 +1,7 @@
 """Starting from weights: what is kept, what is new, what stays frozen."""
 
 import importlib
+from unittest import mock
 
 import jax
 import numpy as np
@@ -12,10 +13,16 @@ import train
 from configs import digits, finetune
 from experiment import layer_rates, weights
 from models import registry
-from training import checkpoints, paths
+from training import checkpoints, paths, summary
 
 # Each trains, or makes models of published size.
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pictures():
+  with mock.patch.object(summary, "finish"):
+    yield
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from models import pretrained
 from tasks import predictions
 from tests.train_runs import (
   LANGUAGE_TEXT,
+  Repeated,
   assert_same_state,
   make_config,
   of_every_task,
@@ -27,10 +28,20 @@ from tests.train_runs import (
 from training import checkpoints, evaluation, plots, records, reporting
 
 
+@pytest.fixture(scope="module", params=["digits"])
+def job(request):
+  """Which of CONFIGS; a test may say others."""
+  return request.param
+
+
 @pytest.fixture(scope="module")
-def job():
-  """Which of CONFIGS, where a test does not say."""
-  return "digits"
+def repeated():
+  return Repeated()
+
+
+@pytest.fixture(autouse=True)
+def _share_what_repeats(repeated, monkeypatch):
+  repeated.share(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +148,10 @@ def test_eval_errors_say_what_is_there(config, finished, tmp_path):
 # A run of its own.
 @pytest.mark.slow
 def test_the_same_command_after_the_end_changes_nothing(
-  config, finished, monkeypatch, caplog, capsys
+  config, finished, repeated, monkeypatch, caplog, capsys
 ):
   state, workdir = finished
+  repeated.finish_as_users_do(monkeypatch)
   before = read_rows(workdir)
   # Seconds of earlier starts are in the checkpoint, those of this one are not.
   monkeypatch.setattr(train.time, "perf_counter", lambda: 100.0)

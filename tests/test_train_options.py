@@ -1,20 +1,33 @@
 """Runs with other options, whole, in this process; and what is refused."""
 
-import multiprocessing
-
 import jax
 import numpy as np
 import pytest
 
 import train
 from eval import evaluate
-from tests.train_runs import assert_same_state, make_config, read_rows
+from tests.train_runs import (
+  Repeated,
+  assert_same_state,
+  make_config,
+  read_rows,
+)
+
+
+@pytest.fixture(scope="module", params=["digits"])
+def job(request):
+  """Which of CONFIGS; a test may say others."""
+  return request.param
 
 
 @pytest.fixture(scope="module")
-def job():
-  """Which of CONFIGS, where a test does not say."""
-  return "digits"
+def repeated():
+  return Repeated()
+
+
+@pytest.fixture(autouse=True)
+def _share_what_repeats(repeated, monkeypatch):
+  repeated.share(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +95,6 @@ def test_what_does_not_fit_is_an_error_before_any_work(
   assert not workdir.exists()
 
 
-# A run in a process that imports everything anew.
-@pytest.mark.slow
-def test_a_profile_is_written(config, tmp_path):
-  # In a process of its own: where another test has compiled for a chip that is
-  # not here, the profiler asks that chip as well and crashes.
-  process = multiprocessing.get_context("spawn").Process(
-    target=train.train_and_evaluate,
-    args=(config, str(tmp_path)),
-    kwargs={"profile": True},
-  )
-  process.start()
-  process.join()
-  assert process.exitcode == 0
-  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-
-
 # Several runs.
 @pytest.mark.slow
 @pytest.mark.smoke
@@ -138,6 +135,7 @@ def test_a_profile_is_written(config, tmp_path):
       },
     ),
   ],
+  indirect=["job"],
   scope="module",
 )
 def test_options_run_and_resume(config, tmp_path, fields):
