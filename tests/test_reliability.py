@@ -26,10 +26,10 @@ CONFIGS = {
 pytestmark = pytest.mark.kill
 
 
-@pytest.fixture(scope="module")
-def job():
-  """Which of CONFIGS, where a test does not say."""
-  return "digits"
+@pytest.fixture(scope="module", params=["digits"])
+def job(request):
+  """Which of CONFIGS; a test may say others."""
+  return request.param
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def finish(options, workdir, *overrides, **wrapped):
 def reference_run(shared, tmp_path_factory):
   """The folder of a run that nothing interrupted."""
   workdir = tmp_path_factory.mktemp("reference") / "run"
-  code, output = finish(shared, workdir)
+  code, output = finish(shared, workdir, "--profile")
   assert code == 0, output
   return workdir
 
@@ -143,9 +143,18 @@ def kill(process):
   process.wait()
 
 
+# In a process that has compiled for a chip that is not here the profiler asks
+# that chip as well, and crashes.
+def test_a_profile_is_written(reference_run):
+  assert list((reference_run / "profile").rglob("*.xplane.pb"))
+
+
 # The loop is the same, so that another task is killed less often.
 @pytest.mark.parametrize(
-  ("job", "most"), [("digits", 10), ("language", 3)], scope="module"
+  ("job", "most"),
+  [("digits", 10), ("language", 3)],
+  indirect=["job"],
+  scope="module",
 )
 def test_killed_at_random_moments_it_ends_with_the_same_bits(
   shared, reference, tmp_path, job, most
