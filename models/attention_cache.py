@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from models.layers import Dtype
@@ -93,7 +94,7 @@ def extend(cache: Cache, new: Seen, *, ring: bool) -> tuple[Seen, Cache]:
   else:
     # The first queries see keys that the last ones leave no room for.
     seen = _each(lambda x, y, axis: jnp.concatenate([x, y], axis), old, added)
-    last = jnp.arange(max(0, length - slots), length)
+    last = np.arange(max(0, length - slots), length)
     kept = _each(
       lambda x, y, axis: _put(x, (index + last) % slots, y, last, axis),
       old,
