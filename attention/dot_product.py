@@ -197,11 +197,7 @@ def apply_attention_weights(
 
 def _reference(q, k, v, scale, mods, mask, normalizer):
   """Returns the output in float32, the log-sum-exp and the weights."""
-  k = _repeat_heads(k, q.shape[2])
-  values = jnp.einsum(
-    "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
-  )
-  values *= scale
+  values = _products(q, k) * scale
   for mod in mods:
     values = tiles.over_all_scores(
       mod.modify, mod.operands(), values.shape, values
@@ -259,19 +255,32 @@ def _fused(q, k, v, scale, mods, mask, normalizer, target):
   return normalizer.fused(attend, counts)
 
 
+def _products(q: Array, k: Array) -> Array:
+  """Returns q k^T [batch, heads, q_len, kv_len] in float32."""
+  batch, q_len, heads, dim = q.shape
+  # Query heads that share a key head are an axis, so that keys are read once.
+  q = q.reshape(batch, q_len, k.shape[2], heads // k.shape[2], dim)
+  values = jnp.einsum(
+    "bqhgd,bkhd->bhgqk", q, k, preferred_element_type=jnp.float32
+  )
+  return values.reshape(batch, heads, q_len, k.shape[1])
+
+
 def _weigh(weights: Array, v: Array) -> Array:
-  # The product runs in the dtype of the values: that is what matrix units want.
-  return jnp.einsum(
-    "...hqk,...khd->...qhd",
+  """Returns the sums of values, in float32; heads share values as they do keys.
+
+  The product runs in the dtype of the values: that is what matrix units want.
+  """
+  *lead, heads, q_len, kv_len = weights.shape
+  groups = (v.shape[-2], heads // v.shape[-2])
+  weights = weights.reshape(*lead, *groups, q_len, kv_len)
+  out = jnp.einsum(
+    "...hgqk,...khd->...qhgd",
     weights.astype(v.dtype),
-    _repeat_heads(v, weights.shape[-3]),
+    v,
     preferred_element_type=jnp.float32,
   )
-
-
-def _repeat_heads(x: Array, heads: int) -> Array:
-  """Gives each query head its own of [..., len, few heads, dim]."""
-  return x if x.shape[-2] == heads else jnp.repeat(x, heads // x.shape[-2], -2)
+  return out.reshape(*lead, q_len, heads, v.shape[-1])
 
 
 def _value_sum(q, k, v, mask, target) -> Array:
