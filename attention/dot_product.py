@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from attention import checks, normalizers, slots, tiles
+from attention import checks, idle, normalizers, slots, tiles
 from attention.finishes import Finish
 from attention.kernels import dispatch, flash
 from attention.mask_base import Mask
@@ -111,15 +110,17 @@ def dot_product_attention(
   finish = slots.as_tuple(finish)
   for step in finish:
     checks.instance("finish", step, Finish, "attention.finishes")
-  q, k, v = _without_idle(q, k, v, mask)
-  arguments = (q, k, v, scale, mods, mask, normalizer)
+  slots_filled = (scale, mods, mask, normalizer)
   target = dispatch.choose(
-    implementation, _reasons(*arguments, return_weights=return_weights)
+    implementation,
+    _reasons(q, k, v, *slots_filled, return_weights=return_weights),
   )
   if target is None:
-    out, lse, weights = _reference(*arguments)
+    # Kernels may do it themselves, to read keys and values once.
+    q, k, v = idle.emptied(q, k, v, mask)
+    out, lse, weights = _reference(q, k, v, *slots_filled)
   else:
-    (out, lse), weights = _fused(*arguments, target), None
+    (out, lse), weights = _fused(q, k, v, *slots_filled, target), None
   if return_log_sum_exp and lse is None:
     raise ValueError(
       f"return_log_sum_exp is True, but {type(normalizer).__name__} weights "
@@ -192,29 +193,6 @@ def apply_attention_weights(
       "and v_heads that divides heads"
     )
   return _weigh(weights, v).astype(v.dtype)
-
-
-def _without_idle(q, k, v, mask) -> tuple[Array, Array, Array]:
-  """Puts zeros for queries and keys that the mask knows to meet nobody.
-
-  Their weights are zero, but zero times NaN is NaN, and padding may hold any.
-  """
-  batch, q_len = q.shape[:2]
-  if mask is None or 0 in (batch, q_len, k.shape[1]):
-    return q, k, v
-
-  def emptied(x, idle):
-    if isinstance(idle, np.ndarray) and not idle.any():
-      return x
-    # [batch or 1, heads or 1, length], of which a head of `x` serves several.
-    idle = jnp.asarray(idle)
-    if idle.shape[1] > 1:
-      shape = (idle.shape[0], x.shape[2], -1, x.shape[1])
-      idle = idle.reshape(shape).all(axis=2)
-    return jnp.where(idle.swapaxes(1, 2)[..., None], jnp.zeros_like(x), x)
-
-  idle_queries, idle_keys = mask.idle(q_len, k.shape[1])
-  return emptied(q, idle_queries), emptied(k, idle_keys), emptied(v, idle_keys)
 
 
 def _reference(q, k, v, scale, mods, mask, normalizer):

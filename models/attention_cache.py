@@ -26,7 +26,7 @@ _SLOTS = {"keys": 2, "values": 2, "positions": 1, "segments": 1}
 
 
 class Seen(NamedTuple):
-  """What the queries of a call may see, the oldest first.
+  """What the queries of a call may see, in any order.
 
   Attributes:
     keys: [batch, kv_len, kv_heads, head_dim].
@@ -65,8 +65,8 @@ def extend(cache: Cache, new: Seen, *, ring: bool) -> tuple[Seen, Cache]:
     ring: whether old tokens make room for new ones.
 
   Returns:
-    (seen, cache): what the queries may see, and the cache after. What is seen
-    ends with the new keys, but for a single one, which is somewhere in it.
+    (seen, cache): what the queries may see, as their positions say, and the
+    cache after.
 
   Raises:
     ValueError: if the tokens are more than the slots that are left, as far as
@@ -79,11 +79,7 @@ def extend(cache: Cache, new: Seen, *, ring: bool) -> tuple[Seen, Cache]:
   old = {name: cache[name] for name in _SLOTS}
   added = {
     name: x.astype(old[name].dtype)
-    for name, x in new._replace(
-      keys=new.keys.swapaxes(1, 2), values=new.values.swapaxes(1, 2)
-    )
-    ._asdict()
-    .items()
+    for name, x in _swapped(new)._asdict().items()
   }
   if length == 1 or not ring:
     kept = _each(
@@ -93,24 +89,17 @@ def extend(cache: Cache, new: Seen, *, ring: bool) -> tuple[Seen, Cache]:
       old,
       added,
     )
-    seen = kept if length == 1 else _joined(old, added)
+    seen = kept
   else:
-    # The oldest token is in the slot that would be written next.
-    in_order = _each(lambda x, axis: jnp.roll(x, -(index % slots), axis), old)
-    seen = _joined(in_order, added)
+    # The first queries see keys that the last ones leave no room for.
+    seen = _each(lambda x, y, axis: jnp.concatenate([x, y], axis), old, added)
+    last = jnp.arange(max(0, length - slots), length)
     kept = _each(
-      lambda x, axis: jnp.roll(
-        lax.slice_in_dim(x, length, None, axis=axis),
-        (index + length) % slots,
-        axis,
-      ),
-      seen,
+      lambda x, y, axis: _put(x, (index + last) % slots, y, last, axis),
+      old,
+      added,
     )
-  seen = Seen(**seen)
-  seen = seen._replace(
-    keys=seen.keys.swapaxes(1, 2), values=seen.values.swapaxes(1, 2)
-  )
-  return seen, {**kept, "index": index + length}
+  return _swapped(Seen(**seen)), {**kept, "index": index + length}
 
 
 def marked(positions: jax.Array, segments: jax.Array) -> tuple[jax.Array, ...]:
@@ -130,8 +119,17 @@ def _each(f, *arrays: Cache) -> Cache:
   }
 
 
-def _joined(old: Cache, new: Cache) -> Cache:
-  return _each(lambda x, y, axis: jnp.concatenate([x, y], axis=axis), old, new)
+def _put(x, to, y, at, axis) -> jax.Array:
+  """Returns `x` with what `y` has at some places, along an axis."""
+  places = (slice(None),) * axis
+  return x.at[(*places, to)].set(y[(*places, at)], unique_indices=True)
+
+
+def _swapped(seen: Seen) -> Seen:
+  """Swaps heads and tokens."""
+  return seen._replace(
+    keys=seen.keys.swapaxes(1, 2), values=seen.values.swapaxes(1, 2)
+  )
 
 
 def _check_room(index: jax.Array, length: int, slots: int) -> None:
