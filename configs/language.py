@@ -50,7 +50,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.checkpoint.every = "300 steps"
   config.optimizer.learning_rate = 3e-3
   config.optimizer.final_learning_rate = 1e-4
-  config.optimizer.warmup = "100 steps"
+  config.optimizer.warmup = "5 percent"
 
 
 def _shakespeare_cpu(config: ml_collections.ConfigDict) -> None:
@@ -70,7 +70,7 @@ def _shakespeare_cpu(config: ml_collections.ConfigDict) -> None:
   config.checkpoint.every = "500 steps"
   config.optimizer.learning_rate = 1e-3
   config.optimizer.final_learning_rate = 1e-4
-  config.optimizer.warmup = "100 steps"
+  config.optimizer.warmup = "5 percent"
 
 
 def _gpt2(config: ml_collections.ConfigDict) -> None:
