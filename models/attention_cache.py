@@ -8,10 +8,12 @@ left, with position -1. Heads come before slots because that is how products
 and kernels read them: else each step would transpose the whole cache.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from models.layers import Dtype
@@ -79,7 +81,7 @@ def extend(cache: Cache, new: Seen, *, ring: bool) -> tuple[Seen, Cache]:
   old = {name: cache[name] for name in _SLOTS}
   added = {
     name: x.astype(old[name].dtype)
-    for name, x in _swapped(new)._asdict().items()
+    for name, x in _swapped(new, lambda x: x.swapaxes(1, 2))._asdict().items()
   }
   if length == 1 or not ring:
     kept = _each(
@@ -93,13 +95,16 @@ def extend(cache: Cache, new: Seen, *, ring: bool) -> tuple[Seen, Cache]:
   else:
     # The first queries see keys that the last ones leave no room for.
     seen = _each(lambda x, y, axis: jnp.concatenate([x, y], axis), old, added)
-    last = jnp.arange(max(0, length - slots), length)
+    last = np.arange(max(0, length - slots), length)
     kept = _each(
       lambda x, y, axis: _put(x, (index + last) % slots, y, last, axis),
       old,
       added,
     )
-  return _swapped(Seen(**seen)), {**kept, "index": index + length}
+  return _swapped(Seen(**seen), _tokens_first), {
+    **kept,
+    "index": index + length,
+  }
 
 
 def marked(positions: jax.Array, segments: jax.Array) -> tuple[jax.Array, ...]:
@@ -125,10 +130,22 @@ def _put(x, to, y, at, axis) -> jax.Array:
   return x.at[(*places, to)].set(y[(*places, at)], unique_indices=True)
 
 
-def _swapped(seen: Seen) -> Seen:
+def _swapped(seen: Seen, swap: Callable[[jax.Array], jax.Array]) -> Seen:
   """Swaps heads and tokens."""
-  return seen._replace(
-    keys=seen.keys.swapaxes(1, 2), values=seen.values.swapaxes(1, 2)
+  return seen._replace(keys=swap(seen.keys), values=swap(seen.values))
+
+
+def _tokens_first(x: jax.Array) -> jax.Array:
+  """Turns [batch, heads, slots, head_dim] to [batch, slots, heads, head_dim].
+
+  Where nothing else is asked for, products read the array as it lies. XLA's CPU
+  (jax 0.10) has no such products of bfloat16, so that it has to copy.
+  """
+  x = x.swapaxes(1, 2)
+  if x.dtype == jnp.float32:
+    return x
+  return lax.platform_dependent(
+    x, cpu=lax.optimization_barrier, default=lambda x: x
   )
 
 
