@@ -267,20 +267,21 @@ def _products(q: Array, k: Array) -> Array:
 
 
 def _weigh(weights: Array, v: Array) -> Array:
-  """Returns the sums of values, in float32; heads share values as they do keys.
+  """Returns the sums of values [..., q_len, heads, v_dim] in float32.
 
   The product runs in the dtype of the values: that is what matrix units want.
+  Its rows are all queries that share a head. With heads and queries apart XLA
+  makes of few queries on a CPU a loop that is many times slower.
   """
   *lead, heads, q_len, kv_len = weights.shape
-  groups = (v.shape[-2], heads // v.shape[-2])
-  weights = weights.reshape(*lead, *groups, q_len, kv_len)
+  rows = (v.shape[-2], heads // v.shape[-2] * q_len)
   out = jnp.einsum(
-    "...hgqk,...khd->...qhgd",
-    weights.astype(v.dtype),
+    "...hrk,...khd->...hrd",
+    weights.astype(v.dtype).reshape(*lead, *rows, kv_len),
     v,
     preferred_element_type=jnp.float32,
   )
-  return out.reshape(*lead, q_len, heads, v.shape[-1])
+  return out.reshape(*lead, heads, q_len, v.shape[-1]).swapaxes(-3, -2)
 
 
 def _value_sum(q, k, v, mask, target) -> Array:
