@@ -16,7 +16,7 @@ from absl import flags
 
 import experiment
 from experiment import weights
-from experiment.batches import create_eval_batches, create_train_batches
+from experiment.batches import create_train_batches
 from training import (
   checkpoints,
   cli,
@@ -59,14 +59,17 @@ def train_and_evaluate(
     NonFiniteError: if the run diverges; the checkpoints before it stand.
   """
   setup = experiment.create(config)
-  mesh, clock = setup.mesh, setup.clock
-  batches = create_train_batches(config, mesh)
+  mesh, clock, task = setup.mesh, setup.clock, setup.task
+  batches = create_train_batches(setup)
   total_steps = clock.total_steps
-  evaluate_every = clock.steps(config.evaluate_every, "evaluate_every")
   save_every = clock.steps(config.checkpoint.every, "checkpoint.every")
-  eval_batches = create_eval_batches(config, mesh)
-  experiment.check_workdir(workdir, config, override=override_config)
-  store = checkpoints.Checkpoints(workdir, config.checkpoint)
+  evaluations = task.evaluations(mesh)
+  periods = [
+    clock.steps(each.every or config.evaluate_every, "evaluate_every")
+    for each in evaluations
+  ]
+  experiment.check_workdir(workdir, config, task, override=override_config)
+  store = checkpoints.Checkpoints(workdir, config.checkpoint, task.directions)
 
   with (
     jax.set_mesh(mesh),
@@ -84,33 +87,47 @@ def train_and_evaluate(
       state, record = restored
       batches.set_state(record["data"])
       say(f"going on from step {int(state.step)} of {total_steps}")
-    train_step, evaluate_step = experiment.compile_steps(setup)
+    train_step = experiment.compile_steps(setup, evaluations[0])
     step = int(state.step)
     started = time.perf_counter() - record["seconds"]
     records.write_config(workdir, config)
-    records.write_run_record(workdir, mesh)
+    records.write_files(workdir, task.files())
+    records.write_run_record(workdir, mesh, task.record())
     writer = stack.enter_context(
       metrics.MetricWriter(
         workdir, resume_step=step, evaluated=record["evaluated"]
       )
     )
-    progress = metrics.ProgressLine(total_steps, config.batch_size)
+    progress = metrics.ProgressLine(
+      total_steps,
+      config.batch_size * task.units_per_example,
+      unit=task.unit,
+      shown=task.progress,
+    )
     stack.callback(progress.pause)
     reporter = reporting.StepReporter(writer, progress)
     profiler = profiling.StepProfiler(workdir, first_step=step, enabled=profile)
     stack.callback(profiler.close)
 
-    def run_evaluation() -> dict[str, float]:
-      result = evaluation.evaluate(
-        evaluate_step,
+    def due_evaluations() -> list[evaluation.Evaluation]:
+      return [
+        each
+        for each, every in zip(evaluations, periods, strict=True)
+        if durations.is_due(step, every, total_steps)
+      ]
+
+    def write_evaluation(name: str, result: dict[str, float]) -> None:
+      writer.write(step, {f"{name}/{k}": v for k, v in result.items()})
+      if name == evaluations[0].name:
+        say(f"step {step}: {task.describe(result)}")
+
+    def run_evaluations() -> dict[str, float]:
+      return evaluation.run_due(
+        due_evaluations(),
         state.variables(),
-        eval_batches,
-        mesh,
-        should_stop=guard.should_stop,
+        guard.should_stop,
+        write_evaluation,
       )
-      writer.write(step, {f"eval/{k}": v for k, v in result.items()})
-      say(f"step {step}: {summary.describe_evaluation(result)}")
-      return result
 
     def save(result: dict[str, float] | None, *, evaluated: bool) -> None:
       record = {
@@ -124,24 +141,24 @@ def train_and_evaluate(
 
     try:
       if not record["evaluated"]:
-        result = run_evaluation()
+        result = run_evaluations()
         if restored is None:
           save(result, evaluated=True)
       while step < total_steps and not guard.should_stop():
         profiler.before_step(step)
-        batch = evaluation.put_batch(next(batches), mesh)
+        rows = next(batches)
+        batch = evaluation.put_batch({n: rows[n] for n in setup.batch}, mesh)
         state, step_metrics = train_step(state, batch)
         step += 1
-        step_metrics["damaged"] = evaluation.count_damaged(batch)
         reporter.push(step, step_metrics)
-        evaluate_now = durations.is_due(step, evaluate_every, total_steps)
+        evaluate_now = bool(due_evaluations())
         save_now = durations.is_due(step, save_every, total_steps)
         if evaluate_now or save_now or guard.should_stop():
           # First the pending metrics: a diverged state is never saved.
           reporter.flush()
           progress.pause()
           try:
-            result = run_evaluation() if evaluate_now else None
+            result = run_evaluations() if evaluate_now else None
           except evaluation.EvaluationInterrupted:
             save(None, evaluated=False)
           else:
@@ -165,14 +182,7 @@ def train_and_evaluate(
     if guard.should_stop():
       say(f"stopped at step {step}, saved; the same command goes on from there")
     else:
-      summary.finish(
-        setup.task,
-        state.variables(),
-        eval_batches,
-        setup.info.class_names,
-        workdir,
-        store,
-      )
+      summary.finish(task, state.variables(), mesh, workdir, store)
   return state
 
 

@@ -25,9 +25,9 @@ import ml_collections
 import numpy as np
 from absl import app, flags
 
-import input_pipeline
 from benchmarks import flag_checks, input_peers, photographs
-from input_pipeline import decode, transform_spec
+from input_pipeline import images
+from input_pipeline.images import decode, transform_spec
 
 _SIZE = flags.DEFINE_integer(
   "size", 224, "Side of the images in pixels.", lower_bound=1
@@ -151,7 +151,7 @@ def our_batches(
     transform = transform_spec.create_transform(spec, image_size=_SIZE.value)
 
     def load(data: bytes) -> np.ndarray:
-      return transform(decode.EncodedImage(data), rng)
+      return transform({"image": decode.EncodedImage(data)}, rng)["image"]
 
   examples = map(load, itertools.cycle(jpegs))
   batch_size = _BATCH.value
@@ -163,7 +163,7 @@ def our_batches(
 
 def data_config(spec: str, data_dir: str) -> ml_collections.ConfigDict:
   """The config of a pipeline without threads or workers."""
-  config = input_pipeline.default_config()
+  config = images.default_config()
   config.name = photographs.NAME
   config.data_dir = data_dir
   config.image_size = _SIZE.value
@@ -173,9 +173,7 @@ def data_config(spec: str, data_dir: str) -> ml_collections.ConfigDict:
 
 
 def _train_iterator(config: ml_collections.ConfigDict) -> Iterator[Any]:
-  return input_pipeline.train_iterator(
-    config, seed=0, global_batch_size=_BATCH.value
-  )
+  return images.train_iterator(config, seed=0, global_batch_size=_BATCH.value)
 
 
 def _print(row: dict[str, Any]) -> None:

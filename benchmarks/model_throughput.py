@@ -17,19 +17,20 @@ import json
 import platform
 import re
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
+import ml_collections
 import numpy as np
 from absl import app, flags
 
 import models
-from benchmarks import flag_checks
+import tasks
+from benchmarks import flag_checks, turns
 from configs import common
+from input_pipeline import images as image_data
 from tools import torch_imports
 from training import (
-  classification,
   host_memory,
   optimizers,
   train_state,
@@ -116,7 +117,11 @@ def peer_name(name: str) -> str:
     ValueError: if timm has none, or we have no such model.
   """
   _, timm = torch_imports.import_timm()
-  found = {n: peer for n in models.list() if timm.is_model(peer := _rename(n))}
+  found = {
+    n: peer
+    for n in models.list(kind="image")
+    if timm.is_model(peer := _rename(n))
+  }
   if name not in found:
     raise ValueError(
       f"models has {name!r}, which timm lacks; it has {', '.join(found)}"
@@ -139,39 +144,40 @@ def _rename(name: str) -> str:
   return name
 
 
-def time_turn(run: Callable[[], None]) -> float:
+def time_turn(run: turns.Run) -> float:
   """Images per second over at least `--seconds`."""
-  run()
-  count, started = 0, time.perf_counter()
-  while time.perf_counter() - started < _SECONDS.value:
-    run()
-    count += 1
-  return count * _BATCH.value / (time.perf_counter() - started)
+  return turns.rate(run, _BATCH.value, _SECONDS.value)
 
 
 def our_pass(
   name: str, which: str, images: np.ndarray, labels: np.ndarray
-) -> Callable[[], None]:
+) -> turns.Run:
   """A function that runs our pass once and waits for it."""
   config = common.get_config()
   config.data.image_size = images.shape[1]
   config.optimizer.weight_decay = 0.05
-  model = models.create(
-    name,
-    num_classes=NUM_CLASSES,
-    dtype=_DTYPE.value,
-    stochastic_depth_rate=0.0,
+  config.dtype = _DTYPE.value
+  config.model = ml_collections.ConfigDict(
+    {"name": name, "stochastic_depth_rate": 0.0}
   )
-  if hasattr(model, "dropout_rate"):
-    model = model.clone(dropout_rate=0.0)
-  task = classification.Classification(model, config, num_classes=NUM_CLASSES)
+  if "dropout_rate" in models.fields(name):
+    config.model.dropout_rate = 0.0
+  classes = tuple(map(str, range(NUM_CLASSES)))
+  task = tasks.create(
+    config, image_data.DatasetInfo(num_eval_examples=0, class_names=classes)
+  )
   batch = jax.device_put(
-    {"image": images, "label": labels, "mask": np.ones(len(labels), "float32")}
+    {
+      "image": images,
+      "label": labels,
+      "mask": np.ones(len(labels), "float32"),
+      "damaged": np.zeros(len(labels), bool),
+    }
   )
   if which == "forward":
     variables = jax.jit(task.init)(jax.random.key(0))
     forward = jax.jit(
-      lambda v, x: model.apply(v, task.normalize(x), train=False)
+      lambda v, x: task.model.apply(v, task.normalize(x), train=False)
     )
     return lambda: jax.block_until_ready(forward(variables, batch["image"]))
   if which != "train":
@@ -195,7 +201,7 @@ def our_pass(
 
 def peer_pass(
   peer: str, which: str, images: np.ndarray, labels: np.ndarray, layout: str
-) -> Callable[[], None]:
+) -> turns.Run:
   """A function that runs timm's pass once and waits for it."""
   torch, timm = torch_imports.import_timm()
   device = "cuda" if torch.cuda.is_available() else "cpu"

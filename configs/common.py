@@ -1,14 +1,15 @@
-"""The fields that every image-classification config has.
+"""The fields that every config has.
 
 A config file starts from `get_config()` and assigns what differs. All fields
-exist here, so a misspelt override is an error and not a new field.
+exist here, or in the task's own, so a misspelt override is an error and not a
+new field.
 """
 
 from collections.abc import Collection
 
 import ml_collections
 
-import input_pipeline
+import tasks
 from training import optimizers
 
 
@@ -21,14 +22,18 @@ def check_variant(family: str, variant: str, variants: Collection[str]) -> None:
     )
 
 
-def get_config() -> ml_collections.ConfigDict:
-  """The common fields with neutral values."""
+def get_config(task: str = "classification") -> ml_collections.ConfigDict:
+  """The fields of the loop and of a task, with neutral values.
+
+  Raises:
+    ValueError: if there is no such task.
+  """
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.task = "classification"
+  config.task = task
 
   # Everything but the name goes to `models.create` as an override.
-  config.model = ml_collections.ConfigDict(dict(name="maxvit_tiny_224"))
+  config.model = ml_collections.ConfigDict()
   # What the layers compute in; parameters, losses and statistics are float32.
   config.dtype = "float32"
 
@@ -47,27 +52,12 @@ def get_config() -> ml_collections.ConfigDict:
       part="",
     )
   )
-  # Trains what stands behind the feature maps only. The trunk keeps its
-  # parameters and statistics, and runs as in evaluation.
-  config.frozen_trunk = False
-
-  config.data = input_pipeline.default_config()
-  # Pixel values are divided by 255, then normalised with these.
-  config.data.mean = (0.5, 0.5, 0.5)
-  config.data.std = (0.5, 0.5, 0.5)
-
   config.batch_size = 128  # Over all processes and devices.
   config.eval_batch_size = 128
   config.accumulation_steps = 1
   config.train_for = "1 epochs"
   config.evaluate_every = "1 epochs"
 
-  config.loss = ml_collections.ConfigDict(
-    dict(name="softmax", label_smoothing=0.0)
-  )
-  config.mixing = ml_collections.ConfigDict(
-    dict(mixup_alpha=0.0, cutmix_alpha=0.0)
-  )
   config.optimizer = optimizers.default_config()
   config.ema = ml_collections.ConfigDict(dict(decay=0.0, warmup=True))
 
@@ -77,6 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.sharding_rules = ()
 
   config.checkpoint = ml_collections.ConfigDict(
-    dict(every="1 epochs", keep_last=2, best_metric="accuracy")
+    dict(every="1 epochs", keep_last=2)
   )
+  config.update(tasks.find(task).default_config())
   return config

@@ -39,10 +39,10 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
     return config
   if variant in VARIANTS:
     return _digits_5_9(frozen=variant == "digits_5_9")
-  if variant not in models.list():
+  if variant not in models.list(kind="image"):
     raise ValueError(
       f"configs/finetune.py has no variant {variant!r}; it has "
-      f"{', '.join(VARIANTS)} and the names of models."
+      f"{', '.join(VARIANTS)} and the names of models of images."
     )
   return _any_model(variant)
 

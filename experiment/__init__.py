@@ -3,12 +3,12 @@
 from experiment.build import (
   Evaluation,
   Experiment,
-  compile_steps,
   create,
   create_evaluation,
 )
+from experiment.compiling import compile_steps
 from experiment.overrides import optional_fields
-from experiment.saved import check_workdir, load_config
+from experiment.saved import check_workdir, load_config, load_trained
 
 __all__ = [
   "Evaluation",
@@ -18,5 +18,6 @@ __all__ = [
   "create",
   "create_evaluation",
   "load_config",
+  "load_trained",
   "optional_fields",
 ]

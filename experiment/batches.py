@@ -1,32 +1,17 @@
-"""This process's rows of the batches of a config, for both programs."""
+"""This process's rows of the training batches of an experiment."""
 
 from typing import Any
 
-import jax
-import ml_collections
-
-import input_pipeline
+from experiment.build import Experiment
 from training import hosts
 
 
-def create_train_batches(
-  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
-) -> Any:
-  """This process's rows of an endless stream of training batches."""
-  return input_pipeline.train_iterator(
+def create_train_batches(experiment: Experiment) -> Any:
+  """An endless stream of training batches, of those rows that are kept here."""
+  config = experiment.config
+  return experiment.task.room.train_iterator(
     config.data,
     seed=config.seed,
     global_batch_size=config.batch_size,
-    rows=hosts.batch_rows(mesh, config.batch_size),
-  )
-
-
-def create_eval_batches(
-  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
-) -> Any:
-  """This process's rows of the evaluation split; can be iterated again."""
-  return input_pipeline.eval_batches(
-    config.data,
-    batch_size=config.eval_batch_size,
-    rows=hosts.batch_rows(mesh, config.eval_batch_size),
+    rows=hosts.batch_rows(experiment.mesh, config.batch_size),
   )

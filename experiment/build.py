@@ -1,35 +1,28 @@
 """A config made into objects: the one place where all packages meet.
 
-`train.py` and `eval.py` are two stories about the same experiment.
+`train.py`, `eval.py` and `sample.py` are stories about the same experiment.
 """
 
 import dataclasses
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 
-import input_pipeline
-import models
-from experiment import layer_rates
-from experiment.ranges import RANGES
+import tasks
+from experiment import layer_rates, ranges
 from training import (
-  classification,
-  console,
   durations,
+  evaluation,
   metrics,
   optimizers,
   paths,
-  ranges,
   schedules,
   sharding,
   train_state,
   train_step,
 )
-
-TASKS = {"classification": classification.Classification}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +31,7 @@ class Evaluation:
 
   config: ml_collections.ConfigDict
   mesh: jax.sharding.Mesh
-  info: input_pipeline.DatasetInfo
-  task: Any
+  task: tasks.Task
   init_variables: Callable[[], dict[str, Any]]
   # The variables as `jax.ShapeDtypeStruct`s with their shardings.
   variables: dict[str, Any]
@@ -60,57 +52,92 @@ class Experiment(Evaluation):
   # The train state as `jax.ShapeDtypeStruct`s with their shardings.
   state: train_state.TrainState
 
+  @property
+  def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a global training batch."""
+    spec = self.task.batch_spec(self.config.batch_size, train=True)
+    return evaluation.placed(spec, self.mesh)
 
-def create_evaluation(config: ml_collections.ConfigDict) -> Evaluation:
+
+def create_evaluation(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+  info: Any = None,
+) -> Evaluation:
   """Checks what evaluation uses of a config: mesh, data set, task and model.
+
+  Args:
+    config: of a run.
+    devices: of the mesh; those at hand if None.
+    info: what `dataset_info` of the task's room would return; if None it does,
+      and opens the evaluation split.
 
   Raises:
     ValueError: for a field of these that does not fit, before any work is done.
   """
-  ranges.check(config, RANGES)
-  mesh = sharding.create_mesh(config.mesh)
+  ranges.check(config)
+  mesh = sharding.create_mesh(config.mesh, devices)
   sharding.check_batch_size(config.eval_batch_size, mesh, "eval_batch_size")
-  info = input_pipeline.dataset_info(config.data)
-  task = _create_task(config, info.num_classes)
+  if info is None:
+    info = tasks.find(config.task).room.dataset_info(config.data)
+  task = tasks.create(config, info)
 
   def init_variables() -> dict[str, Any]:
     init_key, _ = _keys(config)
-    return {"batch_stats": {}} | task.init(init_key)
+    return task.init(init_key)
 
-  init, variables = _place(init_variables, mesh, config.sharding_rules)
-  return Evaluation(config, mesh, info, task, init, variables)
+  shapes = jax.eval_shape(init_variables)
+  init, variables = _place(init_variables, shapes, mesh, config.sharding_rules)
+  return Evaluation(config, mesh, task, init, variables)
 
 
-def create(config: ml_collections.ConfigDict) -> Experiment:
+def create(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+  info: Any = None,
+) -> Experiment:
   """Checks a config and builds mesh, data set, model, task and optimizer.
+
+  Args:
+    config: of a run.
+    devices: of the mesh; those at hand if None. They may be of a topology that
+      is not here, to compile for it.
+    info: what is known of the data, as for `create_evaluation`. With its
+      `num_train_examples` no data is opened at all.
 
   Raises:
     ValueError: for any field that does not fit, before any work is done.
   """
-  evaluation = create_evaluation(config)
+  evaluation = create_evaluation(config, devices, info)
   mesh, task = evaluation.mesh, evaluation.task
   sharding.check_batch_size(config.batch_size, mesh, "batch_size")
   train_step.check_accumulation(
     config.batch_size, config.accumulation_steps, mesh
   )
-  clock = _create_clock(config, input_pipeline.num_train_examples(config.data))
+  clock = _create_clock(config, task)
   optimizers.check_unused(config.optimizer)
   schedule = schedules.create_schedule(config.optimizer, clock)
   names = paths.flatten_with_names(evaluation.variables["params"])
   config = layer_rates.with_layer_rules(config, names)
   tx = optimizers.create_optimizer(config.optimizer, schedule)
   metrics.check_best_metric(config.checkpoint.best_metric, task.metric_names())
-  if config.frozen_trunk:
-    tx = optimizers.freeze(tx, task.trainable())
+  if (trainable := task.trainable()) is not None:
+    tx = optimizers.freeze(tx, trainable)
 
-  def init_state() -> train_state.TrainState:
-    init_key, step_key = _keys(config)
+  def state_of(variables: dict[str, Any]) -> train_state.TrainState:
+    _, step_key = _keys(config)
     return train_state.create_state(
-      task.init(init_key), tx, step_key, use_ema=config.ema.decay > 0
+      variables, tx, step_key, use_ema=config.ema.decay > 0
     )
 
-  init, state = _place(init_state, mesh, config.sharding_rules)
-  rules = _describe_rules(config, task, state.params)
+  def init_state() -> train_state.TrainState:
+    init_key, _ = _keys(config)
+    return state_of(task.init(init_key))
+
+  # Of the shapes that are known, since tracing the model takes a second or so.
+  shapes = jax.eval_shape(state_of, evaluation.variables)
+  init, state = _place(init_state, shapes, mesh, config.sharding_rules)
+  rules = _describe_rules(config, trainable, state.params)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
   def jit_step(accumulation_steps: int) -> Any:
@@ -141,10 +168,9 @@ def _keys(config: ml_collections.ConfigDict) -> jax.Array:
 
 
 def _place(
-  init: Callable[[], Any], mesh: jax.sharding.Mesh, rules: Any
+  init: Callable[[], Any], shapes: Any, mesh: jax.sharding.Mesh, rules: Any
 ) -> tuple[Callable[[], Any], Any]:
-  """Returns `init` with its results on the mesh, and these as shapes."""
-  shapes = jax.eval_shape(init)
+  """Returns `init` with its results on the mesh, and their shapes there."""
   shardings = sharding.state_shardings(shapes, mesh, rules)
   placed = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
@@ -158,7 +184,9 @@ def _place(
 
 
 def _describe_rules(
-  config: ml_collections.ConfigDict, task: Any, params: Any
+  config: ml_collections.ConfigDict,
+  trainable: Callable[[str], bool] | None,
+  params: Any,
 ) -> list[str]:
   """Says how many parameters each rule takes.
 
@@ -181,8 +209,8 @@ def _describe_rules(
     sizes,
     optional=patterns,
   )
-  if config.frozen_trunk:
-    groups["frozen_trunk"] = optimizers.group_frozen(task.trainable(), sizes)
+  if trainable is not None:
+    groups["frozen"] = optimizers.group_frozen(trainable, sizes)
   return [
     f"{field}: "
     + ", ".join(
@@ -197,90 +225,11 @@ def _describe_rules(
 
 
 def _create_clock(
-  config: ml_collections.ConfigDict, num_examples: int
+  config: ml_collections.ConfigDict, task: tasks.Task
 ) -> durations.Clock:
+  num_examples = task.info.num_train_examples
+  if num_examples is None:
+    num_examples = task.room.num_train_examples(config.data)
   clock = durations.Clock(num_examples, config.batch_size)
   total_steps = clock.steps(config.train_for, "train_for")
   return durations.Clock(num_examples, config.batch_size, total_steps)
-
-
-def _create_task(config: ml_collections.ConfigDict, num_classes: int) -> Any:
-  if config.task not in TASKS:
-    raise ValueError(
-      f"task={config.task!r} is not known; choose from {', '.join(TASKS)}."
-    )
-  overrides = config.model.to_dict()
-  model = models.create(
-    overrides.pop("name"),
-    num_classes=num_classes,
-    dtype=jax.numpy.dtype(config.dtype),
-    **overrides,
-  )
-  return TASKS[config.task](model, config, num_classes=num_classes)
-
-
-def compile_steps(experiment: Experiment) -> tuple[Any, Any]:
-  """Compiles both steps, and prints how large they are.
-
-  Returns:
-    (train_step, evaluate_step), for batches of the config's sizes only.
-  """
-  config, state = experiment.config, experiment.state
-  train = experiment.train_step.lower(
-    state, batch_shapes(experiment, config.batch_size)
-  )
-  evaluate = jax.jit(experiment.task.evaluate).lower(
-    state.variables(), batch_shapes(experiment, config.eval_batch_size)
-  )
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  forward = evaluate.cost_analysis()["flops"] / config.eval_batch_size
-  step = count_step_flops(experiment, train)
-  console.say(
-    f"{config.model.name}: {parameters:,} parameters, "
-    f"{forward / 1e9:.3g} GFLOP forward per image, "
-    f"{step / 1e9:.3g} GFLOP per training step"
-  )
-  for line in experiment.rules:
-    console.say(line)
-  mesh = " x ".join(f"{n} {axis}" for axis, n in experiment.mesh.shape.items())
-  console.say(
-    f"{jax.device_count()} device(s) {jax.devices()[0].device_kind}: {mesh}"
-  )
-  started = time.perf_counter()
-  compiled = train.compile(), evaluate.compile()
-  console.say(f"compiled in {time.perf_counter() - started:.0f} s")
-  return compiled
-
-
-def count_step_flops(
-  experiment: Experiment, lowered: jax.stages.Lowered
-) -> float:
-  """Counts a training step's floating-point operations, of the whole batch.
-
-  Args:
-    experiment: with the config.
-    lowered: its training step.
-  """
-  config = experiment.config
-  if config.accumulation_steps > 1:
-    lowered = experiment.whole_step.lower(
-      experiment.state, batch_shapes(experiment, config.batch_size)
-    )
-  return lowered.cost_analysis()["flops"]
-
-
-def batch_shapes(experiment: Experiment, batch_size: int) -> dict[str, Any]:
-  """A global batch as the input pipeline makes it, as shapes."""
-  size = experiment.config.data.image_size
-  channels = experiment.config.data.channels
-  rows = sharding.batch_sharding(experiment.mesh)
-  shapes = {
-    "image": ((batch_size, size, size, channels), "uint8"),
-    "label": ((batch_size,), "int32"),
-    "mask": ((batch_size,), "float32"),
-    "damaged": ((batch_size,), "bool"),
-  }
-  return {
-    name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-    for name, (shape, dtype) in shapes.items()
-  }

@@ -8,21 +8,21 @@ import ml_collections
 from ml_collections import config_dict
 
 import models
-
-# The config and the data set give these.
-_GIVEN = ("dtype", "num_classes")
+import tasks
 
 
 def optional_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns all fields of the config's model, for `cli.define_config_flag`.
 
   Raises:
-    ValueError: if there is no such model.
+    ValueError: if there is no such task or model.
   """
+  # Not what the data and the rest of the config give.
+  given = tasks.find(config.task).given
   return {
     f"model.{name}": _settable(hint, value)
     for name, (hint, value) in models.fields(config.model.name).items()
-    if name not in _GIVEN
+    if name not in given
   }
 
 

@@ -1,10 +1,15 @@
 """Which values the numbers of a config may have.
 
-Those of `config.optimizer` stand in `training/optimizers.py`, and those of
-`config.data` in `input_pipeline`, which is used without the rest too. What
+Those of `config.optimizer` stand in `training/optimizers.py`, those of a task's
+own fields in the task, and those of `config.data` in `input_pipeline`, which is
+used without the rest too. What
 depends on more than one field is checked where it is used.
 """
 
+import ml_collections
+
+import tasks
+from training import ranges
 from training.ranges import Number, OneOf
 
 RANGES = {
@@ -14,12 +19,23 @@ RANGES = {
   "batch_size": Number(1, whole=True),
   "eval_batch_size": Number(1, whole=True),
   "accumulation_steps": Number(1, whole=True),
-  "loss.label_smoothing": Number(0, 1, below=True),
-  "mixing.mixup_alpha": Number(0),
-  "mixing.cutmix_alpha": Number(0),
   "ema.decay": Number(0, 1, below=True),
   "mesh.data": Number(-1, whole=True),
   "mesh.fsdp": Number(-1, whole=True),
   "mesh.model": Number(-1, whole=True),
   "checkpoint.keep_last": Number(1, whole=True),
 }
+
+
+def of_task(task: str) -> dict[str, Number | OneOf]:
+  """Those of the loop's fields and of a task's.
+
+  Raises:
+    ValueError: if there is no such task.
+  """
+  return {**RANGES, **tasks.find(task).ranges}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for the first number that is out of its range."""
+  ranges.check(config, of_task(config.task))

@@ -5,10 +5,11 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+import tasks
 from experiment import saved
 from experiment.build import Evaluation, Experiment
 from models import pretrained
-from training import checkpoints, console, train_state
+from training import checkpoints, console, records, train_state
 
 
 def initial_state(experiment: Experiment) -> train_state.TrainState:
@@ -33,11 +34,9 @@ def initial_state(experiment: Experiment) -> train_state.TrainState:
   )
   # Copies, since a donated buffer must not be shared between two leaves.
   ema = None if state.ema is None else jax.tree.map(jax.numpy.copy, variables)
-  return state.replace(
-    params=variables["params"],
-    batch_stats=variables["batch_stats"],
-    ema=ema,
-  )
+  collections = dict(variables)
+  params = collections.pop("params")
+  return state.replace(params=params, collections=collections, ema=ema)
 
 
 def load_weights(
@@ -62,7 +61,7 @@ def load_weights(
     part: name of the submodule that they are for; all of the model if empty.
 
   Returns:
-    {"params", "batch_stats"}.
+    "params" and the other collections of the model.
 
   Raises:
     ValueError: if they are not there or do not fit the model.
@@ -74,18 +73,19 @@ def load_weights(
     "resize_tables": resize_tables,
     "replace_head": replace_head,
     "part": part,
-    "input_channels": experiment.config.data.channels,
+    "init": experiment.task.init,
     "seed": experiment.config.seed,
   }
   model = experiment.task.model
   if source.startswith("timm:") or source.endswith(".safetensors"):
     variables = pretrained.load(source, model, **options)
   else:
+    records.check_files(source, experiment.task.files(), "weights")
     variables = pretrained.adapt(
       _restore(experiment, source, step, use_ema), model, **options
     )
   shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.variables)
-  return jax.device_put({"batch_stats": {}} | variables, shardings)
+  return jax.device_put(variables, shardings)
 
 
 def _restore(
@@ -96,7 +96,12 @@ def _restore(
 ) -> dict[str, Any]:
   """Reads the variables of any run, by default of its last checkpoint."""
   config = saved.load_config(workdir)  # A clear error if this is no run.
-  store = checkpoints.Checkpoints(workdir, config.checkpoint, read_only=True)
+  store = checkpoints.Checkpoints(
+    workdir,
+    config.checkpoint,
+    tasks.find(config.task).directions,
+    read_only=True,
+  )
   number = {"last": max(store.steps(), default=None), "best": store.best_step()}
   chosen = number[step] if step in number else _step_number(step)
   if chosen is None or chosen not in store.steps():

@@ -1,23 +1,7 @@
-"""Images and labels from TFDS through Grain: what a training loop needs."""
+"""Batches for a training loop: a room for each kind of data.
 
-from input_pipeline.config import default_config
-from input_pipeline.decode import DamagedImageError
-from input_pipeline.pipeline import (
-  DatasetInfo,
-  dataset_info,
-  eval_batches,
-  num_train_examples,
-  present_classes,
-  train_iterator,
-)
-
-__all__ = [
-  "DamagedImageError",
-  "DatasetInfo",
-  "dataset_info",
-  "default_config",
-  "eval_batches",
-  "num_train_examples",
-  "present_classes",
-  "train_iterator",
-]
+`input_pipeline.images` has images with labels, `input_pipeline.text` rows of
+tokens. Every room offers the same functions of its `config.data`:
+`default_config`, `dataset_info`, `num_train_examples`, `train_iterator` and
+`eval_batches`; beside the rooms is what all of them share.
+"""

@@ -7,7 +7,8 @@ nothing but the folder `name[/config]/version` with its features.json.
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -58,6 +59,25 @@ def load_builder(
     _FORMAT, override=True, override_if_initialized=True
   )
   return builder
+
+
+def resolve_split(
+  name: str, split: str, infos: Mapping[str, tfds.core.SplitInfo]
+) -> Sequence[Any]:
+  """Splits and slices of a string as TFDS writes them.
+
+  Raises:
+    ValueError: if the data set `name`, which has `infos`, lacks one.
+  """
+  try:
+    instruction = tfds.core.ReadInstruction.from_spec(split)
+    return instruction.to_absolute(dict(infos))
+  except (AssertionError, ValueError) as error:
+    sizes = [f"{k} ({info.num_examples})" for k, info in infos.items()]
+    raise ValueError(
+      f"split {split!r} of {name!r} cannot be read: {error} Its splits:"
+      f" {', '.join(sizes)}. Slices are written 'train[:90%]'."
+    ) from error
 
 
 def is_readable(folder: epath.Path) -> bool:

@@ -1,13 +1,12 @@
 """What all families have in common: their last fields, and their call."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import layers
+from models import layers, taps
 
 
-class Backbone(nn.Module):
+class Backbone(taps.Tapped):
   """From an image to logits; a family adds `features` and `classify`.
 
   Attributes:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 import attention
-from models import duoformer_tokens, layers, normalization, registry
+from models import duoformer_tokens, layers, normalization, registry, taps
 from models.backbone import Backbone
 
 Dtype = layers.Dtype
@@ -213,7 +213,7 @@ class Block(nn.Module):
     y = LayerNorm(name="ffn_norm", **dtypes)(x)
     y = gelu(dense(self.expansion * x.shape[-1], name="expand")(y))
     y = dense(x.shape[-1], name="shrink")(y)
-    return layers.tap(self, "hidden_state", x + drop()(y, train))
+    return taps.tap(self, "hidden_state", x + drop()(y, train))
 
 
 class SelfAttention(nn.Module):
@@ -238,7 +238,7 @@ class SelfAttention(nn.Module):
     qkv = dense((3, self.heads, width // self.heads), name="qkv")(x)
     # Three times [..., tokens, heads, D / heads].
     q, k, v = (qkv[..., i, :, :] for i in range(3))
-    out = layers.with_open_map(
+    out = taps.with_open_map(
       self,
       lambda: attention.dot_product_attention(
         q, k, v, implementation=self.implementation
@@ -283,5 +283,6 @@ def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
   return variants
 
 
+KIND = "image"
 VARIANTS = _variants()
 IMAGE_SIZES = dict.fromkeys(VARIANTS, 224)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import attention
-from models import layers, normalization
+from models import layers, normalization, taps
 
 Dtype = layers.Dtype
 
@@ -51,7 +51,7 @@ class ScaleTokens(nn.Module):
     x = jnp.concatenate([*first, *tokens], axis=2)
     position = self.param("position", TOKEN_INIT, x.shape[2:], self.param_dtype)
     x += position[None, None].astype(x.dtype)
-    return layers.tap(self, "hidden_state", x)
+    return taps.tap(self, "hidden_state", x)
 
   def _scale_token(self, maps, like, train) -> list[jax.Array]:
     """Returns what stands for a patch [B, patches, 1, D], or nothing."""
@@ -149,7 +149,7 @@ class PatchTokens(nn.Module):
     token = jnp.broadcast_to(token.astype(x.dtype), (batch, 1, width))
     x = jnp.concatenate([token, x], axis=1)
     x += resize_positions(position, grid)[None].astype(x.dtype)
-    return layers.tap(self, "hidden_state", x)
+    return taps.tap(self, "hidden_state", x)
 
 
 def resize_positions(table: jax.Array, grid: tuple[int, int]) -> jax.Array:

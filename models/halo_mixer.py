@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 import attention
-from models import layers
+from models import layers, taps
 
 Dtype = layers.Dtype
 
@@ -128,7 +128,7 @@ def _attend(module, q, k, v, *, block_size, halo_size, **options) -> jax.Array:
   columns, padding included.
   """
   blocks = {"block_size": block_size, "halo_size": halo_size}
-  return layers.with_open_map(
+  return taps.with_open_map(
     module,
     lambda: attention.halo_attention(
       q, k, v, **blocks, **options, implementation=module.implementation

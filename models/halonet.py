@@ -341,6 +341,7 @@ def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
   return {name: (HaloNet, values) for name, values in fields.items()}
 
 
+KIND = "image"
 VARIANTS = _variants()
 IMAGE_SIZES = {
   name: fields.get("image_size", 256) for name, (_, fields) in VARIANTS.items()

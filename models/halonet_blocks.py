@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import halo_mixer, layers
+from models import halo_mixer, layers, taps
 
 Dtype = layers.Dtype
 
@@ -40,7 +40,7 @@ class Stem(nn.Module):
     if self.pool or self.kind != "tiered":
       half = x
     x = layers.max_pool(x) if self.pool else x
-    return half, layers.tap(self, "hidden_state", x)
+    return half, taps.tap(self, "hidden_state", x)
 
 
 class Block(nn.Module):
@@ -90,7 +90,7 @@ class Block(nn.Module):
     if shortcut is not None:
       y += shortcut
     y = y if self.linear_output else self.activation(y)
-    return layers.tap(self, "hidden_state", y)
+    return taps.tap(self, "hidden_state", y)
 
   def _convolution(self, x: jax.Array, train: bool) -> jax.Array:
     channels = x.shape[-1]

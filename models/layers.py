@@ -23,61 +23,6 @@ Dtype = str | type | jnp.dtype
 Initializer = Callable[..., jax.Array]
 
 
-def tapped(module: nn.Module, name: str) -> bool:
-  """Says whether the caller of `apply` reads or replaces the value `name`.
-
-  Ask before computing a value that nothing but a tap needs.
-  """
-  return module.is_mutable_collection("intermediates") or module.has_variable(
-    "replacements", name
-  )
-
-
-def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
-  """Lets the caller of `apply` read or replace the value `name` of `module`.
-
-  With `mutable=["intermediates"]` the value appears under the path of the
-  module. With `{"replacements": {...path: {name: array}}}` among the variables
-  the array takes its place, and can be differentiated like any other input.
-
-  Raises:
-    ValueError: if the replacement has another shape.
-  """
-  if module.has_variable("replacements", name):
-    replacement = module.get_variable("replacements", name)
-    if replacement.shape != value.shape:
-      path = "/".join((*module.path, name))
-      raise ValueError(
-        f"replacements: {path} has shape {replacement.shape}; it must have "
-        f"shape {value.shape}"
-      )
-    value = replacement.astype(value.dtype)
-  if module.is_mutable_collection("intermediates"):
-    module.sow(
-      "intermediates", name, value, reduce_fn=lambda _, new: new, init_fn=tuple
-    )
-  return value
-
-
-def with_open_map(
-  module: nn.Module,
-  attend: Callable[[], jax.Array],
-  weigh: Callable[[], jax.Array],
-  apply: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-  """Runs attention, with its map in the open where somebody taps it.
-
-  Args:
-    module: whose value "attention_weights" the map is.
-    attend: runs the attention as a whole.
-    weigh: returns the map alone.
-    apply: returns of the map what `attend` returns.
-  """
-  if not tapped(module, "attention_weights"):
-    return attend()
-  return apply(tap(module, "attention_weights", weigh()))
-
-
 def check_images(x: jax.Array) -> None:
   """Raises ValueError unless `x` is what every model takes."""
   if (
@@ -191,19 +136,23 @@ class ConvNorm(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-  """A square filter for each channel, TensorFlow's SAME padding, no bias.
+  """A square filter for each channel, TensorFlow's SAME padding.
 
   Attributes:
     kernel_size: side of the filters.
     stride: step in both directions.
+    use_bias: whether each channel has a bias too.
     kernel_init: initializer of the filters.
+    bias_init: initializer of the biases.
     dtype: dtype of the computation.
-    param_dtype: dtype of the filters.
+    param_dtype: dtype of the parameters.
   """
 
   kernel_size: int = 3
   stride: int = 1
+  use_bias: bool = False
   kernel_init: Initializer = nn.initializers.lecun_normal()
+  bias_init: Initializer = nn.initializers.zeros
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
 
@@ -211,7 +160,11 @@ class DepthwiseConv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-    return depthwise_convolution(x.astype(self.dtype), kernel, self.stride)
+    y = depthwise_convolution(x.astype(self.dtype), kernel, self.stride)
+    if not self.use_bias:
+      return y
+    bias = self.param("bias", self.bias_init, x.shape[-1:], self.param_dtype)
+    return y + bias.astype(self.dtype)[None, None, None]
 
 
 class SqueezeExcite(nn.Module):

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import layers, normalization
+from models import layers, normalization, taps
 from models.backbone import Backbone
 from models.maxvit_blocks import KERNEL_INIT, Block, LayerNorm
 
@@ -175,7 +175,7 @@ class Stem(nn.Module):
     x = conv(self.widths[0], strides=(2, 2), name="conv_0")(x)
     x = self.batch_norm(use_running_average=not train, name="norm_0")(x)
     x = conv(self.widths[1], name="conv_1")(nn.gelu(x))
-    return layers.tap(self, "hidden_state", x)
+    return taps.tap(self, "hidden_state", x)
 
 
 class Head(nn.Module):
@@ -247,6 +247,7 @@ def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
   return variants
 
 
+KIND = "image"
 VARIANTS = _variants()
 # The last stage, a 32nd of the image, is one window.
 IMAGE_SIZES = {

@@ -6,7 +6,7 @@ from collections import Counter
 import flax.linen as nn
 import jax
 
-from models import layers, normalization, token_mixers
+from models import layers, normalization, taps, token_mixers
 
 Dtype = layers.Dtype
 
@@ -54,7 +54,7 @@ class Block(nn.Module):
         stride = 1
       else:
         x = self._transformer_layer(kind, name)(x, train)
-    return layers.tap(self, "hidden_state", x)
+    return taps.tap(self, "hidden_state", x)
 
   def _transformer_layer(self, kind: str, name: str) -> "TransformerLayer":
     offered = {

@@ -2,12 +2,15 @@
 
 variables = load("timm:maxvit_tiny_tf_224.in1k", "maxvit_tiny_224")
 logits = models.create("maxvit_tiny_224").apply(variables, images)
+
+model, variables = from_huggingface("openai-community/gpt2")
+logits = model.apply(variables, tokens)
 """
 
+import collections
 import functools
 import pathlib
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,18 +18,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.core import FrozenDict
 
 import attention
-import storage
-from models import registry, weight_maps
+from models import (
+  huggingface,
+  lina,
+  registry,
+  transformer,
+  weight_files,
+  weight_maps,
+)
+from models.lina_attention import GATE_LEAVES
 from models.weight_maps import layouts
 
 Variables = dict[str, Any]
-Tensors = dict[str, np.ndarray]
+Tensors = weight_files.Tensors
+Init = Callable[[jax.Array], Variables]
 
 # Where every model has the layer of its logits.
 _HEAD = ("head", "logits")
-_PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 def load(
@@ -36,7 +47,7 @@ def load(
   resize_tables: bool = False,
   replace_head: bool = False,
   part: str = "",
-  input_channels: int = 3,
+  init: Init | None = None,
   seed: int = 0,
   **overrides: Any,
 ) -> Variables:
@@ -46,14 +57,16 @@ def load(
     source: path of a .safetensors file with timm's names, or "timm:<name>" for
       the file of timm/<name> on the Hugging Face hub.
     model: name of a model, or the model.
-    resize_tables: whether tables of relative biases of another size are
-      interpolated to the model's.
+    resize_tables: whether what belongs to another resolution is made to fit:
+      tables of relative biases are interpolated to the model's, LINA's gates
+      start again at one.
     replace_head: whether the layer of the logits is initialised anew, as for
       other classes, and that of the file, if any, ignored.
     part: name of a submodule, as "trunk", that the weights are for: they are
       those of a model like it, whose logits are ignored. The rest of `model` is
       initialised anew.
-    input_channels: channels of the images that the model is for.
+    init: initialises the variables from a key; as for tokens, or images of
+      three channels, if None.
     seed: seed of that initialisation.
     **overrides: fields of the model, if `model` is a name.
 
@@ -69,8 +82,8 @@ def load(
       f"overrides are {sorted(overrides)}; with a model in place of a name set "
       "its fields directly"
     )
-  init = _init(model, input_channels, seed)
-  tensors = _read(source)
+  fresh = _initializer(model, init, seed)
+  tensors = weight_files.read(source)
   try:
     variables = from_tensors(
       tensors,
@@ -78,11 +91,60 @@ def load(
       resize_tables=resize_tables,
       replace_head=replace_head,
       part=part,
-      input_channels=input_channels,
+      init=init,
     )
   except ValueError as error:
     raise ValueError(f"source is {str(source)!r}: {error}") from None
-  return _initialise_missing(variables, init)
+  return _initialise_missing(variables, fresh)
+
+
+def from_huggingface(
+  source: str | pathlib.Path, **overrides: Any
+) -> tuple[transformer.Transformer, Variables]:
+  """Returns a language model and its variables, from the Hugging Face hub.
+
+  Args:
+    source: name of a repository, as "openai-community/gpt2", or a folder with
+      its config.json and its safetensors, in one file or in shards.
+    **overrides: fields of the model that take the place of those that follow
+      from config.json, as `dtype="bfloat16"` or `scan_layers=True`. Dropout is
+      none unless it is given.
+
+  Returns:
+    (model, variables); `model.apply(variables, tokens)` gives the logits.
+
+  Raises:
+    ValueError: if the source cannot be had or read; if its architecture, or
+      something that config.json asks for, is not implemented; or if a tensor
+      is missing, surplus, of the wrong shape, of a dtype that is not floating,
+      or not finite. All of them are listed. A head that is tied to the
+      embedding may be stored a second time if it is equal.
+  """
+  folder = weight_files.folder(source)
+  config = weight_files.read_json(folder / weight_files.CONFIG)
+  try:
+    naming = huggingface.architecture(config).naming
+    fields = {**huggingface.fields(config), **overrides}
+    model = registry.build(transformer.Transformer, fields)
+    tensors, remarks = naming.normalise(
+      weight_files.read_folder(folder), model.tied_head
+    )
+    plain = model.clone(scan_layers=False)
+    token = jnp.zeros((1, 1), jnp.int32)
+    variables = from_tensors(
+      tensors,
+      plain,
+      init=functools.partial(plain.init, tokens=token),
+      weight_map=naming.weight_map(plain),
+      remarks=remarks,
+    )
+  except ValueError as error:
+    raise ValueError(f"source is {str(source)!r}: {error}") from None
+  if model.scan_layers:
+    params = variables["params"]
+    stacked = transformer.stack_layers(params, len(model.mixers))
+    variables = {"params": stacked}
+  return model, variables
 
 
 def adapt(
@@ -92,7 +154,7 @@ def adapt(
   resize_tables: bool = False,
   replace_head: bool = False,
   part: str = "",
-  input_channels: int = 3,
+  init: Init | None = None,
   seed: int = 0,
 ) -> Variables:
   """Like `load`, from the variables of a similar model, as before a transfer.
@@ -100,7 +162,7 @@ def adapt(
   Raises:
     ValueError: if some are missing, surplus or do not fit; lists all.
   """
-  init = _init(model, input_channels, seed)
+  fresh = _initializer(model, init, seed)
   flat = traverse_util.flatten_dict(variables)
   return _initialise_missing(
     from_tensors(
@@ -109,10 +171,10 @@ def adapt(
       resize_tables=resize_tables,
       replace_head=replace_head,
       part=part,
-      input_channels=input_channels,
+      init=init,
       weight_map=lambda path: ("/".join(path), layouts.SAME),
     ),
-    init,
+    fresh,
   )
 
 
@@ -123,81 +185,118 @@ def from_tensors(
   resize_tables: bool = False,
   replace_head: bool = False,
   part: str = "",
-  input_channels: int = 3,
+  init: Init | None = None,
   weight_map: layouts.WeightMap | None = None,
+  remarks: Mapping[str, str] = FrozenDict(),
 ) -> Variables:
   """Like `load`, from {name: tensor}; what would be initialised is left out.
 
   With a `weight_map` tensors have other names than those of the model's family.
+  `remarks` follow the names of surplus tensors in the error.
   """
   owner = weight_maps.part(model, part) if part else model
   weight_map = weight_map or weight_maps.of(owner)
   prefix = 2 if part else 1
-  left, names, problems, loaded = dict(tensors), [], [], {}
+  ignored, names, problems, loaded = set(), {}, {}, {}
   if replace_head or part:
-    for leaf in ("kernel", "bias"):
-      left.pop(weight_map((*_HEAD, leaf))[0], None)
-  for path, wanted in _flat_shapes(_init(model, input_channels)).items():
+    ignored = {weight_map((*_HEAD, leaf))[0] for leaf in ("kernel", "bias")}
+  for path, wanted in _flat_shapes(_initializer(model, init)).items():
     if (part and path[1] != part) or (replace_head and _is_head(path)):
       continue
     name, layout = weight_map(path[prefix:])
-    names.append(name)
-    tensor = left.pop(name, None)
-    if tensor is None:
-      problems.append(f"missing: {name}, for {'/'.join(path)}")
+    names[name] = None
+    try:
+      tensor = _fitting(tensors, name, path, wanted, layout, resize_tables)
+    except ValueError as error:
+      problems[name] = str(error)
       continue
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-      problems.append(
-        f"dtype: {name} has {tensor.dtype}, which is not floating"
-      )
-      continue
-    with np.errstate(over="ignore"):  # What it leaves infinite is refused.
-      tensor = tensor.astype(wanted.dtype)
-    if resize_tables and path[-1] == "relative_bias_table":
-      tensor = _resize(tensor, wanted.shape[-1])
-    if tensor.shape != layout.shape(wanted.shape):
-      problems.append(
-        f"shape: {name} has {tensor.shape}, the model needs "
-        f"{layout.shape(wanted.shape)}{_remedy(path)}"
-      )
-      continue
-    if not np.isfinite(tensor).all():
-      problems.append(f"value: {name} has NaN or infinite elements")
-      continue
-    loaded[path] = jnp.asarray(layout.load(tensor, wanted.shape))
-  # PyTorch counts batches where Flax and TensorFlow do not.
-  surplus = [n for n in left if not n.endswith(".num_batches_tracked")]
-  problems += [f"surplus: {name}" for name in surplus]
+    loaded[path] = jnp.asarray(layout.read(tensor, wanted.shape))
+  for name in tensors:
+    # PyTorch counts batches where Flax and TensorFlow do not.
+    counter = name.endswith(".num_batches_tracked")
+    if name not in names and name not in ignored and not counter:
+      problems[name] = f"surplus: {name}{remarks.get(name, '')}"
   if not loaded:
-    _check_prefix(tensors, names)
+    _check_prefix(tensors, list(names))
   if problems:
     raise ValueError(
       f"{len(problems)} tensors do not fit the model:\n  "
-      + "\n  ".join(problems)
+      + "\n  ".join(problems.values())
     )
   return traverse_util.unflatten_dict(loaded)
 
 
-def to_tensors(variables: Variables, model: nn.Module) -> Tensors:
-  """Returns {timm's name: tensor}: the inverse of `from_tensors`."""
-  weight_map, tensors = weight_maps.of(model), {}
+def to_tensors(
+  variables: Variables,
+  model: nn.Module,
+  *,
+  weight_map: layouts.WeightMap | None = None,
+) -> Tensors:
+  """Returns {their name: tensor}: the inverse of `from_tensors`."""
+  weight_map, tensors = weight_map or weight_maps.of(model), {}
+  shared = collections.defaultdict(dict)
   for path, value in traverse_util.flatten_dict(variables).items():
     name, layout = weight_map(path[1:])
-    tensors[name] = np.ascontiguousarray(layout.store(np.asarray(value)))
+    tensor = layout.store(np.asarray(value))
+    if layout.part:
+      shared[name][layout.part.index] = tensor
+      if len(shared[name]) < layout.part.count:
+        continue
+      tensor = layout.part.join([t for _, t in sorted(shared[name].items())])
+    tensors[name] = np.ascontiguousarray(tensor)
   return tensors
 
 
-def _init(
-  model: nn.Module, input_channels: int, seed: int = 0
+def _fitting(
+  tensors: Tensors,
+  name: str,
+  path: tuple[str, ...],
+  wanted: jax.ShapeDtypeStruct,
+  layout: layouts.Layout,
+  resize_tables: bool,
+) -> np.ndarray:
+  """Returns the tensor for `path`, of the dtype wanted.
+
+  Raises:
+    ValueError: if it does not fit.
+  """
+  if name not in tensors:
+    raise ValueError(f"missing: {name}, for {'/'.join(path)}")
+  tensor = tensors[name]
+  if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    raise ValueError(f"dtype: {name} has {tensor.dtype}, which is not floating")
+  with np.errstate(over="ignore"):  # What it leaves infinite is refused.
+    tensor = tensor.astype(wanted.dtype)
+  if resize_tables:
+    tensor = _resized(tensor, path, wanted, layout)
+  if tensor.shape != layout.whole(wanted.shape):
+    raise ValueError(
+      f"shape: {name} has {tensor.shape}, the model needs "
+      f"{layout.whole(wanted.shape)}{_remedy(path)}"
+    )
+  if not np.isfinite(tensor).all():
+    raise ValueError(f"value: {name} has NaN or infinite elements")
+  return tensor
+
+
+def _initializer(
+  model: nn.Module, init: Init | None, seed: int = 0
 ) -> Callable[[], Variables]:
   if not 0 <= seed < 2**32:
     # JAX would take it for another one.
     raise ValueError(
       f"seed is {seed}, but must have 32 bits: from 0 to 2**32-1"
     )
-  size = model.size_multiple
-  image = jnp.zeros((1, size, size, input_channels))
-  return functools.partial(model.init, jax.random.key(seed), image)
+  if init is None:
+    if isinstance(model, transformer.Transformer):
+      example = (jnp.zeros((1, 1), jnp.int32),)
+    elif isinstance(model, lina.Lina):
+      example = tuple(model.example_inputs().values())
+    else:
+      size = model.size_multiple
+      example = (jnp.zeros((1, size, size, 3)),)
+    init = lambda key: model.init(key, *example)
+  return functools.partial(init, jax.random.key(seed))
 
 
 def _flat_shapes(init: Callable[[], Variables]) -> dict[tuple[str, ...], Any]:
@@ -239,66 +338,26 @@ def _is_head(path: tuple[str, ...]) -> bool:
 def _remedy(path: tuple[str, ...]) -> str:
   if path[-1] == "relative_bias_table":
     return " (resize_tables=True interpolates it)"
+  if path[-1] in GATE_LEAVES:
+    return " (resize_tables=True starts it again at one)"
   return " (replace_head=True leaves it out)" if _is_head(path) else ""
 
 
-def _resize(table: np.ndarray, side: int) -> np.ndarray:
-  resized = attention.resize_relative_table(jnp.asarray(table), (side + 1) // 2)
-  return np.asarray(resized)
-
-
-def _read(source: str | pathlib.Path) -> Tensors:
-  if str(source).startswith("timm:"):
-    source = _download(str(source).removeprefix("timm:"))
-  path = storage.path(source)
-  if path.suffix in _PICKLES:
-    raise ValueError(
-      f"source is {str(source)!r}, a pickle: reading one runs whatever code it "
-      "holds. Where you trust it, convert it with safetensors.torch.save_file"
+def _resized(
+  tensor: np.ndarray,
+  path: tuple[str, ...],
+  wanted: jax.ShapeDtypeStruct,
+  layout: layouts.Layout,
+) -> np.ndarray:
+  """Makes what belongs to another resolution fit the model's."""
+  if path[-1] == "relative_bias_table":
+    side = (wanted.shape[-1] + 1) // 2
+    return np.asarray(
+      attention.resize_relative_table(jnp.asarray(tensor), side)
     )
-  if path.suffix != ".safetensors":
-    raise ValueError(
-      f"source is {str(source)!r}; it must be a .safetensors file or "
-      "timm:<name>"
-    )
-  if not path.exists() or path.is_dir():
-    raise ValueError(f"source is {str(source)!r}; there is no such file")
-  try:
-    from safetensors import SafetensorError
-    from safetensors import numpy as safetensors
-  except ImportError as error:
-    raise ImportError(
-      "reading weights needs safetensors: pip install 'foveal[parity]'"
-    ) from error
-  try:
-    if not storage.is_remote(path):
-      return safetensors.load_file(path)
-    with tempfile.NamedTemporaryFile() as local:
-      local.write(path.read_bytes())
-      local.flush()
-      return safetensors.load_file(local.name)
-  # The second for a dtype that numpy has not, as float8.
-  except (SafetensorError, AttributeError) as error:
-    raise ValueError(
-      f"source is {str(source)!r}, which cannot be read ({error}). It may be "
-      "empty or cut short, a page or a pointer that was saved in its place, or "
-      "have a dtype that numpy has not: get it again"
-    ) from error
-
-
-def _download(name: str) -> str:
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise ImportError(
-      "downloading weights needs huggingface_hub: pip install 'foveal[parity]'"
-    ) from error
-  try:
-    return huggingface_hub.hf_hub_download(f"timm/{name}", "model.safetensors")
-  except Exception as error:  # Its errors vary with version and transport.
-    raise ValueError(
-      f"source is 'timm:{name}', which could not be downloaded "
-      f"({type(error).__name__}: {error}). By hand: get "
-      f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors and "
-      "give its path as source"
-    ) from error
+  fits = layout.whole(wanted.shape)
+  if path[-1] in GATE_LEAVES and len(fits) == tensor.ndim:
+    gate = layout.load(tensor, wanted.shape)  # [tokens, heads or 1]
+    if gate.shape[0] != wanted.shape[0] and gate.shape[1:] == wanted.shape[1:]:
+      return np.ones(fits, tensor.dtype)
+  return tensor

@@ -7,18 +7,22 @@ import importlib
 import numbers
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 
-# Modules with VARIANTS: {name: (class, {field: value})} and IMAGE_SIZES: {name:
-# side in pixels of the images that the variant was published for}.
+# The only list of families: modules with VARIANTS, {name: (class, {field:
+# value})}, and KIND, what they are for: "image", "language" or "generation".
+# Those of images have IMAGE_SIZES too, {name: side in pixels of the images that
+# the variant was published for}.
 FAMILIES = (
   "models.duoformer",
   "models.halonet",
+  "models.lina",
   "models.maxvit",
   "models.resnet",
+  "models.transformer",
   "models.u_halonet",
 )
 
@@ -35,15 +39,18 @@ def create(name: str, **overrides: Any) -> nn.Module:
       is of another type than the field.
   """
   cls, hyperparameters = _variant(name)
-  hints = _hints(cls)
-  for override, value in overrides.items():
-    if override not in hints:
-      raise unknown(f"field of {cls.__name__}", override, hints)
-    if not _is_of(hints[override], value):
-      raise ValueError(
-        f"{override}={value!r} of {name} must be {_describe(hints[override])}"
-      )
+  _check_fields(cls, overrides, name)
   return cls(**{**hyperparameters, **overrides})
+
+
+def build(cls: type[nn.Module], fields: Mapping[str, Any]) -> nn.Module:
+  """Returns a model of a class, with fields that are checked as in `create`.
+
+  Raises:
+    ValueError: if it has no such field, or a value is of another type.
+  """
+  _check_fields(cls, fields, cls.__name__)
+  return cls(**fields)
 
 
 def fields(name: str) -> dict[str, tuple[Any, Any]]:
@@ -62,17 +69,43 @@ def image_size(name: str) -> int:
   """Returns the side in pixels of the images that a variant is for.
 
   Raises:
+    ValueError: if there is no such model, or it takes no images.
+  """
+  if (found := kind(name)) != "image":
+    raise ValueError(
+      f"{name} is a model of {found} and has no image size; see "
+      'models.list(kind="image")'
+    )
+  return _collect("IMAGE_SIZES")[name]
+
+
+def kind(name: str) -> str:
+  """Returns what a model is for: "image", "language" or "generation".
+
+  Raises:
     ValueError: if there is no such model.
   """
-  sizes = _collect("IMAGE_SIZES")
-  if name not in sizes:
-    raise unknown("model", name, sizes)
-  return sizes[name]
+  kinds = _kinds()
+  if name not in kinds:
+    raise unknown("model", name, kinds)
+  return kinds[name]
 
 
-def list_models(pattern: str = "*") -> list[str]:
-  """Returns the names of the models that match a shell pattern, sorted."""
-  return sorted(fnmatch.filter(_variants(), pattern))
+def list_models(pattern: str = "*", kind: str | None = None) -> list[str]:
+  """Returns the names of the models that match a shell pattern, sorted.
+
+  Args:
+    pattern: as "maxvit_tiny_*".
+    kind: only models of this kind; of all if None.
+
+  Raises:
+    ValueError: if no model is of that kind.
+  """
+  kinds = _kinds()
+  if kind is not None and kind not in kinds.values():
+    raise unknown("kind of model", kind, set(kinds.values()))
+  names = fnmatch.filter(kinds, pattern)
+  return sorted(name for name in names if kind in (None, kinds[name]))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
@@ -88,6 +121,19 @@ def _variant(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
   if name not in variants:
     raise unknown("model", name, variants)
   return variants[name]
+
+
+def _check_fields(
+  cls: type[nn.Module], fields: Mapping[str, Any], name: str
+) -> None:
+  hints = _hints(cls)
+  for field, value in fields.items():
+    if field not in hints:
+      raise unknown(f"field of {cls.__name__}", field, hints)
+    if not _is_of(hints[field], value):
+      raise ValueError(
+        f"{field}={value!r} of {name} must be {_describe(hints[field])}"
+      )
 
 
 def _hints(cls: type[nn.Module]) -> dict[str, Any]:
@@ -128,9 +174,20 @@ def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
   return _collect("VARIANTS")
 
 
+def _kinds() -> dict[str, str]:
+  """The kind of each model."""
+  return {
+    name: family.KIND for family in _families() for name in family.VARIANTS
+  }
+
+
 def _collect(attribute: str) -> dict[str, Any]:
-  """Joins the dictionaries of this name of all families."""
+  """Joins the dictionaries of this name of all families that have one."""
   joined = {}
-  for family in FAMILIES:
-    joined |= getattr(importlib.import_module(family), attribute)
+  for family in _families():
+    joined |= getattr(family, attribute, {})
   return joined
+
+
+def _families() -> list[types.ModuleType]:
+  return [importlib.import_module(family) for family in FAMILIES]

@@ -15,7 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from models import layers, normalization, resnet_rs_scaling
+from models import layers, normalization, resnet_rs_scaling, taps
 from models.backbone import Backbone
 
 Dtype = layers.Dtype
@@ -212,7 +212,7 @@ class Stem(nn.Module):
         stride=1 if i else 2,
         name=f"conv_{i}",
       )(x, train)
-    return layers.tap(self, "hidden_state", x)
+    return taps.tap(self, "hidden_state", x)
 
 
 class Block(nn.Module):
@@ -235,7 +235,7 @@ class Block(nn.Module):
     y = self._residual(x, train)
     y = layers.StochasticDepth(self.stochastic_depth_rate)(y, train)
     x = self._shortcut(x, y.shape[-1], train)
-    return layers.tap(self, "hidden_state", self.activation(x + y))
+    return taps.tap(self, "hidden_state", self.activation(x + y))
 
   def _residual(self, x: jax.Array, train: bool) -> jax.Array:
     # Kernel size, stride, width of each convolution.
@@ -338,4 +338,5 @@ def _variants() -> tuple[
   return variants, sizes
 
 
+KIND = "image"
 VARIANTS, IMAGE_SIZES = _variants()

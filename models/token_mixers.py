@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 import attention
-from models import layers, registry
+from models import layers, registry, taps
 from models.halo_mixer import HaloAttention
 
 Dtype = layers.Dtype
@@ -100,7 +100,7 @@ class WindowAttention(nn.Module):
       out = attention.apply_attention_weights(weights, windows)
       return self.unpartition(out, *v.shape[1:3])
 
-    return layers.with_open_map(self, attend, weigh, apply)
+    return taps.with_open_map(self, attend, weigh, apply)
 
 
 class BlockAttention(WindowAttention):

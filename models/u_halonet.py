@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from models import layers, normalization, token_mixers
+from models import layers, normalization, taps, token_mixers
 from models.backbone import Backbone
 
 Dtype = layers.Dtype
@@ -162,7 +162,7 @@ class Stem(nn.Module):
     half = gelu(LayerNorm(name="norm_0", **dtypes)(half))
     x = _halve(self.width, name="conv_1", **dtypes)(half)
     x = LayerNorm(name="norm_1", **dtypes)(x)
-    return half, layers.tap(self, "hidden_state", x)
+    return half, taps.tap(self, "hidden_state", x)
 
 
 class Block(nn.Module):
@@ -193,7 +193,7 @@ class Block(nn.Module):
     x = self._add(x, y, "ffn", train)
     if self.ends:
       x = LayerNorm(name="out_norm", **dtypes)(x)
-    return layers.tap(self, "hidden_state", x)
+    return taps.tap(self, "hidden_state", x)
 
   def _add(self, x: jax.Array, y: jax.Array, name: str, train: bool):
     """Adds a branch, each channel scaled by a number that is learned."""
@@ -227,6 +227,7 @@ _SIZES = {
   "base": (128, 18),
 }
 
+KIND = "image"
 VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
   f"u_halonet_{size}": (
     UHaloNet,

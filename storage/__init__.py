@@ -22,18 +22,19 @@ __all__ = [
 ]
 
 
-def write_whole(path: epath.Path, text: str) -> None:
-  """Writes a text file so that a reader sees the old one or the new one.
+def write_whole(path: epath.Path, content: str | bytes) -> None:
+  """Writes a file so that a reader sees the old one or the new one.
 
   Through a second name: neither a killed process nor a full disk leaves half
   a file, or takes away the one that was there. An object of a bucket needs
   none, it is there once it is whole.
   """
+  content = content.encode() if isinstance(content, str) else content
   if is_remote(path):
-    path.write_text(text)
+    path.write_bytes(content)
     return
   partial = path.with_name(path.name + ".partial")
-  partial.write_text(text)
+  partial.write_bytes(content)
   partial.replace(path)
 
 

@@ -25,6 +25,14 @@ def import_timm():
     pytest.skip(str(error))
 
 
+def import_transformers(family):
+  """Returns torch and transformers' module of a family, or skips the test."""
+  try:
+    return torch_imports.import_transformers(family)
+  except ImportError as error:
+    pytest.skip(str(error))
+
+
 def fill(module, tensors):
   """Loads {name: array} into a PyTorch module, which must have no other."""
   torch, _ = import_timm()

@@ -11,6 +11,7 @@ from etils import epath
 from fsspec.implementations import memory
 
 import storage
+import tasks
 from input_pipeline import prepared
 from training import checkpoints, metrics, plots, records, summary
 
@@ -71,9 +72,12 @@ def test_what_a_run_writes_beside_checkpoints_is_in_the_bucket(
   config = ml_collections.ConfigDict(dict(seed=0, sizes=(1, 2)))
   mesh = jax.make_mesh((4,), ("data",))
   for step in (1, 2):
-    records.check_workdir(bucket, config, defaults=config, override=False)
+    records.check_workdir(
+      bucket, config, defaults=lambda _: config, override=False
+    )
     records.write_config(bucket, config)
-    records.write_run_record(bucket, mesh)
+    records.write_files(bucket, {"vocabulary": b"ab"})
+    records.write_run_record(bucket, mesh, {})
     with metrics.MetricWriter(
       bucket, resume_step=step - 1, evaluated=True
     ) as writer:
@@ -82,8 +86,10 @@ def test_what_a_run_writes_beside_checkpoints_is_in_the_bucket(
       # Before a checkpoint that is past it.
       assert metrics.read_metrics(bucket)[-1]["step"] == step
       row = {"loss": 0.5, "accuracy": 0.5, "examples": 2}
+      row |= {"damaged": 0, "unlabelled": 0}
       writer.write(step, {f"eval/{k}": v for k, v in row.items()})
-  assert records.load_config(bucket, config) == config
+  assert records.load_config(bucket, lambda _: config) == config
+  records.check_files(bucket, {"vocabulary": b"ab"})
   assert [r["step"] for r in metrics.read_metrics(bucket)] == [1, 1, 2, 2]
   assert len(json.loads(storage.path(f"{bucket}/run.json").read_text())) == 2
   events = list(storage.path(f"{bucket}/tensorboard").iterdir())
@@ -93,16 +99,19 @@ def test_what_a_run_writes_beside_checkpoints_is_in_the_bucket(
     records.check_workdir(
       bucket,
       ml_collections.ConfigDict(dict(seed=1, sizes=(1, 2))),
-      defaults=config,
+      defaults=lambda _: config,
       override=False,
     )
-  monkeypatch.setattr(plots, "plot_curves", lambda rows, file: file.write(b"x"))
-  summary.write_curves(bucket)
+  monkeypatch.setattr(
+    plots, "plot_curves", lambda rows, names, file: file.write(b"x")
+  )
+  summary.write_curves(bucket, ["loss"])
   store = ml_collections.ConfigDict(
     dict(directory=f"{bucket}/checkpoints"), convert_dict=False
   )
   store.steps, store.best_step = lambda: [2], lambda: 2
-  said = summary.describe_run(bucket, store)
+  task = tasks.find("classification")
+  said = summary.describe_run(task, bucket, store, ["curves.png"])
   assert f"{bucket}/curves.png" in said
   assert shlex.split(said)[-1] == f"--weights={bucket}"
   # Nothing was taken for a local folder.
@@ -111,7 +120,9 @@ def test_what_a_run_writes_beside_checkpoints_is_in_the_bucket(
 
 def test_checkpoints_of_a_bucket_are_looked_for_there(bucket):
   config = ml_collections.ConfigDict(dict(keep_last=1, best_metric="accuracy"))
-  store = checkpoints.Checkpoints(bucket, config, read_only=True)
+  store = checkpoints.Checkpoints(
+    bucket, config, {"accuracy": "max"}, read_only=True
+  )
   assert str(store.directory) == f"{bucket}/checkpoints"
   assert store.steps() == []
 

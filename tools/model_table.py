@@ -106,9 +106,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("patterns", nargs="*", default=["*"], help="of names")
   parser.add_argument("--format", choices=["markdown", "csv"])
   args = parser.parse_args(argv)
-  names = sorted({n for p in args.patterns for n in models.list(p)})
+  matches = (models.list(p, kind="image") for p in args.patterns)
+  names = sorted(set().union(*matches))
   if not names:
-    parser.error(f"no model matches {args.patterns}; there are {models.list()}")
+    known = models.list(kind="image")
+    parser.error(f"no model matches {args.patterns}; there are {known}")
   rows = (with_published(describe(name)) for name in names)
   write = write_csv if args.format == "csv" else write_markdown
   write(rows, sys.stdout)

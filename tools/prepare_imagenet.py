@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from etils import epath
 
 import storage
-from input_pipeline import prepared, source
+from input_pipeline import prepared
+from input_pipeline.images import source
 
 
 def main(argv: Sequence[str] | None = None) -> None:

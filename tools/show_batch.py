@@ -16,10 +16,11 @@ from absl import flags
 from matplotlib.figure import Figure
 
 import experiment
-import input_pipeline
 import storage
-from experiment.ranges import RANGES
-from training import classification, cli, ranges
+import tasks
+from experiment import ranges
+from input_pipeline import images
+from training import cli
 
 _COLUMNS = 8
 
@@ -40,25 +41,23 @@ def load_batch(
   Raises:
     ValueError: for a config that does not fit.
   """
-  ranges.check(config, RANGES)
+  ranges.check(config)
   config = config.copy_and_resolve_references()
   config.loss.label_smoothing = 0.0
   # Nothing is read ahead for a single batch.
   config.data.num_threads = config.data.num_workers = 0
-  info = input_pipeline.dataset_info(config.data)
-  batches = input_pipeline.train_iterator(
+  info = images.dataset_info(config.data)
+  batches = images.train_iterator(
     config.data, seed=config.seed, global_batch_size=count
   )
-  task = classification.Classification(
-    None, config, num_classes=info.num_classes
-  )
+  task = tasks.create(config, info)
   key = jax.random.key(config.seed)
   batch = jax.device_get(task.prepare(key, next(batches)))
-  images = batch["image"] * np.array(config.data.std, np.float32)
-  images += np.array(config.data.mean, np.float32)
+  pixels = batch["image"] * np.array(config.data.std, np.float32)
+  pixels += np.array(config.data.mean, np.float32)
   return {
     # Rounding of the normalisation may leave [0, 1] by an epsilon.
-    "image": np.clip(images, 0, 1),
+    "image": np.clip(pixels, 0, 1),
     "target": batch["target"],
     "mask": batch["mask"],
   }
@@ -101,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
   if args.images < 1:
     raise ValueError(f"images is {args.images}, but it must be positive.")
   batch = load_batch(args.config, args.images)
-  info = input_pipeline.dataset_info(args.config.data)
+  info = images.dataset_info(args.config.data)
   draw(batch, info.class_names, args.output)
   print(args.output)
 

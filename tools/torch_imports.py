@@ -1,5 +1,6 @@
-"""Imports PyTorch and timm, quietly, also where no torchvision loads."""
+"""Imports PyTorch and what is built on it, quietly, without torchvision too."""
 
+import importlib
 import sys
 import warnings
 from typing import Any
@@ -31,6 +32,23 @@ def import_timm() -> tuple[Any, Any]:
     _stand_in_for_torchvision(torch)
     import timm
   return torch, timm
+
+
+def import_transformers(family: str) -> tuple[Any, Any]:
+  """Returns torch and the module of a family, as "gpt2", of transformers.
+
+  It has the family's models and its config's class; importing transformers'
+  own names would load far more.
+
+  Raises:
+    ImportError: if they are not installed.
+  """
+  torch = import_torch()
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    _stand_in_for_torchvision(torch)
+    name = f"transformers.models.{family}.modeling_{family}"
+    return torch, importlib.import_module(name)
 
 
 def _stand_in_for_torchvision(torch: Any) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -40,16 +40,25 @@ class Checkpoints:
     self,
     workdir: str,
     config: ml_collections.ConfigDict,
+    directions: Mapping[str, str],
     *,
     read_only: bool = False,
   ):
-    """Opens the directory; `config` has `keep_last` and `best_metric`.
+    """Opens the directory.
+
+    Args:
+      workdir: of the run.
+      config: `keep_last` and `best_metric`.
+      directions: of each metric, whether "min" or "max" is better.
+      read_only: whether nothing is changed there.
 
     Raises:
       ValueError: for a metric of which it is not known which is better.
     """
-    metrics.check_best_metric(config.best_metric, metrics.DIRECTIONS)
-    self._better = functools.partial(metrics.better, config.best_metric)
+    metrics.check_best_metric(config.best_metric, directions)
+    self._better = functools.partial(
+      metrics.better, config.best_metric, directions[config.best_metric]
+    )
     self.directory = storage.absolute(storage.path(workdir)) / "checkpoints"
     if not read_only:
       self.directory.mkdir(parents=True, exist_ok=True)
@@ -187,15 +196,21 @@ class Checkpoints:
       averaged: the moving average instead, if the run kept one.
 
     Returns:
-      {"params", "batch_stats"}.
+      "params" and the other collections.
 
     Raises:
       CheckpointError: if it cannot be read.
     """
-    names = ("params", "batch_stats", "ema")
+    names = ("params", "collections", "ema")
 
     def read():
       saved = self._saved_arrays(step)
+      if "collections" not in saved:
+        raise _MisfitError(
+          f"The checkpoint of step {step} in {self.directory} has "
+          f"{', '.join(saved)}, but no collections: it was written before "
+          "models could have others than batch_stats."
+        )
       like = {
         name: jax.tree.map(
           lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -218,7 +233,7 @@ class Checkpoints:
       )
     state, _ = result
     average = state.pop("ema", None)
-    return average or {name: state[name] for name in names[:2]}
+    return average or {"params": state["params"], **state["collections"]}
 
   def _candidates(self) -> list[int]:
     """All steps that any process sees, the newest first."""

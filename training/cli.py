@@ -15,6 +15,8 @@ from training import host_memory
 
 # What a user can cause and repair; anything else shows its traceback.
 USER_ERRORS = (ValueError, OSError)
+# The flags that `define_task_flags` has defined.
+_TASK_FLAGS: dict[str, Any] = {}
 
 
 def run(
@@ -69,6 +71,76 @@ def define_config_flag(
   flag = flags.FLAGS["config"]
   flag.parser = _ConfigParser(flag.parser, optional_fields, load_run, default)
   flags.DEFINE_bool("traceback", False, "Show the traceback of user errors.")
+
+
+def define_weights_flags() -> None:
+  """Defines --weights, --step and --ema: of which model there is talk."""
+  flags.DEFINE_string("weights", None, "A workdir, or what the program names.")
+  flags.DEFINE_string("step", "last", "Of a run: last, best or a number.")
+  flags.DEFINE_bool("ema", True, "Use the moving average if there is one.")
+
+
+def check_weights(config: ConfigDict | None, weights: str | None) -> None:
+  """Raises ValueError unless there are weights and a config for them."""
+  if not weights:
+    raise ValueError("Give --weights: which model.")
+  if config is None:
+    raise ValueError(
+      f"weights={weights!r} is not the workdir of a run: give --config."
+    )
+
+
+def define_task_flags(
+  options: Mapping[str, Mapping[str, tuple[Any, str]]],
+) -> None:
+  """Defines a flag for each option that some task has.
+
+  Args:
+    options: of each task, by name, its options, each with a default, whose type
+      is the flag's, and a line that says what it is.
+  """
+  together: dict[str, tuple[Any, list[str]]] = {}
+  for task, of_task in options.items():
+    for name, (default, line) in of_task.items():
+      _, lines = together.setdefault(name, (default, []))
+      lines.append(f"{task}: {line} By default {default!r}.")
+  for name, (default, lines) in together.items():
+    define = {
+      bool: flags.DEFINE_bool,
+      int: flags.DEFINE_integer,
+      float: flags.DEFINE_float,
+      str: flags.DEFINE_string,
+      tuple: flags.DEFINE_multi_string,
+    }[type(default)]
+    # None is a flag that was not given: each task has its own default.
+    define(name, None, " ".join(lines))
+  _TASK_FLAGS.update(together)
+
+
+def task_options(
+  task: str, options: Mapping[str, tuple[Any, str]]
+) -> dict[str, Any]:
+  """The options of a task that the command line gives.
+
+  Args:
+    task: its name.
+    options: that it has, as for `define_task_flags`.
+
+  Raises:
+    ValueError: if one was given that only other tasks have.
+  """
+  given = {
+    name: flags.FLAGS[name].value
+    for name in _TASK_FLAGS
+    if flags.FLAGS[name].value is not None
+  }
+  for name in given:
+    if name not in options:
+      raise ValueError(
+        f"--{name} is no option of task={task!r}; it has "
+        f"{', '.join(options) or 'none'}."
+      )
+  return given
 
 
 class _ConfigParser(flags.ArgumentParser):

@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -17,8 +17,6 @@ import storage
 from training.event_files import event_pb2, masked_crc32c, summary_pb2
 
 _FLUSH_SECONDS = 60.0
-# Of the metrics that a checkpoint can be the best by: which is better.
-DIRECTIONS = {"loss": "min", "accuracy": "max", "accuracy_top5": "max"}
 
 
 class MetricsError(RuntimeError):
@@ -157,7 +155,7 @@ def check_best_metric(name: str, names: Collection[str]) -> None:
 
   Args:
     name: of the metric, `checkpoint.best_metric`.
-    names: what evaluations of this run have; DIRECTIONS has each.
+    names: what evaluations of this run have.
   """
   if name not in names:
     near = difflib.get_close_matches(name, names)
@@ -168,24 +166,28 @@ def check_best_metric(name: str, names: Collection[str]) -> None:
     )
 
 
-def better(name: str, result: dict[str, float] | None) -> float | None:
+def better(
+  name: str, direction: str, result: dict[str, float] | None
+) -> float | None:
   """The metric of an evaluation, turned round if the lowest is the best.
 
   Args:
-    name: one of DIRECTIONS.
+    name: of the metric.
+    direction: "min" or "max", whichever is better.
     result: of the evaluation, or None if there was none.
 
   Returns:
     A number, larger for better; None if there is none, as for NaN.
   """
-  if result is None or not math.isfinite(result[name]):
+  value = math.nan if result is None else result.get(name, math.nan)
+  if not math.isfinite(value):
     return None
-  return result[name] if DIRECTIONS[name] == "max" else -result[name]
+  return value if direction == "max" else -value
 
 
 def is_evaluation(row: dict[str, Any]) -> bool:
   """Whether a row of metrics.jsonl came from an evaluation."""
-  return any(name.startswith("eval/") for name in row)
+  return not any(name.startswith("train/") for name in row)
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
@@ -210,9 +212,28 @@ class ProgressLine:
   most each `interval` seconds.
   """
 
-  def __init__(self, total_steps: int, batch_size: int, interval: float = 10.0):
+  def __init__(
+    self,
+    total_steps: int,
+    units_per_step: int,
+    *,
+    unit: str,
+    shown: Mapping[str, str],
+    interval: float = 10.0,
+  ):
+    """Starts without a line.
+
+    Args:
+      total_steps: of the run.
+      units_per_step: what a step goes through, for the throughput.
+      unit: the name of one of these, as "image".
+      shown: metrics of a step, each with a format, as {"accuracy": ".1%"}.
+      interval: seconds between lines where the output is no terminal.
+    """
     self._total_steps = total_steps
-    self._batch_size = batch_size
+    self._units_per_step = units_per_step
+    self.unit = unit
+    self._shown_metrics = shown
     self._in_place = sys.stdout.isatty()
     self._interval = 0.1 if self._in_place else interval
     self._started: tuple[int, float] | None = None
@@ -221,7 +242,7 @@ class ProgressLine:
     self._width = 0
 
   def update(self, step: int, metrics: dict[str, float]) -> float:
-    """Shows the step and returns images per second since the first update.
+    """Shows the step and returns units per second since the first update.
 
     Neither counts the time between `pause` and `resume`.
     """
@@ -238,13 +259,15 @@ class ProgressLine:
       self._shown = now
       left = (self._total_steps - step) / rate if rate else math.nan
       self._print(
-        f"step {step}/{self._total_steps}"
-        f"  loss {metrics['train/loss']:.4f}"
-        f"  accuracy {metrics['train/accuracy']:.1%}"
-        f"  {rate * self._batch_size:.0f} images/s"
+        f"step {step}/{self._total_steps}  "
+        + "".join(
+          f"{name} {metrics[f'train/{name}']:{form}}  "
+          for name, form in self._shown_metrics.items()
+        )
+        + f"{rate * self._units_per_step:.0f} {self.unit}s/s"
         f"  {format_seconds(left)} left"
       )
-    return rate * self._batch_size
+    return rate * self._units_per_step
 
   def pause(self) -> None:
     """Stops the clock and ends the line, for what is not training."""

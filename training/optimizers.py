@@ -188,13 +188,14 @@ def group_frozen(
     ValueError: if there are none of either.
   """
   groups = {
-    "the trunk": [name for name in names if not trainable(name)],
+    "what does not learn": [name for name in names if not trainable(name)],
     "": [name for name in names if trainable(name)],
   }
   if not all(groups.values()):
-    which = "every" if groups["the trunk"] else "no"
+    which = "no" if groups["what does not learn"] else "every"
     raise ValueError(
-      f"frozen_trunk=True freezes {which} parameter of {', '.join(names)}."
+      f"This config freezes some parameters, but {which} parameter of "
+      f"{', '.join(names)} would learn."
     )
   return groups
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def check_workdir(
   workdir: str,
   config: ml_collections.ConfigDict,
   *,
-  defaults: ml_collections.ConfigDict,
+  defaults: Callable[[dict[str, Any]], ml_collections.ConfigDict],
   override: bool,
 ) -> None:
   """Compares the config with the one of the run that is there, if any.
@@ -46,7 +47,8 @@ def check_workdir(
   Args:
     workdir: created if it does not exist.
     config: the run's config.
-    defaults: what fields were that the run there did not have yet.
+    defaults: of a saved config: what fields were that the run there did not
+      have yet.
     override: go on with the new config although it differs.
 
   Raises:
@@ -62,7 +64,7 @@ def check_workdir(
     raise _not_writable(workdir, error) from error
   if saved is None:
     return
-  saved = _complete(saved, _to_json(defaults), workdir)
+  saved = _complete(saved, _to_json(defaults(saved)), workdir)
   changed = differences(saved, _to_json(config))
   if changed and not override:
     raise ConfigMismatchError(
@@ -89,6 +91,44 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
       raise _not_writable(workdir, error) from error
 
 
+def check_files(
+  workdir: str, files: Mapping[str, bytes], field: str = "workdir"
+) -> None:
+  """Compares what a run keeps beside its config with what this one has.
+
+  Args:
+    workdir: of the run; files that it does not have are not compared.
+    files: of this run, by name.
+    field: that names the workdir, for the error.
+
+  Raises:
+    ConfigMismatchError: if one differs.
+  """
+  for name, content in files.items():
+    path = storage.path(workdir) / name
+    if path.exists() and path.read_bytes() != content:
+      raise ConfigMismatchError(
+        f"{field}={workdir!r} has another {name} than this config makes: what "
+        "was trained there does not fit it. Take the config of the run itself, "
+        f"or the data and fields from which its {name} was made."
+      )
+
+
+def write_files(workdir: str, files: Mapping[str, bytes]) -> None:
+  """Writes what a run keeps beside its config, by name.
+
+  Raises:
+    ValueError: if it cannot be written.
+  """
+  if jax.process_index() != 0:
+    return
+  for name, content in files.items():
+    try:
+      storage.write_whole(storage.path(workdir) / name, content)
+    except OSError as error:
+      raise _not_writable(workdir, error) from error
+
+
 def _not_writable(workdir: str, error: Exception) -> ValueError:
   return ValueError(
     f"workdir={workdir!r} cannot be written: {error}. Choose a directory "
@@ -105,14 +145,15 @@ def _to_text(value: Any) -> str:
 
 
 def load_config(
-  workdir: str, defaults: ml_collections.ConfigDict
+  workdir: str,
+  defaults: Callable[[dict[str, Any]], ml_collections.ConfigDict],
 ) -> ml_collections.ConfigDict:
   """Reads the config of the run in `workdir`.
 
   Args:
     workdir: of a run.
-    defaults: the values of fields that the run did not have yet; which these
-      are is said.
+    defaults: of the saved config: the values of fields that the run did not
+      have yet; which these are is said.
 
   Raises:
     ValueError: if there is no run.
@@ -125,7 +166,7 @@ def load_config(
     )
   saved = json.loads(path.read_text())
   return ml_collections.ConfigDict(
-    _tuples(_complete(saved, _to_json(defaults), workdir))
+    _tuples(_complete(saved, _to_json(defaults(saved)), workdir))
   )
 
 
@@ -169,8 +210,16 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
   return [] if old == new else [f"{name}: {old!r} -> {new!r}"]
 
 
-def write_run_record(workdir: str, mesh: jax.sharding.Mesh) -> None:
-  """Appends this start of the run to `<workdir>/run.json`."""
+def write_run_record(
+  workdir: str, mesh: jax.sharding.Mesh, task: Mapping[str, Any]
+) -> None:
+  """Appends this start of the run to `<workdir>/run.json`.
+
+  Args:
+    workdir: of the run.
+    mesh: the device mesh.
+    task: what the task has to say of itself.
+  """
   if jax.process_index() != 0:
     return
   path = storage.path(workdir) / "run.json"
@@ -185,6 +234,7 @@ def write_run_record(workdir: str, mesh: jax.sharding.Mesh) -> None:
       "processes": jax.process_count(),
       "mesh": dict(mesh.shape),
       "python": platform.python_version(),
+      "task": dict(task),
       "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
     }
   )

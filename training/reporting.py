@@ -45,7 +45,8 @@ class StepReporter:
       f"train/{name}": float(value)
       for name, value in jax.device_get(metrics).items()
     }
-    row["train/images_per_second"] = self._progress.update(step, row)
+    rate = self._progress.update(step, row)
+    row[f"train/{self._progress.unit}s_per_second"] = rate
     self._writer.write(step, row)
     for name in ("train/loss", "train/grad_norm", "train/param_norm"):
       if not math.isfinite(row[name]):

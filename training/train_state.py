@@ -15,15 +15,16 @@ class TrainState:
   Attributes:
     step: int32 scalar, the number of updates done.
     params: trainable parameters, float32.
-    batch_stats: running statistics of normalisation layers; may be empty.
+    collections: what else the model has, by name, as "batch_stats", the
+      running statistics of normalisation layers; may be empty.
     opt_state: state of the optax transformation.
-    ema: exponential moving average of `{"params", "batch_stats"}`, or None.
+    ema: exponential moving average of `{"params", **collections}`, or None.
     key: the key from which each step's randomness is derived.
   """
 
   step: jax.Array
   params: Any
-  batch_stats: Any
+  collections: dict[str, Any]
   opt_state: Any
   ema: Any
   key: jax.Array
@@ -32,7 +33,7 @@ class TrainState:
     """What to evaluate with: the moving average if there is one."""
     if averaged and self.ema is not None:
       return self.ema
-    return {"params": self.params, "batch_stats": self.batch_stats}
+    return {"params": self.params, **self.collections}
 
 
 def create_state(
@@ -43,16 +44,15 @@ def create_state(
   use_ema: bool,
 ) -> TrainState:
   """Builds the state of step 0 from a model's initial variables."""
-  params = variables["params"]
-  batch_stats = variables.get("batch_stats", {})
-  ema = {"params": params, "batch_stats": batch_stats} if use_ema else None
+  collections = dict(variables)
+  params = collections.pop("params")
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    batch_stats=batch_stats,
+    collections=collections,
     opt_state=tx.init(params),
     # A copy: donated buffers must not be shared between two leaves.
-    ema=jax.tree.map(jnp.copy, ema),
+    ema=jax.tree.map(jnp.copy, variables) if use_ema else None,
     key=key,
   )
 
@@ -60,7 +60,7 @@ def create_state(
 def update_ema(
   ema: Any, new: Any, decay: float, step: jax.Array, *, warmup: bool
 ) -> Any:
-  """Moves the average towards `new`, statistics included.
+  """Moves the average towards `new`, other collections included.
 
   With `warmup` the decay is min(decay, (1 + t) / (10 + t)), t the updates done
   before this one (TensorFlow's ExponentialMovingAverage with num_updates, the

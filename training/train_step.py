@@ -27,55 +27,56 @@ def make_train_step(
   """Builds `step(state, batch) -> (state, metrics)`, to be jitted.
 
   With `accumulation_steps` = n the batch is cut into n micro-batches
-  that a scan walks through; gradients and metrics are sums over examples,
-  divided once by the weight of the whole batch, so the update is that of the
-  large batch. Batch normalisation normalises within each micro-batch, and its
-  running statistics move once, by the mean of the micro-batches' statistics,
-  weighted by their numbers of examples.
+  that a scan walks through; gradients and metrics are sums, divided once by the
+  weight of the whole batch, so the update is that of the large batch. Batch
+  normalisation normalises within each micro-batch, and its running statistics,
+  as all collections beside the parameters, move once, by the mean of what the
+  micro-batches make of them, by their weights.
 
   Args:
-    task: `prepare` and `loss` as in `training.classification`.
+    task: `prepare`, `weight`, `loss` and `counts` of a `tasks.Task`.
     tx: the optimizer.
     schedule: step -> learning rate, for the metrics.
     config: `ema.decay` (0: none) and `ema.warmup`.
     accumulation_steps: how many micro-batches a batch is cut into.
 
   Returns:
-    The step. Metrics are float32 scalars: means over the batch's examples,
-    `unlabelled`, how many were left out for want of a class, `learning_rate`,
-    and the global norms `grad_norm` and `param_norm`.
+    The step. Metrics are float32 scalars: means, the task's counts,
+    `learning_rate`, and the global norms `grad_norm` and `param_norm`.
   """
   n = accumulation_steps
 
   def step(state, batch):
     key = jax.random.fold_in(state.key, state.step)
-    mix_key, model_key = jax.random.split(key)
-    batch = task.prepare(mix_key, batch)
-    # All examples damaged is a weight of 0; the sums are 0 then, too.
-    weight = jnp.maximum(batch["mask"].sum(), 1.0)
+    prepare_key, loss_key = jax.random.split(key)
+    batch = task.prepare(prepare_key, batch)
+    weight = task.weight(batch)
+    # Where nothing counts the sums are 0, too.
+    weight = jnp.where(weight > 0, weight, 1.0)
 
     def mean_loss(params, micro_batch, key):
-      loss, aux = task.loss(params, state.batch_stats, micro_batch, key)
+      variables = {"params": params, **state.collections}
+      loss, aux = task.loss(variables, micro_batch, key)
       return loss / weight, aux
 
     def gradient(micro_batch, key):
-      grads, (batch_stats, sums) = jax.grad(mean_loss, has_aux=True)(
+      grads, (collections, sums) = jax.grad(mean_loss, has_aux=True)(
         state.params, micro_batch, key
       )
       share = sums["weight"] / weight
-      return grads, jax.tree.map(lambda x: x * share, batch_stats), sums
+      return grads, jax.tree.map(lambda x: x * share, collections), sums
 
     if n == 1:
-      grads, batch_stats, sums = gradient(batch, model_key)
+      grads, collections, sums = gradient(batch, loss_key)
     else:
-      grads, batch_stats, sums = _accumulate(
-        gradient, _split(batch, n), jax.random.split(model_key, n)
+      grads, collections, sums = _accumulate(
+        gradient, _split(batch, n), jax.random.split(loss_key, n)
       )
-    # Where there was no example at all statistics stay what they are.
-    batch_stats = jax.tree.map(
+    # Where nothing counted at all they stay what they are.
+    collections = jax.tree.map(
       lambda new, old: jnp.where(sums["weight"] > 0, new, old),
-      batch_stats,
-      state.batch_stats,
+      collections,
+      state.collections,
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -83,15 +84,17 @@ def make_train_step(
     if ema is not None:
       ema = train_state.update_ema(
         ema,
-        {"params": params, "batch_stats": batch_stats},
+        {"params": params, **collections},
         config.ema.decay,
         state.step,
         warmup=config.ema.warmup,
       )
-    unlabelled = sums.pop("unlabelled")
-    metrics = {k: v / weight for k, v in sums.items() if k != "weight"}
+    metrics = {
+      name: value if name in task.counts else value / weight
+      for name, value in sums.items()
+      if name != "weight"
+    }
     metrics |= {
-      "unlabelled": unlabelled,
       "learning_rate": schedule(state.step),
       "grad_norm": optax.tree.norm(grads),
       "param_norm": optax.tree.norm(params),
@@ -99,7 +102,7 @@ def make_train_step(
     new_state = state.replace(
       step=state.step + 1,
       params=params,
-      batch_stats=batch_stats,
+      collections=collections,
       opt_state=opt_state,
       ema=ema,
     )

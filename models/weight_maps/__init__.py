@@ -5,36 +5,28 @@ of its counterpart: going through our own tree, rather than through a file, is
 what makes missing and surplus tensors plain to see.
 """
 
+import importlib
+import pkgutil
+
 import flax.linen as nn
 
-from models.duoformer import DuoFormer
-from models.halonet import HaloNet
-from models.maxvit import MaxViT
-from models.resnet import ResNet
-from models.weight_maps import duoformer, halonet, maxvit, resnet
 from models.weight_maps.layouts import WeightMap
-
-# For each family a function from the model to its map.
-_FAMILIES = {
-  DuoFormer: lambda model: duoformer.weight_map(of(part(model, "trunk"))),
-  HaloNet: halonet.weight_map,
-  MaxViT: maxvit.weight_map,
-  ResNet: resnet.weight_map,
-}
 
 
 def of(model: nn.Module) -> WeightMap:
-  """Returns the map for a model.
+  """Returns the map for a model: that of the module named as its family's.
 
   Raises:
     ValueError: if there is none for its family.
   """
-  if type(model) not in _FAMILIES:
-    families = sorted(family.__name__ for family in _FAMILIES)
+  family = type(model).__module__.rpartition(".")[2]
+  known = sorted(module.name for module in pkgutil.iter_modules(__path__))
+  if family not in known:
     raise ValueError(
-      f"model is a {type(model).__name__}; weights can be loaded for {families}"
+      f"model is a {type(model).__name__}, and there is no map of weights for "
+      f"{family}; there are {known}"
     )
-  return _FAMILIES[type(model)](model)
+  return importlib.import_module(f"{__name__}.{family}").weight_map(model)
 
 
 def part(model: nn.Module, name: str) -> nn.Module:

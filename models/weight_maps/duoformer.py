@@ -4,6 +4,9 @@ The authors' names of blocks are timm's; those around them are ours, as their
 model could not be had under a licence. The trunk's come after "trunk.".
 """
 
+import flax.linen as nn
+
+from models import weight_maps
 from models.weight_maps import layouts
 from models.weight_maps.layouts import Layout, Path, WeightMap
 
@@ -26,8 +29,9 @@ _LEAVES = {
 }
 
 
-def weight_map(trunk_map: WeightMap) -> WeightMap:
-  """Returns the map for any DuoFormer, given that of its trunk."""
+def weight_map(model: nn.Module) -> WeightMap:
+  """Returns the map for any DuoFormer, whatever its trunk."""
+  trunk_map = weight_maps.of(weight_maps.part(model, "trunk"))
 
   def name_and_layout(path: Path) -> tuple[str, Layout]:
     if path[0] == "trunk":

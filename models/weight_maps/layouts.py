@@ -1,9 +1,47 @@
 """How other codebases lay out an array of ours."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Where in a tensor one of several arrays lies, as queries, keys and values.
+
+  Attributes:
+    index: which of them, from 0.
+    count: how many there are, all of one size.
+    axis: axis of the tensor along which they follow one another.
+    blocks: how often they do: first a block of each, then the next of each.
+  """
+
+  index: int
+  count: int
+  axis: int = 0
+  blocks: int = 1
+
+  def whole(self, shape: Shape) -> Shape:
+    """Returns the shape of the tensor, given that of a part."""
+    size = shape[self.axis] * self.count
+    return (*shape[: self.axis], size, *shape[self.axis + 1 :])
+
+  def cut(self, tensor: np.ndarray) -> np.ndarray:
+    """Returns the part of a tensor."""
+    shape, axis = tensor.shape, self.axis
+    split = (*shape[:axis], self.blocks, self.count, -1, *shape[axis + 1 :])
+    part = tensor.reshape(split).take(self.index, axis + 1)
+    return part.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+
+  def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the tensor of all parts, in order."""
+    shape, axis = parts[0].shape, self.axis
+    split = (*shape[:axis], self.blocks, -1, *shape[axis + 1 :])
+    stacked = np.stack([part.reshape(split) for part in parts], axis + 1)
+    return stacked.reshape(self.whole(shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,14 +52,29 @@ class Layout:
     shape: maps the shape of our array to that of the tensor.
     load: maps the tensor and the shape of our array to our array.
     store: maps our array to the tensor.
+    part: which part of a tensor this tensor is, if it is one.
   """
 
-  shape: Callable[[tuple[int, ...]], tuple[int, ...]]
-  load: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+  shape: Callable[[Shape], Shape]
+  load: Callable[[np.ndarray, Shape], np.ndarray]
   store: Callable[[np.ndarray], np.ndarray]
+  part: Part | None = None
+
+  def whole(self, shape: Shape) -> Shape:
+    """Maps the shape of our array to that of the tensor that it is in."""
+    shape = self.shape(shape)
+    return self.part.whole(shape) if self.part else shape
+
+  def read(self, tensor: np.ndarray, shape: Shape) -> np.ndarray:
+    """Maps the tensor that our array is in, and our shape, to our array."""
+    return self.load(self.part.cut(tensor) if self.part else tensor, shape)
+
+  def part_of(self, *args: int, **fields: int) -> "Layout":
+    """Returns this layout for a part; takes the fields of `Part`."""
+    return dataclasses.replace(self, part=Part(*args, **fields))
 
 
-def matrix(inputs: int, trailing: tuple[int, ...] = ()) -> Layout:
+def matrix(inputs: int, trailing: Shape = ()) -> Layout:
   """A kernel whose first `inputs` axes are summed over, as [out, in, ...]."""
 
   def sizes(shape):
@@ -33,6 +86,19 @@ def matrix(inputs: int, trailing: tuple[int, ...] = ()) -> Layout:
     store=lambda array: array.reshape(sizes(array.shape)[::-1]).T.reshape(
       sizes(array.shape) + trailing
     ),
+  )
+
+
+def untransposed(inputs: int) -> Layout:
+  """A kernel whose first `inputs` axes are summed over, as [in, out]."""
+
+  def sizes(shape):
+    return int(np.prod(shape[:inputs])), int(np.prod(shape[inputs:]))
+
+  return Layout(
+    shape=sizes,
+    load=lambda tensor, shape: tensor.reshape(shape),
+    store=lambda array: array.reshape(sizes(array.shape)),
   )
 
 

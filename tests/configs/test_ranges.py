@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 
 import experiment
+import tasks
 from configs import common, digits
-from experiment.ranges import RANGES
+from experiment import ranges as experiment_ranges
 from training import cli, optimizers, ranges
 
 
-def test_every_number_has_a_range():
-  config = common.get_config()
-  known = {*RANGES, *(f"optimizer.{field}" for field in optimizers.RANGES)}
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_every_number_has_a_range(task):
+  config = common.get_config(task)
+  of_task = experiment_ranges.of_task(task)
+  known = {*of_task, *(f"optimizer.{field}" for field in optimizers.RANGES)}
   flat = {name: _get(config, name) for name in cli.field_names(config)}
   numbers = {
     name
@@ -19,7 +22,7 @@ def test_every_number_has_a_range():
     if ranges.is_number(value) and not name.startswith("data.")
   }
   assert numbers <= known <= set(flat)
-  ranges.check(config, RANGES)
+  experiment_ranges.check(config)
 
 
 def _get(config, name):
@@ -50,7 +53,7 @@ def test_what_is_out_of_its_range(field, value, message):
   config = common.get_config()
   config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=rf"^{field}=.* must be .*{message}"):
-    ranges.check(config, RANGES)
+    experiment_ranges.check(config)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_what_is_out_of_its_range(field, value, message):
 def test_what_is_in_its_range(field, value):
   config = common.get_config()
   config.update_from_flattened_dict({field: value})
-  ranges.check(config, RANGES)
+  experiment_ranges.check(config)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import experiment
 import models
 from experiment import batches
-from input_pipeline import transform_spec
+from input_pipeline.images import transform_spec
 from training import durations, evaluation, optimizers, schedules
 
 _CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -74,7 +74,7 @@ ALL = [c for c in _variants() if not c[1].startswith("u_")]
 
 def test_every_family_has_a_config_file():
   found = {path.stem for path in _CONFIGS.glob("*.py")}
-  helpers = {"__init__", "common", "imagenet", "digits", "finetune"}
+  helpers = {"__init__", "common", "imagenet", "digits", "finetune", "language"}
   assert found - helpers == set(FAMILIES)
 
 
@@ -148,7 +148,7 @@ def test_a_step_of_every_kind(kind):
     built = experiment.create(
       _small(family, config.copy_and_resolve_references())
     )
-  batch = next(batches.create_train_batches(built.config, built.mesh))
+  batch = next(batches.create_train_batches(built))
   with jax.set_mesh(built.mesh):
     state = built.init()
     before = jax.device_get(state.params)

@@ -160,7 +160,7 @@ def test_every_published_row_on_public_data_has_a_config():
 def test_digits_make_an_experiment():
   config = resnet_rs.get_config("digits")
   made = experiment.create(config)
-  assert made.info.num_classes == 10
+  assert made.task.num_classes == 10
   assert made.state.params["head"]["logits"]["kernel"].shape[1] == 10
   assert config.model.batch_norm_momentum == 0
   assert config.ema.decay == 0.99

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-import input_pipeline
-from input_pipeline import decode, digits
+from input_pipeline import images
+from input_pipeline.images import decode, digits
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def digits_dir(tmp_path_factory):
 @pytest.fixture
 def config(digits_dir):
   """`config.data` of the real digits."""
-  config = input_pipeline.default_config()
+  config = images.default_config()
   config.data_dir = str(digits_dir)
   return config
 
@@ -83,7 +83,7 @@ def write_tiny(tmp_path):
 
 
 @pytest.fixture
-def images():
+def encoded():
   """Ten random encoded PNGs of different sizes."""
   rng = np.random.default_rng(0)
   return [

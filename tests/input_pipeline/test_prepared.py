@@ -96,7 +96,7 @@ import socket, sys
 def refuse(*args, **kwargs):
   raise AssertionError("network")
 socket.socket.connect = socket.getaddrinfo = refuse
-from input_pipeline import default_config, train_iterator
+from input_pipeline.images import default_config, train_iterator
 config = default_config()
 config.data_dir = {str(digits_dir)!r}
 next(train_iterator(config, seed=0, global_batch_size=4))

@@ -9,7 +9,7 @@ import pytest
 from flax import traverse_util
 
 import models
-from models import duoformer, duoformer_tokens
+from models import duoformer, duoformer_tokens, taps
 from models.duoformer import DuoFormer
 from tests import parity_helper
 
@@ -276,18 +276,29 @@ def test_positions_are_interpolated_for_other_sizes():
 def test_taps_read_and_replace():
   model, variables = behind_the_trunk()
   maps = pyramid()
-  logits, sown = classify(model, variables, maps, mutable=["intermediates"])
-  sown = sown["intermediates"]
-  within = sown["scale_block_0"]["attention"]["attention_weights"]
-  among = sown["patch_layer_0"]["attention_weights"]
+  modules = ("scale_block_0/attention", "patch_layer_0")
+  names = [f"{module}/attention_weights" for module in modules]
+
+  @jax.jit
+  def read(replacements):
+    return taps.read(
+      model,
+      variables,
+      maps,
+      names=names,
+      replacements=replacements,
+      method="classify",
+    )
+
+  logits, found = read({})
+  within, among = (found[name] for name in names)
   assert within.shape == (2, 4, 2, 6, 6)
   assert among.shape == (2, 2, 5, 5)
   np.testing.assert_allclose(among.sum(-1), 1, rtol=1e-5)
   np.testing.assert_allclose(
     classify(model, variables, maps), logits, atol=1e-5
   )
-  uniform = {"patch_layer_0": {"attention_weights": jnp.full_like(among, 0.2)}}
-  replaced = classify(model, {**variables, "replacements": uniform}, maps)
+  replaced, _ = read({names[1]: jnp.full_like(among, 0.2)})
   assert np.abs(replaced - logits).max() > 1e-3
 
 

@@ -1,32 +1,28 @@
-"""What holds of every name in `models.list()`."""
+"""What holds of every name in `models.list()`: a contract for each kind."""
 
 import dataclasses
+import functools
+import importlib
 import inspect
+import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import models
 from models import registry
-from tests.models import (
-  test_duoformer,
-  test_halonet,
-  test_maxvit,
-  test_resnet,
-  test_u_halonet,
-)
-
-# Each family's test compares these numbers with what `init` makes.
-COUNTED = {
-  *test_duoformer.COUNTS,
-  *test_halonet.COUNTS,
-  *(name for name, *_ in test_maxvit._expected_counts()),
-  *test_resnet.COUNTS,
-  *test_u_halonet.COUNTS,
-}
 
 
-def test_every_model_has_an_expected_count():
-  assert set(models.list()) == COUNTED
+@pytest.mark.parametrize("family", registry.FAMILIES)
+def test_every_model_of_images_has_an_expected_count(family):
+  module = importlib.import_module(family)
+  if module.KIND != "image":
+    return
+  name = family.removeprefix("models.")
+  tests = importlib.import_module(f"tests.models.test_{name}")
+  # The family's test compares these numbers with what `init` makes.
+  assert set(tests.COUNTS) == set(module.VARIANTS)
 
 
 def test_names_that_others_rely_on():
@@ -40,8 +36,7 @@ def test_names_that_others_rely_on():
   assert {f"resnetrs_{name}" for name in published.split()} <= names
 
 
-@pytest.mark.parametrize("name", models.list())
-def test_the_contract_of_a_model(name):
+def _check_image_model(name):
   model = models.create(name, num_classes=7)
   assert models.image_size(name) > 0
   fields = {field.name for field in dataclasses.fields(model)}
@@ -50,6 +45,105 @@ def test_the_contract_of_a_model(name):
   for method in (model.features, model.classify, model.__call__):
     assert inspect.signature(method).parameters["train"].default is False
   assert isinstance(model.size_multiple, int)
+
+
+def _check_language_model(name):
+  model = models.create(name, **_narrow(name))
+  shared = {"vocabulary_size", "width", "depth", "dtype", "param_dtype"}
+  assert shared | {"remat"} <= {f.name for f in dataclasses.fields(model)}
+  assert inspect.signature(model.__call__).parameters["train"].default is False
+  with pytest.raises(ValueError, match=f"{name} is a model of language"):
+    models.image_size(name)
+
+  tokens = jax.ShapeDtypeStruct((2, 7), jnp.int32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+
+  def shape_of(*args, **options):
+    call = lambda variables, *args: model.apply(variables, *args, **options)
+    return jax.eval_shape(call, variables, *args)
+
+  logits = jax.ShapeDtypeStruct((2, 7, model.vocabulary_size), jnp.float32)
+  assert shape_of(tokens) == logits
+  assert shape_of(tokens, method="hidden_states").shape == (2, 7, model.width)
+  if not model.causal:
+    return
+  # A cache keeps its shapes, so that a scan can carry it.
+  cache = jax.eval_shape(lambda: model.init_cache(2, 16))
+
+  def step(variables, tokens, positions, cache):
+    return model.apply(variables, tokens, positions=positions, cache=cache)
+
+  for length in (7, 1):
+    tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
+    out, after = jax.eval_shape(step, variables, tokens, tokens, cache)
+    assert (out.shape, out.dtype) == ((2, length, 13), jnp.float32)
+    assert after == cache
+
+
+def _narrow(name):
+  """Fields that make a language model small and leave its structure."""
+  fields = {field: value for field, (_, value) in models.fields(name).items()}
+  narrow = {"width": 16, "heads": 2, "mlp_width": 24, "window": 3}
+  narrow |= {"vocabulary_size": 13, "max_length": 16, "dtype": jnp.bfloat16}
+  narrow["mixers"] = tuple(dict.fromkeys(fields["mixers"]))
+  narrow["depth"] = len(narrow["mixers"])
+  # What is 0 follows from the rest.
+  narrow["kv_heads"] = 1 if fields["kv_heads"] else 0
+  narrow["head_dim"] = 8 if fields["head_dim"] else 0
+  return {k: v for k, v in narrow.items() if k in fields}
+
+
+def _check_generation_model(name):
+  model = models.create(name, **SMALL_GENERATION)
+  shared = {"width", "grid", "token_dim", "dtype", "param_dtype", "remat"}
+  assert shared <= {f.name for f in dataclasses.fields(model)}
+  with pytest.raises(ValueError, match=f"{name} is a model of generation"):
+    models.image_size(name)
+  example = model.example_inputs()
+  variables = jax.eval_shape(
+    functools.partial(model.init, **example), jax.random.key(0)
+  )
+
+  def shape_of(method, *args):
+    call = lambda variables, *args: model.apply(variables, *args, method=method)
+    return jax.eval_shape(call, variables, *args)
+
+  condition = shape_of("condition", example["labels"])
+  tokens, visible = example["tokens"], jnp.zeros((1, 3), jnp.int32)
+  z = shape_of("encode_decode", condition, tokens, visible)
+  places = math.prod(model.grid)
+  assert (z.shape, z.dtype) == ((1, places, model.width), jnp.bfloat16)
+  # Several draws of noise for what was computed once.
+  x_t, z = tokens[None].repeat(4, 0), jnp.zeros((1, *z.shape), z.dtype)
+  velocity = shape_of("velocity", x_t, example["t"][None], z)
+  assert (velocity.shape, velocity.dtype) == (x_t.shape, jnp.float32)
+  latents = model.unpatchify(tokens)
+  assert model.patchify(latents).shape == tokens.shape
+
+
+# What makes a model small and leaves its structure.
+SMALL_GENERATION = {
+  "width": 16,
+  "heads": 2,
+  "connector_layers": 1,
+  "encoder_layers": 1,
+  "decoder_layers": 1,
+  "flow_layers": 1,
+  "queries": 4,
+  "grid": (2, 3),
+  "dtype": "bfloat16",
+  "remat": True,
+}
+CONTRACTS = {
+  "image": _check_image_model,
+  "language": _check_language_model,
+  "generation": _check_generation_model,
+}
+
+
+@pytest.mark.parametrize("name", models.list())
+def test_the_contract_of_a_model(name):
+  CONTRACTS[models.kind(name)](name)
 
 
 def test_unknown_sizes():

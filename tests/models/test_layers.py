@@ -56,69 +56,6 @@ def test_squeeze_excite():
   )
 
 
-def _tapped(variables, images, **options):
-  model = small.model(**options)
-  logits, state = small.apply(model, variables, images, mutable="intermediates")
-  return logits, state["intermediates"]
-
-
-@pytest.mark.parametrize("remat", [False, True])
-def test_taps_show_maps_and_states_and_change_nothing(remat):
-  images = small.images(size=32)
-  variables = small.variables(small.model())
-  logits, taps = _tapped(variables, images, remat=remat)
-  expected = small.apply(small.model(remat=remat), variables, images)
-  np.testing.assert_allclose(logits, expected, atol=1e-6)
-  block = taps["stage_0"]["block_0"]
-  assert block["hidden_state"].shape == (2, 8, 8, 16)
-  weights = block["grid_attention"]["attention"]["attention_weights"]
-  # 8 x 8 tokens are 16 grids of 4 tokens.
-  assert weights.shape == (2, 16, 2, 4, 4)
-  np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
-  assert "hidden_state" in taps["stem"]
-
-
-def test_taps_cost_nothing_when_nobody_looks():
-  variables = jax.eval_shape(
-    small.model().init, jax.random.key(0), small.images()
-  )
-  assert set(variables) == {"params", "batch_stats"}
-
-
-def _replace(variables, images, path, value):
-  nested = value
-  for key in reversed(path):
-    nested = {key: nested}
-  variables = {**variables, "replacements": nested}
-  return small.apply(small.model(), variables, images)
-
-
-HIDDEN = ("stage_1", "block_0", "hidden_state")
-WEIGHTS = ("stage_0", "block_0", "block_attention", "attention")
-WEIGHTS = (*WEIGHTS, "attention_weights")
-
-
-# Traces or compiles whole networks.
-@pytest.mark.slow
-@pytest.mark.parametrize("path", [HIDDEN, WEIGHTS], ids=["hidden", "weights"])
-def test_replacing_a_tapped_value(path):
-  images = small.images()
-  variables = small.variables(small.model())
-  logits, taps = _tapped(variables, images)
-  value = taps
-  for key in path:
-    value = value[key]
-  loss = lambda value: (_replace(variables, images, path, value)[0, 0],) * 2
-  replaced = jax.jit(jax.grad(loss, has_aux=True))
-  gradient, same = replaced(value)
-  np.testing.assert_allclose(same, logits[0, 0], atol=1e-5)
-  assert jnp.abs(gradient).max() > 0
-  _, other = replaced(value[:, ::-1] * 2)
-  assert jnp.abs(other - logits[0, 0]) > 1e-4
-  with pytest.raises(ValueError, match=f"{path[-1]} has shape"):
-    _replace(variables, images, path, value[:1])
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize(
   ("kernel_size", "stride", "groups"), [(1, 2, 1), (3, 2, 2), (7, 2, 1)]

@@ -9,7 +9,6 @@ import pytest
 from models import normalization
 from tests.models import small, test_halonet, test_resnet, test_u_halonet
 from tests.training import test_train_step
-from training import classification
 
 
 def _draw(shape, mean=0.0, seed=0):
@@ -119,9 +118,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_masked_image_acts_on_no_other(name):
-  task = classification.Classification(
-    MODELS[name], test_train_step.get_config(), num_classes=5
-  )
+  task = test_train_step.make_task(MODELS[name], num_classes=5)
   images = _draw((4, 16, 16, 3))
   label = np.array([1, 2, 3, 4])
   batch = {
@@ -130,6 +127,7 @@ def test_a_masked_image_acts_on_no_other(name):
     "label": label,
     "mask": np.array([1, 0, 1, 1], np.float32),
     "unlabelled": np.zeros(4, np.float32),
+    "damaged": np.zeros(4, bool),
   }
   variables = jax.eval_shape(MODELS[name].init, jax.random.key(0), images)
   variables = jax.tree.map(lambda s: 0.1 * _draw(s.shape, 3), variables)
@@ -137,14 +135,7 @@ def test_a_masked_image_acts_on_no_other(name):
   results = []
   for garbage in (0, 50 * _draw((16, 16, 3)), np.nan):
     images[1] = garbage
-    results.append(
-      loss(
-        variables["params"],
-        variables["batch_stats"],
-        batch,
-        jax.random.key(0),
-      )
-    )
+    results.append(loss(variables, batch, jax.random.key(0)))
   assert np.isfinite(results[0][0])
   for result in results[1:]:
     jax.tree.map(np.testing.assert_array_equal, result, results[0])

@@ -1,8 +1,13 @@
 """Names, overrides, and what a typing error is answered with."""
 
+import sys
+import types
+
+import flax.linen as nn
 import pytest
 
 import models
+from models import registry
 
 
 def test_list_matches_a_pattern():
@@ -55,3 +60,28 @@ def test_values_of_the_type_of_a_field():
   model = models.create("maxvit_tiny_224", bias_table_window=None, **fields)
   assert (model.stochastic_depth_rate, model.depths) == (0, [1, 2])
   assert models.fields("maxvit_tiny_384")["window_size"] == (int, 12)
+
+
+class Words(nn.Module):
+  """A language model to the registry."""
+
+  vocabulary_size: int = 13
+
+
+def test_families_of_two_kinds(monkeypatch):
+  words = types.ModuleType("models.words")
+  words.VARIANTS, words.KIND = {"words_small": (Words, {})}, "language"
+  monkeypatch.setitem(sys.modules, "models.words", words)
+  monkeypatch.setattr(registry, "FAMILIES", ("models.maxvit", "models.words"))
+  assert models.kind("words_small") == "language"
+  assert models.kind("maxvit_tiny_224") == "image"
+  assert models.list(kind="language") == ["words_small"]
+  assert models.list("maxvit*", kind="language") == []
+  assert models.list(kind="image") == models.list("maxvit*")
+  assert models.create("words_small", vocabulary_size=7).vocabulary_size == 7
+  with pytest.raises(ValueError, match=r"words_small is a model of language"):
+    models.image_size("words_small")
+  with pytest.raises(ValueError, match=r"kind of model 'images'.*mean image"):
+    models.list(kind="images")
+  with pytest.raises(ValueError, match=r"model 'words_smal'.*words_small"):
+    models.kind("words_smal")

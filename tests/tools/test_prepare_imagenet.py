@@ -14,8 +14,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
-import input_pipeline
-from input_pipeline import prepared, source
+from input_pipeline import images, prepared
+from input_pipeline.images import source
 from tests import imagenet_tars
 from tools import prepare_imagenet
 from tools.imagenet import counts, tars
@@ -62,7 +62,7 @@ prepare_imagenet.main(sys.argv[1:])
 
 
 def data_config(data_dir):
-  config = input_pipeline.default_config()
+  config = images.default_config()
   config.update(
     name="imagenet2012",
     data_dir=str(data_dir),
@@ -113,25 +113,23 @@ def test_images_and_labels_are_those_of_the_tar_files(data_dir):
 @needs_tensorflow
 def test_the_pipeline_reads_it(data_dir):
   config = data_config(data_dir)
-  info = input_pipeline.dataset_info(config)
-  assert input_pipeline.num_train_examples(config) == 6
+  info = images.dataset_info(config)
+  assert images.num_train_examples(config) == 6
   assert info.num_eval_examples == 8
   assert info.class_names == tuple(imagenet_tars.synsets())
-  batch = next(
-    input_pipeline.train_iterator(config, seed=0, global_batch_size=6)
-  )
+  batch = next(images.train_iterator(config, seed=0, global_batch_size=6))
   trained = {r["label"] for r in records(data_dir, "train").values()}
   assert batch["image"].shape == (6, 32, 32, 3)
   assert set(batch["label"].tolist()) == trained
   assert batch["mask"].all()
-  batches = list(input_pipeline.eval_batches(config, batch_size=3))
+  batches = list(images.eval_batches(config, batch_size=3))
   assert sum(batch["mask"].sum() for batch in batches) == 8
   config.eval_split = "test"
   with pytest.raises(ValueError, match=r"(train|validation) \(\d\), (train|v)"):
-    input_pipeline.dataset_info(config)
+    images.dataset_info(config)
   config.update(eval_split="validation", classes=(5, 1000))
   with pytest.raises(ValueError, match="from 0 to 999"):
-    input_pipeline.dataset_info(config)
+    images.dataset_info(config)
 
 
 # Starts programs that import TensorFlow.
@@ -152,7 +150,7 @@ module.Builder._fix_image = lambda *args: os.kill(
   done = run(*arguments, before=kill)
   assert done.returncode == -signal.SIGKILL, done.stderr
   with pytest.raises(ValueError, match="'imagenet2012' is not prepared"):
-    input_pipeline.dataset_info(data_config(tmp_path))
+    images.dataset_info(data_config(tmp_path))
   finished = list_files(tmp_path)
   assert [name.split(".")[0] for name in finished] == [
     "imagenet2012-validation"

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import input_pipeline
 from configs import common, digits
+from input_pipeline import images
 from tools import show_batch
 
 
@@ -30,9 +30,7 @@ def test_images_are_those_of_the_pipeline(request, name):
   config = request.getfixturevalue(name)
   shown = show_batch.load_batch(config, 9)
   batch = next(
-    input_pipeline.train_iterator(
-      config.data, seed=config.seed, global_batch_size=9
-    )
+    images.train_iterator(config.data, seed=config.seed, global_batch_size=9)
   )
   np.testing.assert_allclose(shown["image"] * 255, batch["image"], atol=1e-3)
   expected = jax.nn.one_hot(batch["label"], 10)

@@ -11,6 +11,7 @@ import pytest
 from training import checkpoints
 
 CONFIG = ml_collections.ConfigDict(dict(keep_last=2, best_metric="accuracy"))
+DIRECTIONS = {"accuracy": "max", "loss": "min"}
 
 
 def make_state(step):
@@ -32,7 +33,7 @@ def shapes(state):
 
 @pytest.fixture
 def store(tmp_path):
-  store = checkpoints.Checkpoints(str(tmp_path), CONFIG)
+  store = checkpoints.Checkpoints(str(tmp_path), CONFIG, DIRECTIONS)
   yield store
   store.close()
 
@@ -50,7 +51,9 @@ def save(store, steps, metrics=None):
 
 
 def reopen(store):
-  return checkpoints.Checkpoints(str(store.directory.parent), CONFIG)
+  return checkpoints.Checkpoints(
+    str(store.directory.parent), CONFIG, DIRECTIONS
+  )
 
 
 def assert_is_step(restored, step):
@@ -172,7 +175,7 @@ def test_a_save_that_was_cut_off_is_not_a_checkpoint(store):
 @pytest.mark.parametrize("name", ["loss", "accuracy"])
 def test_the_best_is_by_the_metric_s_direction(tmp_path, name):
   config = ml_collections.ConfigDict(dict(keep_last=1, best_metric=name))
-  store = checkpoints.Checkpoints(str(tmp_path), config)
+  store = checkpoints.Checkpoints(str(tmp_path), config, DIRECTIONS)
   for step, loss in enumerate((0.5, np.nan, 0.1, 0.9, 0.8), start=1):
     result = {"loss": loss, "accuracy": 1 - loss}
     store.save(step, {"w": jnp.full(3, loss)}, {}, metrics=result)
@@ -185,7 +188,7 @@ def test_the_best_is_by_the_metric_s_direction(tmp_path, name):
 
 
 def test_a_run_of_nan_has_no_best(tmp_path):
-  store = checkpoints.Checkpoints(str(tmp_path), CONFIG)
+  store = checkpoints.Checkpoints(str(tmp_path), CONFIG, DIRECTIONS)
   store.save(1, {"w": jnp.zeros(3)}, {}, metrics={"accuracy": np.nan})
   store.wait()
   assert store.best_step() is None
@@ -195,4 +198,4 @@ def test_a_run_of_nan_has_no_best(tmp_path):
 def test_an_unknown_metric_is_refused(tmp_path):
   config = ml_collections.ConfigDict(dict(keep_last=1, best_metric="acuracy"))
   with pytest.raises(ValueError, match=r"'acuracy'.*mean accuracy\?.* loss"):
-    checkpoints.Checkpoints(str(tmp_path), config)
+    checkpoints.Checkpoints(str(tmp_path), config, DIRECTIONS)

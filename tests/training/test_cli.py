@@ -17,7 +17,7 @@ def optional(config):
   sizes = {"small": {"model.depth": 3}, "large": {"model.width": 4.0}}
   return {"model.note": None} | sizes[config.model.name]
 def load_run(run):
-  return records.load_config(run, ConfigDict())
+  return records.load_config(run, lambda _: ConfigDict())
 cli.define_config_flag(optional, load_run=load_run, default="weights")
 flags.DEFINE_string("weights", None, "")
 def main(argv):

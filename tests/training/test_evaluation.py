@@ -6,7 +6,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from training import classification, evaluation, sharding, summary
+import tasks
+from input_pipeline import images as image_data
+from training import evaluation, sharding
 
 CLASSES = 8
 
@@ -23,13 +25,32 @@ class FixedLogits:
 def make_task(loss="softmax"):
   config = ml_collections.ConfigDict(
     dict(
+      task="classification",
+      model=dict(name="resnet50"),
+      dtype="float32",
       data=dict(channels=1, mean=(0.0,), std=(1.0,)),
       loss=dict(name=loss, label_smoothing=0.1),
     )
   )
-  return classification.Classification(
-    FixedLogits(), config, num_classes=CLASSES
+  info = image_data.DatasetInfo(
+    num_eval_examples=0, class_names=tuple("abcdefgh")
   )
+  task = tasks.create(config, info)
+  task.model = FixedLogits()
+  return task
+
+
+def evaluate(task, batches, mesh, step=None, **options):
+  """As a task's evaluation does, of batches that are given."""
+  totals = evaluation.sum_batches(
+    jax.jit(step or task.evaluate_step),
+    {},
+    batches,
+    mesh,
+    names=("image", "label", "mask", "damaged"),
+    **options,
+  )
+  return task.summarize(totals)
 
 
 def make_examples(count):
@@ -63,9 +84,7 @@ def mesh():
 @pytest.mark.parametrize("count", [1, 7, 12, 29])
 def test_counts_every_example_once(count, mesh):
   logits, images, labels = make_examples(count)
-  result = evaluation.evaluate(
-    jax.jit(make_task().evaluate), {}, batches_of(images, labels, 12), mesh
-  )
+  result = evaluate(make_task(), batches_of(images, labels, 12), mesh)
   order = np.argsort(-logits, axis=1)
   log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
   # No label smoothing in evaluation.
@@ -90,7 +109,7 @@ def test_a_constant_or_nan_output_scores_nothing(value):
   task.model = Constant()
   _, images, labels = make_examples(6)
   batch = next(batches_of(images, labels, 6))
-  sums = task.evaluate({}, batch)
+  sums = task.evaluate_step({}, batch)
   assert sums["accuracy"] == 0
   assert sums["accuracy_top5"] == 0
 
@@ -102,9 +121,7 @@ def test_padding_may_be_infinite(mesh):
   task.model.apply = lambda v, x, train: jnp.where(
     x.sum((1, 2, 3))[:, None] == 0, jnp.inf, apply(v, x, train=train)
   )
-  result = evaluation.evaluate(
-    jax.jit(task.evaluate), {}, batches_of(images, labels, 8), mesh
-  )
+  result = evaluate(task, batches_of(images, labels, 8), mesh)
   assert np.isfinite(result["loss"])
 
 
@@ -113,7 +130,7 @@ def test_damaged_examples_are_counted_and_left_out(mesh):
   batches = list(batches_of(images, labels, 8))
   batches[0]["mask"][[2, 5]] = 0
   batches[0]["damaged"][[2, 5]] = True
-  result = evaluation.evaluate(jax.jit(make_task().evaluate), {}, batches, mesh)
+  result = evaluate(make_task(), batches, mesh)
   keep = np.delete(np.arange(10), [2, 5])
   assert (result["examples"], result["damaged"]) == (8, 2)
   assert result["accuracy"] == pytest.approx(
@@ -135,10 +152,8 @@ def test_damaged_examples_of_all_processes_are_counted(mesh, monkeypatch):
   monkeypatch.setattr(
     jax, "make_array_from_process_local_data", put_with_other_process
   )
-  result = evaluation.evaluate(jax.jit(make_task().evaluate), {}, [mine], mesh)
+  result = evaluate(make_task(), [mine], mesh)
   assert (result["examples"], result["damaged"]) == (16, 4)
-  batch = evaluation.put_batch(mine, mesh)
-  assert evaluation.count_damaged(batch) == 4
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -154,35 +169,30 @@ def test_labels_that_are_no_classes_weigh_nothing(mesh, loss, many):
   else:
     labels[out] = [-1, CLASSES, -7, 10**9]
   among = jnp.arange(CLASSES) != 2
-  step = jax.jit(
-    functools.partial(make_task(loss).evaluate_classes, among=among)
-  )
-  result = evaluation.evaluate(step, {}, batches_of(images, labels, 8), mesh)
-  expected = evaluation.evaluate(
-    step, {}, batches_of(images[kept], labels[kept], 8), mesh
+  task = make_task(loss)
+  step = functools.partial(task.evaluate_classes, among=among)
+  result, expected = (
+    evaluate(task, batches_of(*arrays, 8), mesh, step)
+    for arrays in ((images, labels), (images[kept], labels[kept]))
   )
   assert (result.pop("unlabelled"), expected.pop("unlabelled")) == (4, 0)
   assert result["examples"] == 7
   for name, value in expected.items():
     np.testing.assert_allclose(result[name], value, rtol=1e-6, err_msg=name)
-  text = summary.describe_evaluation(result | {"unlabelled": 4})
+  text = task.describe(result | {"unlabelled": 4})
   assert text.endswith("on 7 examples, 4 without a class left out")
 
 
 def test_a_split_without_any_class_says_so(mesh):
   _, images, labels = make_examples(3)
-  with pytest.raises(ValueError, match=r"no label that is a class \(3\)"):
-    evaluation.evaluate(
-      jax.jit(make_task().evaluate),
-      {},
-      batches_of(images, np.full_like(labels, -1), 4),
-      mesh,
-    )
+  batches = batches_of(images, np.full_like(labels, -1), 4)
+  with pytest.raises(ValueError, match=r"no usable.*unlabelled 3, damaged 0"):
+    evaluate(make_task(), batches, mesh)
 
 
 def test_nothing_to_evaluate_is_an_error(mesh):
   with pytest.raises(ValueError, match="no usable example"):
-    evaluation.evaluate(None, {}, [], mesh)
+    evaluate(make_task(), [], mesh)
 
 
 def test_stops_between_batches_when_asked(mesh):
@@ -201,13 +211,7 @@ def test_stops_between_batches_when_asked(mesh):
       yield batch
 
   with pytest.raises(evaluation.EvaluationInterrupted):
-    evaluation.evaluate(
-      jax.jit(make_task().evaluate),
-      {},
-      watched(),
-      mesh,
-      should_stop=should_stop,
-    )
+    evaluate(make_task(), watched(), mesh, should_stop=should_stop)
   assert len(taken) == 3
 
 
@@ -218,3 +222,31 @@ def test_probabilities_follow_the_loss():
   sigmoid = make_task("sigmoid").predict({}, images)
   logits = images[:, 0, :CLASSES, 0].astype(float)
   np.testing.assert_allclose(sigmoid, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+
+
+class Measured:
+  """An evaluation that counts its runs."""
+
+  def __init__(self, name):
+    self.name, self.runs = name, 0
+
+  def run(self, variables, *, should_stop):
+    if should_stop():
+      raise evaluation.EvaluationInterrupted
+    self.runs += 1
+    return {"loss": float(self.runs)}
+
+
+def test_evaluations_run_in_turn_and_each_is_written():
+  both = [Measured("eval"), Measured("samples")]
+  written = []
+  result = evaluation.run_due(
+    both, {}, lambda: False, lambda *row: written.append(row)
+  )
+  assert result == {"loss": 1.0, "samples/loss": 1.0}
+  assert written == [("eval", {"loss": 1.0}), ("samples", {"loss": 1.0})]
+  with pytest.raises(evaluation.EvaluationInterrupted):
+    evaluation.run_due(
+      both, {}, lambda: both[0].runs == 2, lambda *row: written.append(row)
+    )
+  assert [each.runs for each in both] == [2, 1]

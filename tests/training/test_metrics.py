@@ -119,6 +119,16 @@ def test_resuming_on_a_full_disk_loses_no_rows(tmp_path, request):
   assert metrics.read_metrics(str(tmp_path)) == before
 
 
+def make_line(total_steps=10, **options):
+  return metrics.ProgressLine(
+    total_steps,
+    8,
+    unit="image",
+    shown={"loss": ".4f", "accuracy": ".1%"},
+    **options,
+  )
+
+
 class Terminal(io.StringIO):
   def isatty(self):
     return True
@@ -129,7 +139,7 @@ def test_the_progress_line_is_updated_in_place(monkeypatch):
   monkeypatch.setattr("sys.stdout", screen)
   clock = iter([0.0, 1.0, 2.0, 3.0])
   monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
-  line = metrics.ProgressLine(total_steps=10, batch_size=8)
+  line = make_line()
   for step in (1, 2, 3):
     rate = line.update(step, {"train/loss": 1.5, "train/accuracy": 0.25})
   line.pause()
@@ -148,7 +158,7 @@ def test_the_progress_line_is_updated_in_place(monkeypatch):
 def test_the_rate_leaves_out_what_is_no_training(monkeypatch):
   now = 0.0
   monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
-  line = metrics.ProgressLine(total_steps=10, batch_size=8)
+  line = make_line()
   row = {"train/loss": 1.5, "train/accuracy": 0.25}
   # Before the first step there is no clock that could stop.
   line.pause()
@@ -168,7 +178,7 @@ def test_the_rate_leaves_out_what_is_no_training(monkeypatch):
 
 
 def test_a_log_file_gets_few_lines(capsys):
-  line = metrics.ProgressLine(total_steps=50, batch_size=8, interval=1e9)
+  line = make_line(50, interval=1e9)
   for step in range(1, 51):
     line.update(step, {"train/loss": 1.5, "train/accuracy": 0.25})
   shown = capsys.readouterr().out.splitlines()

@@ -20,13 +20,13 @@ def make_config(**optimizer):
 
 def claim(workdir, config, override=False):
   records.check_workdir(
-    workdir, config, defaults=make_config(), override=override
+    workdir, config, defaults=lambda _: make_config(), override=override
   )
   records.write_config(workdir, config)
 
 
 def load(workdir):
-  return records.load_config(str(workdir), make_config())
+  return records.load_config(str(workdir), lambda _: make_config())
 
 
 def test_the_same_config_may_go_on(tmp_path):
@@ -104,14 +104,26 @@ def test_no_run_is_an_error(tmp_path):
     load(tmp_path)
 
 
+def test_files_of_a_run_must_not_change(tmp_path):
+  workdir, files = str(tmp_path), {"vocabulary.json": b"[1]"}
+  records.check_files(workdir, files)
+  records.write_files(workdir, files)
+  records.check_files(workdir, files)
+  with pytest.raises(
+    records.ConfigMismatchError, match=r"weights=.*another vocabulary\.json"
+  ):
+    records.check_files(workdir, {"vocabulary.json": b"[2]"}, "weights")
+
+
 def test_each_start_is_recorded(tmp_path):
   mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
   for _ in range(2):
-    records.write_run_record(str(tmp_path), mesh)
+    records.write_run_record(str(tmp_path), mesh, {"unit": "image"})
   starts = json.loads((tmp_path / "run.json").read_text())
   assert len(starts) == 2
   assert starts[0]["versions"]["jax"] == jax.__version__
   assert starts[0]["mesh"] == {"data": 4}
+  assert starts[0]["task"] == {"unit": "image"}
   assert starts[0]["command"] == shlex.join([sys.executable, *sys.argv])
 
 

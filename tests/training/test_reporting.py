@@ -15,6 +15,8 @@ class Writer:
 
 
 class Progress:
+  unit = "image"
+
   def update(self, step, row):
     return 3.0
 

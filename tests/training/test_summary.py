@@ -1,81 +1,6 @@
-import io
-
-import numpy as np
 import pytest
 
 from training import plots, summary
-
-
-@pytest.fixture
-def figures(monkeypatch):
-  """Those that were drawn, instead of their files."""
-  drawn = []
-  monkeypatch.setattr(
-    plots.Figure, "savefig", lambda self, *_, **__: drawn.append(self)
-  )
-  return drawn
-
-
-def titles(figure):
-  return [panel.get_title() for panel in figure.axes if panel.images]
-
-
-def draw(labels, names=("cat", "dog"), guesses=None):
-  labels = np.array(labels)
-  probabilities = np.tile(np.float32([0.9, 0.1]), (len(labels), 1))
-  images = np.zeros((len(labels), 4, 4, 1), np.uint8)
-  plots.plot_predictions(images, labels, probabilities, names, io.BytesIO())
-
-
-def test_titles_say_what_is_wrong_and_nothing_of_unknown_labels(figures):
-  draw([0, 1, -1, 7])
-  assert titles(figures[0]) == [
-    "cat (90%)",
-    "cat (90%)\nis dog",
-    "cat (90%)",
-    "cat (90%)",
-  ]
-
-
-def test_any_of_many_labels_is_right(figures):
-  draw([[1, 1], [0, 1], [0, 0]])
-  assert titles(figures[0]) == ["cat (90%)", "cat (90%)\nis dog", "cat (90%)"]
-
-
-@pytest.mark.parametrize(
-  "names", [("$$", "a"), (r"$\frac{1$", "b"), ("US$ {old} and $", "c")]
-)
-def test_names_of_classes_are_text(names):
-  draw([0, 1], names)
-
-
-class Task:
-  """Is sure of class 1."""
-
-  def predict(self, variables, images):
-    return np.float32([[0, 1]]) + 0 * images[:, 0, 0]
-
-
-def batches(*masks):
-  for mask in masks:
-    count = len(mask)
-    yield {
-      "image": np.zeros((count, 4, 4, 1), np.uint8),
-      "label": np.ones(count, np.int32),
-      "mask": np.array(mask, np.float32),
-    }
-
-
-def test_the_first_images_that_count_are_drawn(figures, tmp_path):
-  masks = [(0, 0, 0), (0, 1, 1), (1, 0, 0)]
-  summary.write_predictions(
-    Task(), {}, batches(*masks), ("cat", "dog"), str(tmp_path)
-  )
-  assert titles(figures[0]) == ["dog (100%)"] * 3
-  # No more batches are read than are drawn.
-  endless = batches(*[(1,) * 20] * 2, "never read")
-  summary.write_predictions(Task(), {}, endless, ("cat", "dog"), str(tmp_path))
-  assert len(titles(figures[1])) == 24
 
 
 def test_what_fails_at_the_end_is_said_with_its_reason(caplog):
@@ -84,3 +9,25 @@ def test_what_fails_at_the_end_is_said_with_its_reason(caplog):
   assert "drawing the curves failed: OSError: no space left" in caplog.text
   with pytest.raises(KeyboardInterrupt), summary.attempt("drawing"):
     raise KeyboardInterrupt
+
+
+def test_curves_are_those_that_are_there(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(
+    plots.Figure, "savefig", lambda self, *_, **__: drawn.append(self)
+  )
+  rows = [
+    {"step": 1, "train/loss": 2.0, "train/learning_rate": 0.1},
+    {"step": 2, "train/loss": None, "train/learning_rate": 0.1},
+    {"step": 2, "eval/loss": 1.0, "eval/bits": 3.0},
+  ]
+  monkeypatch.setattr(summary.metrics, "read_metrics", lambda _: rows)
+  summary.write_curves(str(tmp_path), ("loss", "bits"))
+  lines = [
+    [line.get_label() for line in panel.lines] for panel in drawn[0].axes
+  ]
+  assert lines == [
+    ["train/loss", "eval/loss"],
+    ["eval/bits"],
+    ["train/learning_rate"],
+  ]

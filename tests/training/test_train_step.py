@@ -1,4 +1,4 @@
-import types
+import functools
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from training import classification, sharding, train_state, train_step
+import tasks
+from input_pipeline import images
+from training import sharding, train_state, train_step
 
 BATCH, SIZE, CLASSES = 16, 5, 7
 
@@ -31,6 +33,9 @@ class Net(nn.Module):
 def get_config(**fields):
   config = ml_collections.ConfigDict(
     dict(
+      task="classification",
+      model=dict(name="resnet50"),
+      dtype="float32",
       frozen_trunk=False,
       data=dict(image_size=SIZE, channels=3, mean=(0.4,) * 3, std=(0.3,) * 3),
       loss=dict(name="softmax", label_smoothing=0.1),
@@ -43,6 +48,15 @@ def get_config(**fields):
   return config
 
 
+def make_task(model, config=None, num_classes=CLASSES):
+  info = images.DatasetInfo(
+    num_eval_examples=0, class_names=tuple("abcdefghij"[:num_classes])
+  )
+  task = tasks.create(config or get_config(), info)
+  task.model = model
+  return task
+
+
 def make_batch(seed=0):
   rng = np.random.default_rng(seed)
   mask = np.ones(BATCH, np.float32)
@@ -51,14 +65,13 @@ def make_batch(seed=0):
     "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
     "label": rng.integers(0, CLASSES, BATCH, np.int32),
     "mask": mask,
+    "damaged": mask == 0,
   }
 
 
 def make(config, model=None, tx=None, accumulation_steps=1):
   tx = tx or optax.sgd(0.1)
-  task = classification.Classification(
-    model or Net(), config, num_classes=CLASSES
-  )
+  task = make_task(model or Net(), config)
   state = train_state.create_state(
     task.init(jax.random.key(0)),
     tx,
@@ -73,6 +86,10 @@ def make(config, model=None, tx=None, accumulation_steps=1):
     accumulation_steps=accumulation_steps,
   )
   return state, jax.jit(step), task
+
+
+def statistics(state):
+  return state.collections["batch_stats"]["BatchNorm_0"]
 
 
 def assert_trees_close(a, b, **tolerance):
@@ -129,8 +146,8 @@ def test_accumulation_moves_running_statistics_once():
   small, _ = accumulating(state, batch)
   # Means of equal parts average to the mean of the whole; variances do not.
   assert_trees_close(
-    small.batch_stats["BatchNorm_0"]["mean"],
-    large.batch_stats["BatchNorm_0"]["mean"],
+    statistics(small)["mean"],
+    statistics(large)["mean"],
     rtol=1e-4,
     atol=1e-6,
   )
@@ -140,6 +157,7 @@ def _without_three(why):
   """A batch of which three rows do not count, and that of the others."""
   batch, out = make_batch(), [3, 4, 10]
   batch["mask"][:] = 1
+  batch["damaged"][:] = False
   if why == "masked":
     batch["mask"][out] = 0
   else:
@@ -156,7 +174,7 @@ def test_what_does_not_count_acts_on_nothing():
     assert metrics.pop("unlabelled") == (0 if why == "masked" else 3)
     assert expected_metrics.pop("unlabelled") == 0
     assert_trees_close(metrics, expected_metrics, rtol=2e-5)
-    for part in ("params", "batch_stats"):
+    for part in ("params", "collections"):
       assert_trees_close(
         getattr(new, part), getattr(expected, part), rtol=1e-5, atol=1e-6
       )
@@ -192,12 +210,12 @@ def test_statistics_of_micro_batches_weigh_by_their_examples(n):
   hidden = images.reshape(BATCH, -1) @ params["kernel"] + params["bias"][None]
   mean = hidden[batch["mask"] > 0].mean(0)
   np.testing.assert_allclose(
-    new.batch_stats["BatchNorm_0"]["mean"], 0.1 * mean, rtol=1e-4, atol=1e-5
+    statistics(new)["mean"], 0.1 * mean, rtol=1e-4, atol=1e-5
   )
   batch["mask"][:] = 0
   new, _ = step(state, batch)
   jax.tree.map(
-    np.testing.assert_array_equal, new.batch_stats, state.batch_stats
+    np.testing.assert_array_equal, new.collections, state.collections
   )
 
 
@@ -210,15 +228,15 @@ def test_micro_batches_draw_different_dropout():
   state, _, task = make(get_config(), model)
   seen = []
 
-  def loss(params, batch_stats, batch, key):
-    seen.append(key)
-    return classification.Classification.loss(
-      task, params, batch_stats, batch, key
-    )
+  compute = task.loss
 
-  spy = types.SimpleNamespace(prepare=task.prepare, loss=loss)
+  def loss(variables, batch, key):
+    seen.append(key)
+    return compute(variables, batch, key)
+
+  task.loss = loss
   spied = train_step.make_train_step(
-    spy,
+    task,
     optax.sgd(0.1),
     lambda step: 0.1,
     get_config(),
@@ -247,13 +265,13 @@ def test_ema_follows_parameters_and_statistics():
   config = get_config(**{"ema.decay": 0.75})
   state, step, _ = make(config, Net(batch_norm=True))
   new, _ = step(state, make_batch())
-  for part in ("params", "batch_stats"):
-    expected = jax.tree.map(
-      lambda old, now: 0.75 * old + 0.25 * now,
-      getattr(state, part),
-      getattr(new, part),
-    )
-    assert_trees_close(new.ema[part], expected, rtol=1e-5, atol=1e-6)
+  expected = jax.tree.map(
+    lambda old, now: 0.75 * old + 0.25 * now,
+    state.variables(averaged=False),
+    new.variables(averaged=False),
+  )
+  assert set(new.ema) == {"params", "batch_stats"}
+  assert_trees_close(new.ema, expected, rtol=1e-5, atol=1e-6)
   assert new.variables() is new.ema
   assert new.variables(averaged=False)["params"] is new.params
 
@@ -266,16 +284,24 @@ def test_ema_warmup_is_tensorflows(t, decay):
   np.testing.assert_allclose(out, 1 - decay, rtol=1e-5)
 
 
+@functools.cache
+def _on_one_device(accumulation_steps):
+  config = get_config(**{"mixing.mixup_alpha": 0.5})
+  state, step, _ = make(
+    config, Net(batch_norm=True), accumulation_steps=accumulation_steps
+  )
+  return state, step, step(state, make_batch())
+
+
 # Compiles several training steps.
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 1), (2, 1, 2)])
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+  ("sizes", "n"),
+  [((4, 1, 1), 1), ((4, 1, 1), 2), ((1, 4, 1), 1), ((2, 1, 2), 2)],
+)
 def test_a_sharded_step_equals_the_step_on_one_device(sizes, n):
-  config = get_config(**{"mixing.mixup_alpha": 0.5})
-  model = Net(batch_norm=True)
   batch = make_batch()
-  state, step, _ = make(config, model, accumulation_steps=n)
-  expected, expected_metrics = step(state, batch)
+  state, step, (expected, expected_metrics) = _on_one_device(n)
   mesh = sharding.create_mesh(
     ml_collections.ConfigDict(dict(zip(sharding.AXES, sizes, strict=True)))
   )
@@ -290,7 +316,7 @@ def test_a_sharded_step_equals_the_step_on_one_device(sizes, n):
   assert_trees_close(metrics, expected_metrics, rtol=1e-4)
   assert_trees_close(new.params, expected.params, rtol=1e-4, atol=1e-6)
   assert_trees_close(
-    new.batch_stats, expected.batch_stats, rtol=1e-4, atol=1e-6
+    new.collections, expected.collections, rtol=1e-4, atol=1e-6
   )
 
 

@@ -1,0 +1,105 @@
+"""Language models on text: the embedded one, or any files.
+
+  python train.py --config=configs/language.py:tiny --workdir=runs/language
+
+Variants:
+- `tiny` (the default): a byte-level model on the text that comes with Python,
+  which trains in minutes on two cores.
+- `shakespeare_cpu`: nanoGPT's setting for a CPU, to compare with; it needs
+  --config.data.files=<tiny Shakespeare>.
+- `gpt2`: GPT-2 of 124M parameters with a tokenizer.json and files of yours.
+- `test`: a few steps of a very small model, for tests and notebooks.
+"""
+
+import ml_collections
+
+from configs import common
+
+VARIANTS = ("tiny", "shakespeare_cpu", "gpt2", "test")
+
+
+def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
+  """The config of a variant.
+
+  Raises:
+    ValueError: if there is no such variant.
+  """
+  common.check_variant("language", variant, VARIANTS)
+  config = common.get_config("language_modeling")
+  config.optimizer.b2 = 0.99
+  config.optimizer.clip_norm = 1.0
+  config.optimizer.weight_decay = 0.1
+  config.optimizer.decay_exclude = ("scale", "bias")
+  {
+    "tiny": _tiny,
+    "shakespeare_cpu": _shakespeare_cpu,
+    "gpt2": _gpt2,
+    "test": _test,
+  }[variant](config)
+  return config
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  config.model.update(dict(name="transformer", width=128, depth=4, heads=4))
+  config.model.mlp_width = 344
+  config.data.length = 256
+  config.batch_size = 8
+  config.eval_batch_size = 16
+  config.train_for = "1200 steps"
+  config.evaluate_every = "600 steps"
+  config.checkpoint.every = "300 steps"
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.final_learning_rate = 1e-4
+  config.optimizer.warmup = "100 steps"
+
+
+def _shakespeare_cpu(config: ml_collections.ConfigDict) -> None:
+  """`config/train_shakespeare_char.py` with the README's options for a CPU."""
+  config.model = _gpt2_model(width=128, depth=4, heads=4, max_length=64)
+  # Exact GELU, and no biases.
+  config.model.update(dict(mlp="gelu", mlp_bias=False, norm_bias=False))
+  config.model.update(dict(attention_bias=False, out_bias=False))
+  config.data.tokenizer = "characters"
+  config.data.packing = "stream"
+  config.data.random_offsets = True
+  config.data.length = 64
+  config.batch_size = 12
+  config.eval_batch_size = 64
+  config.train_for = "2000 steps"
+  config.evaluate_every = "250 steps"
+  config.checkpoint.every = "500 steps"
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.final_learning_rate = 1e-4
+  config.optimizer.warmup = "100 steps"
+
+
+def _gpt2(config: ml_collections.ConfigDict) -> None:
+  """nanoGPT's `config/train_gpt2.py`, but for where rows begin."""
+  config.model = _gpt2_model()
+  config.data.packing = "stream"
+  config.data.length = 1024
+  config.dtype = "bfloat16"
+  config.batch_size = 480
+  config.eval_batch_size = 64
+  config.train_for = "600000 steps"
+  config.evaluate_every = "5000 steps"
+  config.checkpoint.every = "2000 steps"
+  config.optimizer.learning_rate = 6e-4
+  config.optimizer.final_learning_rate = 6e-5
+  config.optimizer.warmup = "2000 steps"
+  config.optimizer.b2 = 0.95
+
+
+def _test(config: ml_collections.ConfigDict) -> None:
+  config.model.update(dict(name="transformer", width=32, depth=2, heads=2))
+  config.data.length = 32
+  config.batch_size = 8
+  config.eval_batch_size = 256
+  config.train_for = "12 steps"
+  config.evaluate_every = "6 steps"
+  config.checkpoint.every = "3 steps"
+  config.optimizer.learning_rate = 1e-2
+
+
+def _gpt2_model(**fields) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(dict(name="gpt2", **fields))

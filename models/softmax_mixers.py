@@ -1,0 +1,221 @@
+"""Dot-product attention as a mixer of sequences."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+
+import attention
+from attention import finishes, masks, normalizers, scales, scores
+from models import attention_cache, mixer_base, registry, taps
+from models.finite_mask import FiniteMask
+
+# The normalizers that need no more than scores, or a number a head.
+NORMALIZERS = {
+  "softmax": normalizers.softmax,
+  "softmax_with_sink": normalizers.softmax_with_sink,
+  "softplus": normalizers.softplus,
+  "reweighted_softplus": normalizers.reweighted_softplus,
+  "sigmoid": normalizers.sigmoid,
+}
+SCALES = ("constant", "log_length")
+
+
+class FullAttention(mixer_base.SequenceMixer):
+  """Every token sees all of its segment, or what of it is not after it.
+
+  Attributes:
+    attention_scale: factor of the scores; 0 for head_dim ** -0.5.
+    attention_soft_cap: scores become cap * tanh(scores / cap); 0 for none.
+    normalizer: how scores become weights, a key of NORMALIZERS.
+    normalizer_options: its arguments.
+    scale_by: "constant", or "log_length" for ln(head_dim) ln(keys seen) in the
+      place of `attention_scale`; see `attention.scales`.
+  """
+
+  attention_scale: float = 0.0
+  attention_soft_cap: float = 0.0
+  normalizer: str = "softmax"
+  normalizer_options: Mapping[str, Any] = FrozenDict()
+  scale_by: str = "constant"
+
+  def init_cache(self, batch: int, length: int) -> mixer_base.Cache:
+    """Returns a cache for `length` tokens."""
+    return attention_cache.empty(
+      batch, self._slots(length), self.key_heads, self.head_dim, self.dtype
+    )
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    positions: jax.Array | None = None,
+    segments: jax.Array | None = None,
+    cache: mixer_base.Cache | None = None,
+    train: bool = False,
+  ) -> tuple[jax.Array, mixer_base.Cache | None]:
+    """Mixes tokens; see `SequenceMixer`.
+
+    Raises:
+      ValueError: if there is a cache and the mixer is not causal, the cache is
+        too short, or an option is not known.
+    """
+    del train
+    q, k, v = self.queries_keys_values(x, positions)
+    slots = {
+      "normalizer": self._normalizer(),
+      "scale": self._scale(positions, x),
+    }
+    if cache is None:
+      slots["mask"] = self._mask(positions, segments)
+      slots["score_mods"] = self._score_mods()
+    else:
+      if not self.causal:
+        raise ValueError(
+          "cache is given, but causal is False: nothing to decode"
+        )
+      if segments is None:
+        segments = jnp.zeros_like(positions)
+      new = attention_cache.Seen(k, v, positions, segments)
+      seen, cache = attention_cache.extend(cache, new, ring=self.local)
+      k, v = seen.keys, seen.values
+      slots["mask"] = self._mask_of_cache(new, seen)
+      slots["score_mods"] = self._score_mods(positions, seen.positions)
+    out = self._attend(q, k, v, self.gate_logits(x), slots)
+    return self.output(out, x.shape[-1]), cache
+
+  def _attend(self, q, k, v, gate, slots):
+    finish = () if gate is None else (finishes.gate(gate),)
+
+    def attend():
+      return attention.dot_product_attention(
+        q, k, v, finish=finish, implementation=self.implementation, **slots
+      )
+
+    def weigh():
+      return attention.attention_weights(q, k, **slots)
+
+    def apply(weights):
+      out = attention.apply_attention_weights(weights, v)
+      for step in finish:
+        # A gate asks for no sum of values.
+        out = step.apply(out.astype(jnp.float32), None).astype(v.dtype)
+      return out
+
+    return taps.with_open_map(self, attend, weigh, apply)
+
+  def _slots(self, length: int) -> int:
+    return length
+
+  def _before(self) -> int | None:
+    """How many keys before its own a token sees, None for all."""
+    return None
+
+  def _band(self) -> masks.Mask | None:
+    """The mask of tokens that are all of one segment."""
+    return masks.causal() if self.causal else None
+
+  def _mask(self, positions, segments) -> masks.Mask | None:
+    """The mask of a row that is there as a whole.
+
+    Positions of a segment go up by one, so that it is the same in places as in
+    positions, and kernels know which tiles are empty before the program runs.
+    """
+    band = self._band()
+    if positions is None and segments is None:
+      return band
+    if positions is None:
+      apart = masks.segments(segments)
+    else:
+      if segments is None:
+        segments = jnp.zeros_like(positions)
+      apart = masks.segments(*attention_cache.marked(positions, segments))
+    return FiniteMask(apart if band is None else band & apart)
+
+  def _mask_of_cache(self, new, seen) -> masks.Mask:
+    """The mask of new tokens among those of the cache, by positions."""
+    return FiniteMask(
+      masks.positions(new.positions, seen.positions, self._before())
+      & masks.segments(new.segments, seen.segments)
+    )
+
+  def _score_mods(self, q_positions=None, kv_positions=None):
+    mods = []
+    if self.attention_soft_cap:
+      mods.append(scores.soft_cap(self.attention_soft_cap))
+    if self.position_encoding == "alibi":
+      slopes = scores.alibi_slopes(self.heads)
+      if kv_positions is None:
+        mods.append(scores.alibi(slopes, symmetric=not self.causal))
+      else:
+        places = {"h": slopes, "bq": q_positions, "bk": kv_positions}
+        mods.append(scores.function(_alibi, places))
+    return mods
+
+  def _normalizer(self) -> normalizers.Normalizer:
+    if self.normalizer not in NORMALIZERS:
+      raise registry.unknown("normalizer", self.normalizer, NORMALIZERS)
+    make = NORMALIZERS[self.normalizer]
+    if self.normalizer == "softmax_with_sink":
+      zeros = nn.initializers.zeros
+      sink = self.param("sink", zeros, (self.heads,), self.param_dtype)
+      make = functools.partial(make, sink)
+    return make(**self.normalizer_options)
+
+  def _scale(self, positions, x) -> float | jax.Array:
+    if self.scale_by not in SCALES:
+      raise registry.unknown("scale_by", self.scale_by, SCALES)
+    if self.scale_by == "constant":
+      return self.attention_scale or self.head_dim**-0.5
+    if not self.causal:
+      raise ValueError(
+        "scale_by is 'log_length', which counts the keys before a token; it "
+        "needs causal=True"
+      )
+    positions = mixer_base.counted(x) if positions is None else positions
+    # [batch or 1, 1, length]
+    return scales.log_length(self._keys_seen(positions)[:, None], self.head_dim)
+
+  def _keys_seen(self, positions: jax.Array) -> jax.Array:
+    return positions + 1
+
+
+class SlidingAttention(FullAttention):
+  """Every token sees those of its segment that are near.
+
+  Attributes:
+    window: how many keys a token sees on a side, its own included.
+  """
+
+  window: int = 0
+  local = True
+
+  def _slots(self, length):
+    return min(length, self._checked_window())
+
+  def _before(self):
+    return self._checked_window() - 1
+
+  def _band(self):
+    before = self._before()
+    return masks.sliding_window(before, 0 if self.causal else before)
+
+  def _keys_seen(self, positions):
+    return jnp.minimum(positions + 1, self.window)
+
+  def _checked_window(self) -> int:
+    if self.window < 1:
+      raise ValueError(
+        f"window is {self.window}; a sliding mixer needs at least 1, the keys "
+        "that a token sees, its own included"
+      )
+    return self.window
+
+
+def _alibi(score, batch, head, q_index, k_index, slope, q_position, k_position):
+  """The linear bias of positions that are not those of the slots."""
+  return score + slope * (k_position - q_position).astype(jnp.float32)

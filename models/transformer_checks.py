@@ -1,0 +1,66 @@
+"""What a transformer refuses before any work is done."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models import feed_forward, registry
+from models import sequence_mixers as mixers
+
+POSITION_ENCODINGS = ("rotary", "learned", "alibi", "none")
+NORM_PLACEMENTS = ("pre", "post", "sandwich")
+
+
+def check_fields(model: Any) -> None:
+  """Raises ValueError if fields of a `Transformer` contradict each other."""
+  for field, known in (
+    ("norm_placement", NORM_PLACEMENTS),
+    ("position_encoding", POSITION_ENCODINGS),
+  ):
+    if getattr(model, field) not in known:
+      raise registry.unknown(field, getattr(model, field), known)
+  if model.mlp != "none" or model.head_transform:
+    feed_forward.find(model.mlp)
+  if not model.head_dim and model.width % model.heads:
+    raise ValueError(
+      f"heads is {model.heads}, which does not divide width={model.width}; "
+      "give head_dim, or a number of heads that does"
+    )
+  _check_pattern(model)
+
+
+def check_arrays(tokens: jax.Array, **others: jax.Array | None) -> None:
+  """Raises ValueError unless all are integers [batch, length], or None."""
+  if tokens.ndim != 2:
+    raise ValueError(
+      f"tokens has shape {tokens.shape}; it must be [batch, length]"
+    )
+  for name, x in {"tokens": tokens, **others}.items():
+    if x is None:
+      continue
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+      raise ValueError(f"{name} is {x.dtype}; it must be integers, as int32")
+    if x.shape != tokens.shape:
+      raise ValueError(
+        f"{name} has shape {x.shape}; tokens of shape {tokens.shape} need the "
+        "same"
+      )
+
+
+def _check_pattern(model: Any) -> None:
+  for name in model.mixers:
+    mixers.find(name)
+  if not model.mixers or model.depth % len(model.mixers):
+    raise ValueError(
+      f"mixers is {model.mixers}, a pattern of {len(model.mixers)} layers; its "
+      f"length must divide depth={model.depth}"
+    )
+  for name in model.mixer_options:
+    if name not in model.mixers:
+      raise registry.unknown("mixer of mixer_options", name, model.mixers)
+  if model.scan_layers and not model.first_mixer_norm:
+    raise ValueError(
+      "scan_layers is True, but first_mixer_norm=False makes a first layer "
+      "that is unlike the others"
+    )

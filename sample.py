@@ -1,0 +1,87 @@
+r"""Shows what a trained generative model makes up.
+
+  python sample.py --weights=runs/language --prompt="def " --max_tokens=200
+
+`--weights` is the workdir of a run, whose own config is used unless --config is
+given. What else there is to say depends on the task; `--help` lists it. No data
+is opened.
+"""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from absl import flags
+
+import experiment
+import tasks
+from experiment.weights import load_weights
+from training import checkpoints, cli
+
+
+def sample(
+  config: ml_collections.ConfigDict,
+  weights: str,
+  *,
+  step: str = "last",
+  use_ema: bool = True,
+  **options: Any,
+) -> None:
+  """Shows samples: text on standard output, or files.
+
+  Args:
+    config: as for training.
+    weights: a workdir, `<path>.safetensors` or `random`.
+    step: of a workdir, the checkpoint: "last", "best" or a number.
+    use_ema: take the moving average if the run kept one.
+    **options: of the task, its `sample_options`.
+
+  Raises:
+    ValueError: if the weights are not there or do not fit the model, if the
+      task has no samples, or for options that do not fit.
+    CheckpointError: if the checkpoint cannot be read.
+  """
+  task = tasks.find(config.task)
+  if not task.sample_options:
+    raise ValueError(
+      f"task={config.task!r} has no samples: its models make nothing up."
+    )
+  info = task.sampling_info(config)
+  # Standard output is for the samples.
+  with contextlib.redirect_stdout(sys.stderr):
+    setup = experiment.create_evaluation(config, info=info)
+    with jax.set_mesh(setup.mesh):
+      variables = load_weights(setup, weights, step=step, use_ema=use_ema)
+  with jax.set_mesh(setup.mesh):
+    setup.task.sample(variables, **options)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the flags and samples."""
+  del argv
+  args = flags.FLAGS
+  cli.check_weights(args.config, args.weights)
+  options = tasks.find(args.config.task).sample_options
+  sample(
+    args.config,
+    args.weights,
+    step=args.step,
+    use_ema=args.ema,
+    **cli.task_options(args.config.task, options),
+  )
+
+
+if __name__ == "__main__":
+  cli.define_config_flag(
+    experiment.optional_fields,
+    load_run=experiment.load_trained,
+    default="weights",
+  )
+  cli.define_weights_flags()
+  cli.define_task_flags(
+    {name: tasks.find(name).sample_options for name in tasks.TASKS}
+  )
+  cli.run(main, (*cli.USER_ERRORS, checkpoints.CheckpointError))

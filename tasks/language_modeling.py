@@ -1,0 +1,240 @@
+"""Language modelling: the next token, from those before it."""
+
+import io
+import math
+import pathlib
+import shlex
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+import models
+import storage
+from input_pipeline import text
+from tasks import text_sampling
+from tasks.base import Batch, Shown, Task, Variables
+
+TOKENIZER = "tokenizer.json"
+
+
+class LanguageModeling(Task):
+  """Predicts each token of text; sums are over targets with weight 1.
+
+  Rows of several documents bring their segments and positions to the model.
+  Rows of a stream do not, since each is one run of tokens from position 0 on;
+  so the mask is known before the program runs.
+  """
+
+  room = text
+  unit = "token"
+  directions = types.MappingProxyType(
+    {"loss": "min", "bits_per_byte": "min", "accuracy": "max"}
+  )
+  counts = ("bytes",)
+  curves = ("loss", "bits_per_byte")
+  given = ("dtype", "vocabulary_size")
+  sample_options = text_sampling.OPTIONS
+
+  def __init__(self, config: ml_collections.ConfigDict, info: Any):
+    """Makes the model, for the tokens of `info`.
+
+    Raises:
+      ValueError: for a field of the config that does not fit.
+    """
+    super().__init__(config, info)
+    overrides = config.model.to_dict()
+    name = overrides.pop("name")
+    if models.kind(name) != "language":
+      raise ValueError(
+        f"model.name={name!r} is no model of language; see "
+        'models.list(kind="language").'
+      )
+    self.model = models.create(
+      name,
+      vocabulary_size=info.vocabulary_size,
+      dtype=jnp.dtype(config.dtype),
+      **overrides,
+    )
+    self.units_per_example = config.data.length
+    _check_model(self.model, config.data.length)
+
+  @staticmethod
+  def default_config() -> ml_collections.ConfigDict:
+    """The fields that only language modelling has."""
+    config = ml_collections.ConfigDict()
+    config.model = ml_collections.ConfigDict(dict(name="transformer"))
+    config.data = text.default_config()
+    config.checkpoint = ml_collections.ConfigDict(dict(best_metric="loss"))
+    return config
+
+  def batch_spec(
+    self, rows: int, *, train: bool
+  ) -> dict[str, jax.ShapeDtypeStruct]:
+    """tokens, targets, weights, and what else is used, [rows, length].
+
+    Of documents, segments and positions; in evaluation, bytes. See
+    `input_pipeline.text.pipeline`.
+    """
+    names = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+    if self.config.data.packing == "documents":
+      names |= {"segments": jnp.int32, "positions": jnp.int32}
+    if not train:
+      names["bytes"] = jnp.float32
+    shape = (rows, self.config.data.length)
+    return {n: jax.ShapeDtypeStruct(shape, dtype) for n, dtype in names.items()}
+
+  def init(self, key: jax.Array) -> Variables:
+    """Initial variables of the model."""
+    return self.model.init(key, jnp.zeros((1, 1), jnp.int32))
+
+  def weight(self, batch: Batch) -> jax.Array:
+    """How many targets count."""
+    return batch["weights"].sum()
+
+  def loss(
+    self, variables: Variables, batch: Batch, key: jax.Array
+  ) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
+    """The summed cross entropy in nats; no collection changes."""
+    logits = self._apply(variables, batch, train=True, rngs={"dropout": key})
+    loss = _cross_entropy(logits, batch)
+    collections = {n: x for n, x in variables.items() if n != "params"}
+    sums = {"weight": self.weight(batch), "loss": loss}
+    return loss, (collections, sums)
+
+  def evaluate_step(
+    self, variables: Variables, batch: Batch
+  ) -> dict[str, jax.Array]:
+    """Sums over targets: weight, loss in nats, accuracy, and bytes."""
+    logits = self._apply(variables, batch, train=False)
+    weights = batch["weights"]
+    right = logits.argmax(-1) == batch["targets"]
+    return {
+      "weight": self.weight(batch),
+      "loss": _cross_entropy(logits, batch),
+      "accuracy": (weights * right).sum(),
+      "bytes": (weights * batch["bytes"]).sum(),
+    }
+
+  def _apply(self, variables: Variables, batch: Batch, **options: Any):
+    """Logits, float32 [rows, length, vocabulary]."""
+    places = {n: batch[n] for n in ("segments", "positions") if n in batch}
+    return self.model.apply(variables, batch["tokens"], **places, **options)
+
+  def summarize(self, totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Means, perplexity, and bits per byte: of sums, divided once.
+
+    Raises:
+      ValueError: if there was no target.
+    """
+    result = super().summarize(totals)
+    loss, size = result["loss"], result["bytes"]
+    bits = float(totals["loss"]) / math.log(2)
+    return result | {
+      # Beyond, a double overflows.
+      "perplexity": math.exp(min(loss, 700.0)),
+      "bits_per_byte": bits / size if size else math.nan,
+      "tokens": int(totals["weight"]),
+    }
+
+  @staticmethod
+  def describe(result: Mapping[str, Any]) -> str:
+    """ "1.93 bits per byte, loss 1.3378 on 98304 tokens, accuracy 61.2 %"."""
+    return (
+      f"{result['bits_per_byte']:.4f} bits per byte, loss "
+      f"{result['loss']:.4f}, accuracy {result['accuracy']:.2%} on "
+      f"{result['tokens']} tokens"
+    )
+
+  @staticmethod
+  def report(result: Mapping[str, Any]) -> dict[str, Any]:
+    """loss, perplexity, bits_per_byte, accuracy, tokens and bytes."""
+    names = "loss perplexity bits_per_byte accuracy tokens bytes"
+    return {name: result[name] for name in names.split()}
+
+  def files(self) -> Mapping[str, bytes]:
+    """The tokeniser."""
+    return {TOKENIZER: self.info.tokenizer.save()}
+
+  def record(self) -> Mapping[str, Any]:
+    """What the text was."""
+    return {"text": self.info.source}
+
+  @staticmethod
+  def adopt(
+    config: ml_collections.ConfigDict, workdir: pathlib.PurePath
+  ) -> None:
+    """Takes the tokeniser that the run keeps."""
+    config.data.tokenizer = str(workdir / TOKENIZER)
+
+  def show(
+    self, variables: Variables, mesh: jax.sharding.Mesh, workdir: str
+  ) -> Shown:
+    """Writes a sample into samples.txt."""
+    del mesh
+    sample = io.StringIO()
+    prompt = self._prompt()
+    text_sampling.write(
+      self.model,
+      variables,
+      self.info.tokenizer,
+      prompt=prompt,
+      output=sample,
+      log=io.StringIO(),
+    )
+    path = storage.path(workdir) / "samples.txt"
+    path.write_text(sample.getvalue())
+    command = f"python sample.py --weights={storage.quote(path.parent)}"
+    return Shown(
+      files=(path.name,),
+      text=f"a sample:\n{sample.getvalue()}",
+      commands=(f"{command} --prompt={shlex.quote(prompt or 'The ')}",),
+    )
+
+  def _prompt(self) -> str:
+    """Nothing; or a word to go on from, where no token begins a text."""
+    tokenizer = self.info.tokenizer
+    if tokenizer.end_of_text is not None:
+      return ""
+    batches = text.eval_batches(self.config.data, batch_size=1)
+    first = next(iter(batches))["tokens"][0]
+    start = tokenizer.decode(first.tolist()).split(maxsplit=1)
+    return start[0] if start else tokenizer.decode(first[:1].tolist())
+
+  @classmethod
+  def sampling_info(cls, config: ml_collections.ConfigDict) -> Any:
+    """The tokeniser alone; no text is opened."""
+    return text.tokenizer_info(config.data)
+
+  def sample(self, variables: Variables, **options: Any) -> None:
+    """Writes prompts and how the model goes on from them; see OPTIONS."""
+    text_sampling.write(self.model, variables, self.info.tokenizer, **options)
+
+
+def _cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
+  """Nats of all targets that count together."""
+  nats = optax.softmax_cross_entropy_with_integer_labels(
+    logits, batch["targets"]
+  )
+  # `where`, since padding may be infinite and 0 * inf is NaN.
+  weights = batch["weights"]
+  return jnp.where(weights > 0, nats * weights, 0).sum()
+
+
+def _check_model(model: Any, length: int) -> None:
+  """Raises `ValueError` for a model that cannot predict rows of `length`."""
+  if not model.causal:
+    raise ValueError(
+      "model.causal=False lets tokens see those that they are to predict: "
+      "language modelling needs a causal model."
+    )
+  if model.position_encoding == "learned" and model.max_length < length:
+    raise ValueError(
+      f"model.max_length={model.max_length} learned positions are fewer than "
+      f"data.length={length}, the tokens of a row."
+    )

@@ -1,0 +1,230 @@
+"""Decoding equals the parallel form, for every mixer and position scheme."""
+
+import re
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import mixer_base, sequence_mixers
+from tests.models import language
+
+# Two prefills, the second longer than the window, then steps.
+PREFILLS = (2, 5)
+WINDOW = 4
+YARN = {"type": "yarn", "factor": 4.0, "original_length": 8}
+POSITIONS = {
+  "rotary": {"rotary": {"base": 100.0, "local_base": 10.0}},
+  "partial": {"rotary": {"fraction": 0.5, "scaling": YARN}},
+  "learned": {"position_encoding": "learned"},
+  "alibi": {"position_encoding": "alibi"},
+  "none": {"position_encoding": "none"},
+}
+# Options of mixers beside their defaults.
+OPTIONS = {
+  "full": {},
+  "sliding": {},
+  "linear": {},
+  "full softplus": {"normalizer": "softplus", "scale_by": "log_length"},
+  "sliding sink": {"normalizer": "softmax_with_sink", "scale_by": "log_length"},
+  "full sharp": {
+    "normalizer": "reweighted_softplus",
+    "normalizer_options": {"power": 3.0},
+    "output_gate": "headwise",
+  },
+  "full sigmoid": {
+    "normalizer": "sigmoid",
+    "attention_soft_cap": 2.0,
+    "attention_scale": 0.7,
+    "output_gate": "elementwise",
+  },
+  "linear data": {
+    "decay": "data",
+    "key_gate": True,
+    "value_gate": True,
+    "feature_map": "taylor",
+    "output_gate": "elementwise",
+  },
+  "linear head": {"decay": "head", "normalizer": "identity"},
+}
+CASES = [
+  *((mixer, scheme) for mixer in ("full", "sliding") for scheme in POSITIONS),
+  *(("linear", scheme) for scheme in POSITIONS if scheme != "alibi"),
+  *((mixer, "rotary") for mixer in OPTIONS if " " in mixer),
+]
+
+
+@pytest.mark.parametrize(("mixer", "scheme"), CASES)
+def test_decoding_equals_the_parallel_form(mixer, scheme):
+  name = mixer.split(" ")[0]
+  model = language.model(
+    mixers=(name,),
+    mixer_options={name: OPTIONS[mixer]},
+    window=WINDOW,
+    **POSITIONS[scheme],
+  )
+  variables = language.variables(model)
+  arrays = language.packed()
+  # Each document by itself and without any of the arrays is what is right.
+  expected = jax.jit(model.apply)(variables, language.alone(arrays[0]))
+
+  @jax.jit
+  def run(variables, arrays):
+    packed = model.apply(
+      variables, arrays[0], positions=arrays[1], segments=arrays[2]
+    )
+    whole = language.decode(model, variables, arrays, (language.LENGTH,))
+    pieces = language.decode(model, variables, arrays, PREFILLS)
+    return packed, whole, pieces
+
+  for out in run(variables, arrays):
+    assert np.isfinite(out).all()
+    language.assert_same_tokens(language.unpacked(out), expected)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_decoding_in_bfloat16(kv_heads):
+  model = language.model(dtype=jnp.bfloat16, kv_heads=kv_heads)
+  variables, arrays = language.variables(model), language.packed()
+  expected = jax.jit(model.apply)(variables, language.alone(arrays[0]))
+  out = jax.jit(lambda v, a: language.decode(model, v, a, PREFILLS))(
+    variables, arrays
+  )
+  tolerance = 0.04 * np.abs(expected).max()
+  language.assert_same_tokens(language.unpacked(out), expected, tolerance)
+
+
+@pytest.mark.parametrize("mixer", ["full", "sliding", "linear"])
+def test_a_mixer_sees_what_it_says(mixer):
+  """By the gradient of a token's output with respect to all inputs."""
+  length, token = 9, 6
+  for causal in (True, False):
+    module = sequence_mixers.create(
+      mixer, {"heads": 2, "head_dim": 4, "window": 3, "causal": causal}
+    )
+    x = jax.random.normal(jax.random.key(0), (1, length, 8))
+    variables = jax.jit(module.init)(jax.random.key(1), x)
+
+    def output(x, module=module, variables=variables):
+      return module.apply(variables, x)[0][0, token].sum()
+
+    seen = np.abs(np.asarray(jax.jit(jax.grad(output))(x)))[0].sum(-1) > 0
+    offset = np.arange(length) - token
+    expected = np.ones(length, bool) if not causal else offset <= 0
+    if mixer == "sliding":
+      expected &= np.abs(offset) < 3
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_bidirectional_attention_leaves_padding_and_other_segments_out():
+  model = language.model(causal=False, mixers=("sliding",), window=3)
+  variables = language.variables(model)
+  apply = jax.jit(model.apply)
+  tokens, positions, segments = language.packed()
+  out = apply(variables, tokens, positions=positions, segments=segments)
+  row, (start, end) = 2, language.PACKED[2][1]
+  alone = apply(
+    variables, np.tile(tokens[row : row + 1, start:end], (len(tokens), 1))
+  )
+  np.testing.assert_allclose(out[row, start:end], alone[0], atol=1e-5)
+  start, end = language.PACKED[1][0]
+  padded = apply(variables, tokens, positions=positions)[1, start:end]
+  alone = apply(variables, tokens[:, start:end])[1]
+  np.testing.assert_allclose(padded, alone, atol=1e-5)
+
+
+def test_a_ring_holds_no_more_than_the_window():
+  model = language.model(mixers=("sliding", "full"), depth=2, window=3)
+  cache = model.init_cache(2, 50)
+  assert cache["layer_0"]["keys"].shape == (2, 2, 3, 4)
+  assert cache["layer_1"]["keys"].shape == (2, 2, 50, 4)
+  # Each array can be donated.
+  leaves = jax.tree.leaves(cache)
+  assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)
+
+
+def test_padding_moves_no_state():
+  options = {"decay": "data", "key_gate": True}
+  offered = {"heads": 2, "head_dim": 4, "position_encoding": "rotary"}
+  mixer = sequence_mixers.create("linear", offered, options)
+  x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+  variables = jax.jit(mixer.init)(jax.random.key(1), x)
+  places = jnp.asarray([[0, 1, 2], [0, -1, -1]])
+  apply = jax.jit(mixer.apply)
+  _, whole = apply(variables, x, places, None, mixer.init_cache(2, 3))
+  _, first = apply(
+    variables, x[:, :1], places[:, :1], None, mixer.init_cache(2, 3)
+  )
+  assert not jnp.allclose(whole["memory"][0], first["memory"][0], atol=1e-3)
+  np.testing.assert_allclose(whole["memory"][1], first["memory"][1], atol=1e-6)
+
+
+def test_the_logarithm_of_the_length_counts_what_is_seen():
+  offered = {"heads": 2, "head_dim": 4, "window": 3}
+  x = 5 * jax.random.normal(jax.random.key(0), (1, 6, 8))
+
+  def outputs(mixer, **options):
+    mixer = sequence_mixers.create(mixer, offered, options)
+    variables = mixer.init(jax.random.key(1), x)
+    return mixer.apply(variables, x)[0][0]
+
+  for mixer, token, keys in (
+    ("sliding", 5, 3),
+    ("sliding", 1, 2),
+    ("full", 5, 6),
+  ):
+    out = outputs(mixer, scale_by="log_length")[token]
+    scale = np.log(4) * np.log(keys)
+    expected = outputs(mixer, attention_scale=scale)[token]
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+def test_the_mixer_of_the_documentation(monkeypatch):
+  document = Path(__file__).parents[2] / "docs" / "language_mixers.md"
+  (code,) = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+  mixers = {**sequence_mixers.SEQUENCE_MIXERS}
+  monkeypatch.setattr(sequence_mixers, "SEQUENCE_MIXERS", mixers)
+  names = {"nn": nn, "jnp": jnp, "mixer_base": mixer_base}
+  exec(code, {**names, "sequence_mixers": sequence_mixers})
+  model = language.model(mixers=("average",))
+  variables, tokens = language.variables(model), language.tokens()
+  expected = jax.jit(model.apply)(variables, tokens)
+  positions = np.tile(np.arange(language.LENGTH, dtype=np.int32), (3, 1))
+  arrays = (tokens, positions, np.zeros_like(positions))
+  out = jax.jit(language.decode, static_argnums=(0, 3))(
+    model, variables, arrays, PREFILLS
+  )
+  np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+ERRORS = [
+  ("linea", {}, r"sequence mixer 'linea'; did you mean linear"),
+  ("full", {"normaliser": "softmax"}, r"'normaliser'; did you mean normalizer"),
+  ("full", {"normalizer": "softmx"}, r"normalizer 'softmx'.*softmax"),
+  ("full", {"scale_by": "length"}, r"scale_by 'length'.*log_length"),
+  ("full", {"output_gate": "element"}, r"output_gate.*elementwise"),
+  ("full", {"kv_heads": 3}, r"kv_heads is 3; for heads=2.*\[1, 2\]"),
+  ("full", {"scale_by": "log_length", "causal": False}, "needs causal=True"),
+  ("full", {"head_dim": 5, "position_encoding": "rotary"}, "head_dim 5 is 5"),
+  ("sliding", {}, "window is 0.*at least 1"),
+  ("linear", {"feature_map": "tailor"}, r"feature_map.*taylor"),
+  ("linear", {"decay": "date"}, r"decay.*did you mean data"),
+  ("linear", {"normalizer": "subtraction"}, "normalizer of linear"),
+  ("linear", {"position_encoding": "alibi"}, "'alibi', a bias of scores"),
+  ("linear", {"decay": "head", "causal": False}, "causal is False"),
+]
+
+
+@pytest.mark.parametrize(("mixer", "options", "message"), ERRORS)
+def test_errors_name_what_would_fit(mixer, options, message):
+  offered = {"heads": 2, "head_dim": 4}
+
+  def init(x):
+    module = sequence_mixers.create(mixer, offered, options)
+    return module.init(jax.random.key(0), x)
+
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(init, jnp.zeros((1, 3, 8)))
