@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from attention import checks, idle, normalizers, slots, tiles
@@ -256,14 +257,13 @@ def _fused(q, k, v, scale, mods, mask, normalizer, target):
 
 
 def _products(q: Array, k: Array) -> Array:
-  """Returns q k^T [batch, heads, q_len, kv_len] in float32."""
+  """Returns q k^T in float32, [batch, heads, q_len, kv_len]."""
   batch, q_len, heads, dim = q.shape
-  # Query heads that share a key head are an axis, so that keys are read once.
+  # Heads that share keys are one more axis: repeating the keys copies them.
+  # Also where none do: XLA then takes no slow loop for few queries on a CPU.
   q = q.reshape(batch, q_len, k.shape[2], heads // k.shape[2], dim)
-  values = jnp.einsum(
-    "bqhgd,bkhd->bhgqk", q, k, preferred_element_type=jnp.float32
-  )
-  return values.reshape(batch, heads, q_len, k.shape[1])
+  products = _dot("bqhgd,bkhd->bhgqk", q, k)
+  return products.reshape(batch, heads, q_len, k.shape[1])
 
 
 def _weigh(weights: Array, v: Array) -> Array:
@@ -275,13 +275,23 @@ def _weigh(weights: Array, v: Array) -> Array:
   """
   *lead, heads, q_len, kv_len = weights.shape
   rows = (v.shape[-2], heads // v.shape[-2] * q_len)
-  out = jnp.einsum(
-    "...hrk,...khd->...hrd",
-    weights.astype(v.dtype).reshape(*lead, *rows, kv_len),
-    v,
-    preferred_element_type=jnp.float32,
-  )
+  weights = weights.astype(v.dtype).reshape(*lead, *rows, kv_len)
+  out = _dot("...hrk,...khd->...hrd", weights, v)
   return out.reshape(*lead, heads, q_len, v.shape[-1]).swapaxes(-3, -2)
+
+
+def _dot(spec: str, x: Array, y: Array) -> Array:
+  """Returns an einsum of two arrays, summed in float32."""
+  dot = functools.partial(jnp.einsum, spec, preferred_element_type=jnp.float32)
+  if x.dtype not in (jnp.bfloat16, jnp.float16):
+    return dot(x, y)
+
+  # XLA's compiler for the CPU leaves some of these to a routine that it lacks
+  # (jax 0.10.2, a prefill of three rows). The products are the same.
+  def widened(x, y):
+    return dot(x.astype(jnp.float32), y.astype(jnp.float32))
+
+  return lax.platform_dependent(x, y, cpu=widened, default=dot)
 
 
 def _value_sum(q, k, v, mask, target) -> Array:
