@@ -171,7 +171,10 @@ def check_parts():
 
 def check_runs():
   import train
+  from tests.train_runs import Repeated
 
+  repeated = Repeated()
+  repeated.share(pytest.MonkeyPatch())
   config = make_config()
   if stage != "rest":
     kind, number = stage.split(":")
@@ -184,6 +187,7 @@ def check_runs():
   with unreadable(8):
     again = train.train_and_evaluate(config, str(FOLDER / "whole"))
   check_same(again, whole)
+  repeated.finish_as_users_do(pytest.MonkeyPatch())
   # Both processes hold all rows.
   across = make_config(**{"mesh.data": 1, "mesh.model": 4})
   train.train_and_evaluate(across, str(FOLDER / "across"))

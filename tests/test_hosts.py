@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 import train
 from configs import digits
 from tests import compiler_flags
+from training import summary
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.kill
@@ -95,6 +97,12 @@ def test_a_run_stopped_in_training_and_evaluations_ends_with_the_same_bits(
   assert rows[0] == rows[1]
 
 
+def test_process_0_draws_what_needs_no_other(folder):
+  assert {path.name for path in (folder / "across").glob("*.png")} == {
+    "curves.png"
+  }
+
+
 def test_what_one_host_cannot_read_no_host_takes(folder):
   assert (folder / "whole" / "checkpoints" / "8.damaged").exists()
   for index in range(2):
@@ -103,15 +111,23 @@ def test_what_one_host_cannot_read_no_host_takes(folder):
   assert "going on from step 6 of 8" in (folder / "rest_0.log").read_text()
 
 
-@pytest.mark.parametrize("name", ["whole", "across"])
-def test_two_hosts_train_as_one(folder, tmp_path, name):
+@pytest.fixture(scope="module")
+def one_host(folder, tmp_path_factory):
+  """What one process with as many devices writes of the same run."""
+  workdir = tmp_path_factory.mktemp("one")
   config = digits.get_config("tiny")
   config.data.data_dir = f"{folder}/data"
   config.train_for = "8 steps"
   config.evaluate_every = "4 steps"
   config.eval_batch_size = 20
-  train.train_and_evaluate(config, str(tmp_path))
-  one, two = read_rows(tmp_path), read_rows(folder / name)
+  with mock.patch.object(summary, "finish"):
+    train.train_and_evaluate(config, str(workdir))
+  return read_rows(workdir)
+
+
+@pytest.mark.parametrize("name", ["whole", "across"])
+def test_two_hosts_train_as_one(folder, one_host, name):
+  one, two = one_host, read_rows(folder / name)
   assert [row["step"] for row in two] == [row["step"] for row in one]
   for a, b in zip(one, two, strict=True):
     for key in a.keys() - {"train/images_per_second"}:
