@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
-from attention import checks, normalizers, slots, tiles
+from attention import checks, idle, normalizers, slots, tiles
 from attention.finishes import Finish
 from attention.kernels import dispatch, flash
 from attention.mask_base import Mask
@@ -111,15 +111,17 @@ def dot_product_attention(
   finish = slots.as_tuple(finish)
   for step in finish:
     checks.instance("finish", step, Finish, "attention.finishes")
-  q, k, v = _without_idle(q, k, v, mask)
-  arguments = (q, k, v, scale, mods, mask, normalizer)
+  slots_filled = (scale, mods, mask, normalizer)
   target = dispatch.choose(
-    implementation, _reasons(*arguments, return_weights=return_weights)
+    implementation,
+    _reasons(q, k, v, *slots_filled, return_weights=return_weights),
   )
   if target is None:
-    out, lse, weights = _reference(*arguments)
+    # Kernels may do it themselves, to read keys and values once.
+    q, k, v = idle.emptied(q, k, v, mask)
+    out, lse, weights = _reference(q, k, v, *slots_filled)
   else:
-    (out, lse), weights = _fused(*arguments, target), None
+    (out, lse), weights = _fused(q, k, v, *slots_filled, target), None
   if return_log_sum_exp and lse is None:
     raise ValueError(
       f"return_log_sum_exp is True, but {type(normalizer).__name__} weights "
@@ -194,29 +196,6 @@ def apply_attention_weights(
   return _weigh(weights, v).astype(v.dtype)
 
 
-def _without_idle(q, k, v, mask) -> tuple[Array, Array, Array]:
-  """Puts zeros for queries and keys that the mask knows to meet nobody.
-
-  Their weights are zero, but zero times NaN is NaN, and padding may hold any.
-  """
-  batch, q_len = q.shape[:2]
-  if mask is None or 0 in (batch, q_len, k.shape[1]):
-    return q, k, v
-
-  def emptied(x, idle):
-    if isinstance(idle, np.ndarray) and not idle.any():
-      return x
-    # [batch or 1, heads or 1, length], of which a head of `x` serves several.
-    idle = jnp.asarray(idle)
-    if idle.shape[1] > 1:
-      shape = (idle.shape[0], x.shape[2], -1, x.shape[1])
-      idle = idle.reshape(shape).all(axis=2)
-    return jnp.where(idle.swapaxes(1, 2)[..., None], jnp.zeros_like(x), x)
-
-  idle_queries, idle_keys = mask.idle(q_len, k.shape[1])
-  return emptied(q, idle_queries), emptied(k, idle_keys), emptied(v, idle_keys)
-
-
 def _reference(q, k, v, scale, mods, mask, normalizer):
   """Returns the output in float32, the log-sum-exp and the weights."""
   values = _products(q, k) * scale
@@ -279,25 +258,37 @@ def _fused(q, k, v, scale, mods, mask, normalizer, target):
 
 def _products(q: Array, k: Array) -> Array:
   """Returns q k^T in float32, [batch, heads, q_len, kv_len]."""
-  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   if q.shape[2] == k.shape[2]:
-    return dot("bqhd,bkhd->bhqk", q, k)
+    return _dot("bqhd,bkhd->bhqk", q, k)
   # Heads that share keys are one more axis: repeating the keys copies them.
   shared = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-  products = dot("bqhgd,bkhd->bhgqk", shared, k)
+  products = _dot("bqhgd,bkhd->bhgqk", shared, k)
   return products.reshape(q.shape[0], q.shape[2], *products.shape[3:])
 
 
 def _weigh(weights: Array, v: Array) -> Array:
   # The product runs in the dtype of the values: that is what matrix units want.
-  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   weights = weights.astype(v.dtype)
   *lead, heads, q_len, kv_len = weights.shape
   if heads == v.shape[-2]:
-    return dot("...hqk,...khd->...qhd", weights, v)
+    return _dot("...hqk,...khd->...qhd", weights, v)
   shared = weights.reshape(*lead, v.shape[-2], -1, q_len, kv_len)
-  out = dot("...hgqk,...khd->...qhgd", shared, v)
+  out = _dot("...hgqk,...khd->...qhgd", shared, v)
   return out.reshape(*lead, q_len, heads, v.shape[-1])
+
+
+def _dot(spec: str, x: Array, y: Array) -> Array:
+  """Returns an einsum of two arrays, summed in float32."""
+  dot = functools.partial(jnp.einsum, spec, preferred_element_type=jnp.float32)
+  if x.dtype not in (jnp.bfloat16, jnp.float16):
+    return dot(x, y)
+
+  # XLA's compiler for the CPU leaves some of these to a routine that it lacks
+  # (jax 0.10.2, a prefill of three rows). The products are the same.
+  def widened(x, y):
+    return dot(x.astype(jnp.float32), y.astype(jnp.float32))
+
+  return lax.platform_dependent(x, y, cpu=widened, default=dot)
 
 
 def _value_sum(q, k, v, mask, target) -> Array:

@@ -14,6 +14,9 @@ with libtpu and prints
 - reference: XLA's estimate for the reference, the sum of `estimated_cycles` of
   its operations, or where that is not whole its `optimal_seconds`, which is
   optimistic by a third or so;
+- bytes: what the grids of our kernels fetch and write, a block again whenever
+  its place changes, and what XLA counts for the operations around them; as a
+  share of the arguments and results;
 - floor: the time to read the arguments and write the results once, as the chip
   pads them, at the full bandwidth of its memory; and the share of the larger of
   that and of the useful operations at peak speed.
@@ -85,6 +88,8 @@ def main(argv: Sequence[str]) -> None:
       for case in cases:
         for chip in _CHIPS.value:
           for which in _PASSES.value:
+            if which not in case.passes:
+              continue
             row = measure(case, chip, which, references)
             text = json.dumps(row) if _JSON.value else describe(row)
             print(text, flush=True)
@@ -104,7 +109,8 @@ def measure(
   for path in _DUMP.iterdir():
     path.unlink()
   compiled = compile_only.compile_for(chip, ours, *case.arguments)
-  bundles, traffic = _kernels(ours, case)
+  bundles, traffic, fetched = _kernels(ours, case)
+  moved = compiled.cost_analysis()["bytes accessed"] - traffic + fetched
   around = _estimated_cycles(compiled) or 0
   floor = _floor_seconds(compiled, case, chip, which)
   cycles, seconds = reference.result()
@@ -132,6 +138,8 @@ def measure(
     "ours_us": _micro(ours_seconds),
     "reference_us": _micro(reference_seconds),
     "floor_us": _micro(floor),
+    "bytes": moved,
+    "ratio_bytes": moved / _least_bytes(compiled),
     "ratio_reference": ratio,
     "ratio_floor": ours_seconds / floor if ours_seconds else None,
   }
@@ -170,14 +178,43 @@ def _passed(function: Callable, which: str) -> Callable:
 
 def _kernels(
   function: Callable, case: static_cases.Case
-) -> tuple[float, float]:
-  """Returns the cycles and the bytes of all kernels of a function."""
+) -> tuple[float, float, float]:
+  """Returns the cycles and the bytes of all kernels of a function.
+
+  The bytes first as XLA is told, and then as the grids fetch and write blocks.
+  """
   jaxpr = jax.make_jaxpr(function)(*case.arguments)
-  cycles = traffic = 0.0
+  cycles = traffic = fetched = 0.0
   for call in _calls(jaxpr.jaxpr):
     cycles += _kernel_cycles(call, case.busy)
     traffic += call.params["cost_estimate"].bytes_accessed
-  return cycles, traffic
+    fetched += _fetched(call.params["grid_mapping"])
+  return cycles, traffic, fetched
+
+
+def _fetched(mapping) -> int:
+  """Returns the bytes of all blocks that a grid moves.
+
+  A block moves whenever an axis of the grid takes a step that its place
+  depends on, or one before that axis does.
+  """
+  total = 0
+  for block in mapping.block_mappings:
+    jaxpr = block.index_map_jaxpr.jaxpr
+    axes = {x: {i} for i, x in enumerate(jaxpr.invars[: len(mapping.grid)])}
+
+    def of(variables, axes=axes):
+      return set().union(
+        *(axes.get(x, ()) for x in variables if isinstance(x, core.Var))
+      )
+
+    for equation in jaxpr.eqns:
+      axes.update(dict.fromkeys(equation.outvars, of(equation.invars)))
+    steps = [i for i in of(jaxpr.outvars) if mapping.grid[i] > 1]
+    sides = (getattr(side, "block_size", 1) for side in block.block_shape)
+    size = math.prod(sides) * block.array_aval.dtype.itemsize
+    total += math.prod(mapping.grid[: max(steps, default=-1) + 1]) * size
+  return total
 
 
 def _calls(jaxpr):
@@ -202,11 +239,13 @@ def _kernel_cycles(call, busy: float) -> float:
   step = _cycles(name, step, inner, 2, turns)
   grid = call.params["grid_mapping"].grid
   cycles = math.prod(grid) * step * busy
-  if "flash" in name:
+  under = llo.conditional(_DUMP, dumped) if "flash" in name else []
+  if under and not inner:
+    # A tile without parts, which is full or is not: count the dearer.
+    cycles -= math.prod(grid) * busy * (sum(under) - max(under))
+  elif under:
     # What begins and ends a row of tiles is skipped at its other steps.
-    cycles -= (
-      math.prod(grid[:-1]) * (grid[-1] * busy - 1) * llo.skipped(_DUMP, dumped)
-    )
+    cycles -= math.prod(grid[:-1]) * (grid[-1] * busy - 1) * sum(under)
   return cycles
 
 
@@ -283,10 +322,14 @@ def _optimal_seconds(compiled) -> float | None:
 def _floor_seconds(
   compiled, case: static_cases.Case, chip: str, which: str
 ) -> float:
-  memory = compiled.memory_analysis()
-  moved = memory.argument_size_in_bytes + memory.output_size_in_bytes
   flops = case.flops * (1 if which == "forward" else 3.5)
-  return max(moved / BANDWIDTH[chip], flops / PEAK[chip])
+  return max(_least_bytes(compiled) / BANDWIDTH[chip], flops / PEAK[chip])
+
+
+def _least_bytes(compiled) -> int:
+  """Returns the bytes of arguments and results, as the chip pads them."""
+  memory = compiled.memory_analysis()
+  return memory.argument_size_in_bytes + memory.output_size_in_bytes
 
 
 def _micro(seconds: float | None) -> float | None:
@@ -304,7 +347,7 @@ def describe(row: dict) -> str:
     f"{row['chip']} {row['kernel']} {row['shape']} {row['pass']}: "
     f"{row['bundles']:,.0f} bundles + {row['around_cycles']:,} around, "
     f"{number('ours_us', ' us')}; reference {number('reference_us', ' us')}, "
-    f"floor {number('floor_us', ' us')}; "
+    f"floor {number('floor_us', ' us')}, {number('ratio_bytes')} of its bytes; "
     f"{number('ratio_reference')} times faster than the reference, "
     f"{number('ratio_floor')} of the floor"
   )

@@ -20,6 +20,7 @@ class Case(NamedTuple):
     arguments: shapes and dtypes.
     flops: useful operations of the forward pass.
     busy: share of the grid's steps that find a tile to work on.
+    passes: what of "forward" and "backward" there is.
   """
 
   name: str
@@ -28,6 +29,7 @@ class Case(NamedTuple):
   arguments: tuple[jax.ShapeDtypeStruct, ...]
   flops: float
   busy: float = 1.0
+  passes: tuple[str, ...] = ("forward", "backward")
 
 
 def array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
@@ -52,6 +54,8 @@ def cases() -> list[Case]:
     _biased("2k", 8, 2048, 12, 64),
     _biased("16k", 1, 16384, 4, 32),
     _factored("16k", 1, 16384, 4, 32, 8),
+    _decode("32 heads on 8", 8, 32768, 32, 8, 128),
+    _decode("8 heads on 8", 8, 32768, 8, 8, 128),
     _linear("bidirectional", 64, 4096, 8, 64, causal=False),
     _linear("causal", 1, 32768, 8, 64, causal=True),
   ]
@@ -164,6 +168,34 @@ def _factored(name, batch, length, heads, dim, rank) -> Case:
     function,
     (x, x, x, factor, factor),
     4 * batch * heads * length**2 * (dim + rank / 2),
+  )
+
+
+def _decode(name, batch, length, heads, k_heads, dim) -> Case:
+  """A token a row of the batch against a cache that is full, by positions."""
+  q = array(batch, 1, heads, dim)
+  k = array(batch, length, k_heads, dim)
+  places = (
+    array(batch, 1, dtype=jnp.int32),
+    array(batch, length, dtype=jnp.int32),
+  )
+
+  def function(implementation, q, k, v, q_positions, kv_positions):
+    return attention.dot_product_attention(
+      q,
+      k,
+      v,
+      mask=masks.positions(q_positions, kv_positions),
+      implementation=implementation,
+    )
+
+  return Case(
+    f"flash decode {name}",
+    f"{batch}x{length}x{k_heads}x{dim}",
+    function,
+    (q, k, k, *places),
+    4 * batch * heads * length * dim,
+    passes=("forward",),
   )
 
 

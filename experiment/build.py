@@ -86,7 +86,8 @@ def create_evaluation(
     init_key, _ = _keys(config)
     return task.init(init_key)
 
-  init, variables = _place(init_variables, mesh, config.sharding_rules)
+  shapes = jax.eval_shape(init_variables)
+  init, variables = _place(init_variables, shapes, mesh, config.sharding_rules)
   return Evaluation(config, mesh, task, init, variables)
 
 
@@ -123,13 +124,19 @@ def create(
   if (trainable := task.trainable()) is not None:
     tx = optimizers.freeze(tx, trainable)
 
-  def init_state() -> train_state.TrainState:
-    init_key, step_key = _keys(config)
+  def state_of(variables: dict[str, Any]) -> train_state.TrainState:
+    _, step_key = _keys(config)
     return train_state.create_state(
-      task.init(init_key), tx, step_key, use_ema=config.ema.decay > 0
+      variables, tx, step_key, use_ema=config.ema.decay > 0
     )
 
-  init, state = _place(init_state, mesh, config.sharding_rules)
+  def init_state() -> train_state.TrainState:
+    init_key, _ = _keys(config)
+    return state_of(task.init(init_key))
+
+  # Of the shapes that are known, since tracing the model takes a second or so.
+  shapes = jax.eval_shape(state_of, evaluation.variables)
+  init, state = _place(init_state, shapes, mesh, config.sharding_rules)
   rules = _describe_rules(config, trainable, state.params)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
@@ -161,10 +168,9 @@ def _keys(config: ml_collections.ConfigDict) -> jax.Array:
 
 
 def _place(
-  init: Callable[[], Any], mesh: jax.sharding.Mesh, rules: Any
+  init: Callable[[], Any], shapes: Any, mesh: jax.sharding.Mesh, rules: Any
 ) -> tuple[Callable[[], Any], Any]:
-  """Returns `init` with its results on the mesh, and these as shapes."""
-  shapes = jax.eval_shape(init)
+  """Returns `init` with its results on the mesh, and their shapes there."""
   shardings = sharding.state_shardings(shapes, mesh, rules)
   placed = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(

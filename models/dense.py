@@ -7,6 +7,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 
@@ -78,3 +79,41 @@ def _backward(n, precision, residuals, g):
 
 
 _dense.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def to_float32(x: jax.Array, table: jax.Array) -> jax.Array:
+  """Returns the products of `x` with the rows of a table, in float32.
+
+  What autodiff makes of a float32 result of bfloat16 factors are products in
+  float32, which matrix units take several times as long for. The gradients here
+  are products of what has the dtype of the factors, as those of other layers.
+
+  Args:
+    x: [..., width].
+    table: [rows, width], of the dtype of `x`.
+
+  Returns:
+    float32 [..., rows].
+  """
+  return lax.dot_general(
+    x,
+    table,
+    (((x.ndim - 1,), (1,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _to_float32_forward(x, table):
+  return to_float32(x, table), (x, table)
+
+
+def _to_float32_backward(residuals, g):
+  x, table = residuals
+  g = g.astype(x.dtype)
+  batch = range(x.ndim - 1)
+  dx = lax.dot_general(g, table, (((g.ndim - 1,), (0,)), ((), ())))
+  return dx, lax.dot_general(g, x, ((batch, batch), ((), ())))
+
+
+to_float32.defvjp(_to_float32_forward, _to_float32_backward)

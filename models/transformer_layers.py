@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import feed_forward, layers, mixer_base, taps
+from models import dense, feed_forward, layers, mixer_base, taps
 
 Norm = Callable[..., nn.Module]
 
@@ -216,14 +216,8 @@ class Logits(nn.Module):
     shape = (x.shape[-1], self.vocabulary_size)
     if table is None:
       kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-    else:
-      kernel = table.T
-    logits = jax.lax.dot_general(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      (((x.ndim - 1,), (0,)), ((), ())),
-      preferred_element_type=jnp.float32,
-    )
+      table = kernel.T
+    logits = dense.to_float32(x.astype(self.dtype), table.astype(self.dtype))
     if self.use_bias:
       zeros = nn.initializers.zeros
       bias = self.param("bias", zeros, shape[1:], self.param_dtype)

@@ -37,6 +37,7 @@ class LanguageModeling(Task):
     {"loss": "min", "bits_per_byte": "min", "accuracy": "max"}
   )
   counts = ("bytes",)
+  curves = ("loss", "bits_per_byte")
   given = ("dtype", "vocabulary_size")
   sample_options = text_sampling.OPTIONS
 

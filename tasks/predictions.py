@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
-from matplotlib.figure import Figure
 
 _SHOWN = 24
 
@@ -44,6 +43,9 @@ def plot_predictions(
     class_names: a name for each class.
     file: where the PNG goes.
   """
+  # Every process of every run would take its time to start.
+  from matplotlib.figure import Figure
+
   columns = min(len(images), 8)
   rows = -(-len(images) // columns)
   figure = Figure(figsize=(1.5 * columns, 1.9 * rows), layout="constrained")

@@ -48,7 +48,8 @@ def test_classes_are_those_of_the_predictions(config):
   batch["mask"] = batch["mask"].astype(np.float32)
   batch["damaged"] = batch["mask"] == 0
   sums = jax.jit(built.task.evaluate_classes)(variables, batch)
-  predicted = np.argmax(built.task.predict(variables, batch["image"]), -1)
+  probabilities = jax.jit(built.task.predict)(variables, batch["image"])
+  predicted = np.argmax(probabilities, -1)
   for label in range(10):
     here = (batch["label"] == label) & (batch["mask"] > 0)
     assert sums["class_examples"][label] == here.sum()
@@ -65,7 +66,7 @@ def test_among_the_classes_that_occur(config, tmp_path):
   present = sorted(set(batch["label"].tolist()))
   assert 1 < len(present) < 10
   variables = built.init().variables()
-  probabilities = built.task.predict(variables, batch["image"])
+  probabilities = jax.jit(built.task.predict)(variables, batch["image"])
   chosen = np.array(present)[probabilities[:, present].argmax(-1)]
   share = probabilities / probabilities[:, present].sum(-1, keepdims=True)
   loss = -np.mean(np.log(share[np.arange(8), batch["label"]]))

@@ -94,16 +94,17 @@ def loops(folder: Path, kernel: str) -> list[Loop]:
   return sorted(found)
 
 
-def skipped(folder: Path, kernel: str) -> int:
-  """Returns how many bundles of the latest `kernel` a step may jump over.
+def conditional(folder: Path, kernel: str) -> list[int]:
+  """Returns the bundles of what the latest `kernel` may jump over at a step.
 
   Those are the stretches without a loop that begin behind a forward branch, as
-  `pl.when` makes them.
+  `pl.when` makes them, in their order.
   """
   text = _latest(folder, kernel, "final_bundles").read_text()
   inner = [loop for loop in loops(folder, kernel) if loop.depth > 1]
   starts: dict[str, int] = {}
-  branch = total = -1
+  found: list[tuple[int, int]] = []
+  branch = -1
   for line in text.splitlines():
     place = re.match(r"\s*(0x[0-9a-f]+|0)\s", line)
     if not place:
@@ -117,10 +118,11 @@ def skipped(folder: Path, kernel: str) -> int:
       elif region in starts and not any(
         starts[region] <= loop.first <= bundle for loop in inner
       ):
-        total += bundle - starts.pop(region) + 1
+        start = starts.pop(region)
+        found.append((start, bundle - start + 1))
     if "sbr.rel" in line:
       branch = bundle
-  return total + 1
+  return [length for _, length in sorted(found)]
 
 
 def _latest(folder: Path, kernel: str, kind: str) -> Path:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
-from matplotlib.figure import Figure
 
 
 def plot_curves(
@@ -18,6 +17,9 @@ def plot_curves(
       where it was there.
     file: where the PNG goes.
   """
+  # Every process of every run would take its time to start.
+  from matplotlib.figure import Figure
+
   panels_count = len(names) + 1
   figure = Figure(figsize=(4 * panels_count, 3.5), layout="constrained")
   panels = figure.subplots(1, panels_count)

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from attention import scores
-from attention.kernels import dispatch, flash_gpu, flash_tpu
+from attention import idle, scores
+from attention.kernels import dispatch, flash_few, flash_gpu, flash_tpu
 from attention.kernels import flash_plan as planning
 from attention.mask_base import Mask
 from attention.scores import ScoreMod
@@ -81,6 +81,9 @@ def flash_attention(
 ) -> tuple[Array, Array]:
   """Returns `weigh(mask(mods(scale * q k^T))) v` and the log-sum-exp.
 
+  Few queries have a way of their own through the kernels (`flash_few`), as long
+  as nobody asks for gradients.
+
   Args:
     q: [batch, q_len, heads, dim].
     k: [batch, kv_len, k_heads, dim].
@@ -95,6 +98,18 @@ def flash_attention(
     [batch, q_len, heads, v_dim] in the dtype of `q`, and [batch, heads, q_len]
     in float32 (of softmax only, otherwise zeros).
   """
+  kernels = _KERNELS[target.platform]
+  options = {"scale": scale, "weigh": weigh, "target": target}
+  many = functools.partial(_many_queries, kernels, **options)
+  if not flash_few.takes(kernels, q, k, v, mods, mask, weigh):
+    return many(q, k, v, mods, mask)
+  few = functools.partial(flash_few.few_queries, kernels, **options)
+  return flash_few.unless_differentiated(few, many, q, k, v, mods, mask)
+
+
+def _many_queries(kernels, q, k, v, mods, mask, *, scale, weigh, target):
+  """Arranges the arrays in tiles, and lists the tiles that are not empty."""
+  q, k, v = idle.emptied(q, k, v, mask)
   factors, mods = planning.leading_factors(mods)
   if factors and scale == 0:
     # Factors become channels divided by the scale, which multiplies them again.
@@ -102,7 +117,6 @@ def flash_attention(
   q, k = planning.with_factors(q, k, scale, factors)
   batch, q_len, heads, _ = q.shape
   kv_len = k.shape[1]
-  kernels = _KERNELS[target.platform]
   block_q, block_k = kernels.block_sizes(q, k, mask)
   hides_queries = bool(mods) and q_len % block_q > 0
   if kv_len % block_k or hides_queries:
@@ -115,14 +129,13 @@ def flash_attention(
     # The gradient of a dense bias goes over all tiles.
     lists.append(states)
     mask = mask.in_mixed_tile()
-  mod_operands = [operand for mod in mods for operand in mod.operands()]
-  operands = [*mod_operands, *(() if mask is None else mask.operands())]
-  plan = planning.Plan(
-    mods=tuple(mods),
-    mask=mask,
-    axes=tuple(o.axes for o in operands),
-    mod_operands=len(mod_operands),
-    booleans=tuple(o.array.dtype == bool for o in operands),
+  operands = planning.all_operands(mods, mask)
+  plan = planning.plan(
+    planning.Plan,
+    q.dtype,
+    mods,
+    mask,
+    operands,
     scale=scale,
     weigh=weigh,
     q_len=q_len,
@@ -130,7 +143,6 @@ def flash_attention(
     block_q=block_q,
     block_k=block_k,
     listed=bool(lists),
-    precision=jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None,
     interpret=target.interpret,
   )
   arrays = [

@@ -21,6 +21,13 @@ LAYOUT = "bnhd"
 TILE = 128
 # Most channels of queries and keys.
 MOST_DIM = 256
+# Few queries (`flash_few`): each key head by itself. Most rows of queries of
+# its group; how many programs keep all multiprocessors busy; and the least
+# tiles for each, so that it has loads under way.
+HEADS_BESIDE = False
+MOST_FEW_ROWS = 64
+PROGRAMS = 512
+PART_TILES = 4
 
 
 def unsupported(q, k, v, mask) -> str | None:
@@ -59,6 +66,26 @@ def block_sizes(q, k, mask) -> tuple[int, int]:
   )
 
 
+def few_tokens(q, k) -> int:
+  """Returns the tokens in a tile of keys for few queries."""
+  return block_sizes(q, k, None)[1]
+
+
+def few_rows(rows: int) -> int:
+  """Returns the rows of a tile that holds so many."""
+  return triton.tile_size(rows)
+
+
+def few_parts(heads: int, tiles: int) -> int:
+  """Returns in how many parts the keys of each head are read.
+
+  Args:
+    heads: how many heads there are, in all of the batch.
+    tiles: tiles of keys of each.
+  """
+  return max(1, min(-(-PROGRAMS // heads), tiles // PART_TILES))
+
+
 def forward(plan, q, k, v, operands, indices, lists):
   """Returns the output and the log-sum-exp of each query.
 
@@ -78,7 +105,11 @@ def forward(plan, q, k, v, operands, indices, lists):
   """
   batch, q_len, heads, _ = q.shape
   out_shape = (
-    jax.ShapeDtypeStruct((batch, q_len, heads, v.shape[-1]), q.dtype),
+    # What is summed up afterwards is not rounded before.
+    jax.ShapeDtypeStruct(
+      (batch, q_len, heads, v.shape[-1]),
+      jnp.float32 if plan.parts > 1 else q.dtype,
+    ),
     jax.ShapeDtypeStruct((batch, heads, q_len), jnp.float32),
   )
   arrays = Arrays(q, k, v, operands, indices, lists[:1])

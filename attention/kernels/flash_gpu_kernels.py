@@ -41,6 +41,8 @@ def forward_kernel(plan, arrays: Arrays, out_ref, lse_ref):
     else:
       weights = tiles.weights_of(plan, scores, None)
     v = tiles.load(arrays.v, here, keys)
+    if plan.raw and plan.mask is not None:
+      v = tiles.seen_only(scores, v)
     return largest, total, tiles.add_product(sums, weights, v)
 
   # Not -inf: the difference to the first maximum must be a number. Above

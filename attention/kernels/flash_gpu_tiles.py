@@ -270,6 +270,13 @@ def _masked(plan, scores, place, operands, state):
   return lax.cond(state == MIXED, masked, lambda scores: scores, scores)
 
 
+def seen_only(scores, v):
+  """Returns values with zeros for those that no query sees: they may be NaN."""
+  # [rows, keys] -> [keys, 1]
+  seen = jnp.max((scores != MASKED).astype(jnp.int32), axis=0)[:, None] > 0
+  return [jnp.where(seen, x, jnp.zeros_like(x)) for x in v]
+
+
 def _value(plan, number, ref, place):
   """Returns the part of an operand that belongs to a tile."""
   positions = {
@@ -358,7 +365,7 @@ def store(ref, place, positions, pieces):
 def _pieces(ref, place, positions):
   """Yields the index of each piece, and along which axes it ends beyond."""
   # Where there are fewer heads of keys, neighbouring heads of queries share.
-  _, _, heads, dim = ref.shape
+  _, length, heads, dim = ref.shape
   head, _ = triton.divide(place.head, place.heads // heads)
   for start, size in triton.pieces(dim):
     index = (
@@ -367,4 +374,6 @@ def _pieces(ref, place, positions):
       head,
       start + jnp.arange(size)[None, :],
     )
-    yield index, () if start + size <= dim else (3,)
+    tails = () if start + size <= dim else (3,)
+    # Where arrays are padded to whole tiles there is nothing beyond.
+    yield index, triton.tail(1, length, positions.shape[0]) + tails

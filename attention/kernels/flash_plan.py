@@ -5,6 +5,7 @@ Everything here is the same for TPU and GPU.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ MASKED = -1e30
 LEAST = -1e29
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Plan:
   """What is known about a call before it runs.
 
@@ -41,7 +42,13 @@ class Plan:
     listed: whether kernels get lists of tiles; otherwise all tiles are full.
     precision: of the products.
     interpret: whether Pallas's interpreter runs the kernel.
+    raw: whether keys and values come as they lie: they may end within a tile,
+      and hold anything where the mask hides them.
+    parts: in how many parts, to be summed up, the output of a query comes.
   """
+
+  raw: ClassVar[bool] = False
+  parts: ClassVar[int] = 1
 
   mods: tuple[ScoreMod, ...]
   mask: Mask | None
@@ -62,6 +69,11 @@ class Plan:
     """Returns the axes of an operand after batch and heads."""
     return self.axes[operand].lstrip("b").lstrip("h")
 
+  def keys(self, operand: int) -> int:
+    """Returns how many keys of a tile an operand along keys tells apart."""
+    del operand
+    return self.block_k
+
   def modified(self, score: Array, tile: Tile, values: Sequence[Array]):
     """Applies the score modifications to a scaled tile of scores."""
     taken = 0
@@ -74,6 +86,43 @@ class Plan:
   def visible(self, tile: Tile, values: Sequence[Array]) -> Array:
     """Returns the mask on a mixed tile."""
     return self.mask.visible(tile, *values[self.mod_operands :])
+
+
+def all_operands(
+  mods: Sequence[ScoreMod], mask: Mask | None
+) -> tuple[Operand, ...]:
+  """Returns the operands of the modifications and then those of the mask."""
+  of_mods = [operand for mod in mods for operand in mod.operands()]
+  return (*of_mods, *(() if mask is None else mask.operands()))
+
+
+def plan(
+  kind: type[Plan],
+  dtype: jnp.dtype,
+  mods: Sequence[ScoreMod],
+  mask: Mask | None,
+  operands: Sequence[Operand],
+  **fields,
+) -> Plan:
+  """Returns a plan with what follows from its slots and with other `fields`.
+
+  Args:
+    kind: class of the plan.
+    dtype: of queries, keys and values.
+    mods: the score modifications, in order.
+    mask: the mask as it is on mixed tiles, or None.
+    operands: those of `mods`, then those of `mask`.
+    **fields: all other fields.
+  """
+  return kind(
+    mods=tuple(mods),
+    mask=mask,
+    axes=tuple(o.axes for o in operands),
+    mod_operands=sum(len(mod.operands()) for mod in mods),
+    booleans=tuple(o.array.dtype == bool for o in operands),
+    precision=jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None,
+    **fields,
+  )
 
 
 @jax.tree_util.register_dataclass

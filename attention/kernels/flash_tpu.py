@@ -13,7 +13,7 @@ from attention.kernels import flash_tpu_tiles as tiles
 from attention.kernels.flash_plan import LEAST, MASKED, Plan
 from attention.kernels.flash_tpu_backward import backward
 from attention.kernels.flash_tpu_grid import Arrays, Grid
-from attention.kernels.tpu import LANES, Blocked
+from attention.kernels.tpu import LANES, Blocked, round_up
 from attention.mask_base import Mask
 
 __all__ = ["LAYOUT", "backward", "block_sizes", "forward", "unsupported"]
@@ -27,6 +27,12 @@ MAX_LISTED_TILES = 180_000
 # Side of a tile of scores: large enough that a step's products take longer than
 # to fetch its keys and values and to start it.
 BLOCK = 512
+# Few queries (`flash_few`): keys of all heads lie side by side. As many at a
+# time as take longer to fetch than a step to start, a MiB of bfloat16, and so
+# many rows of queries that the matrix unit still waits for the keys.
+HEADS_BESIDE = True
+FEW_COLUMNS = 4096
+MOST_FEW_ROWS = 256
 
 
 def unsupported(
@@ -56,14 +62,32 @@ def block_sizes(q: Shaped, k: Shaped, mask: Mask | None) -> tuple[int, int]:
   sizes = (
     # Queries lie along sublanes, 16 rows in a bfloat16 tile; keys also along
     # the lanes of scores.
-    min(BLOCK, -(-q.shape[1] // 16) * 16),
-    min(BLOCK, -(-k.shape[1] // LANES) * LANES),
+    min(BLOCK, round_up(q.shape[1], 16)),
+    min(BLOCK, round_up(k.shape[1], LANES)),
   )
   multiples = (0, 0) if mask is None else mask.tile_multiples()
   return tuple(
     math.gcd(BLOCK, multiple) if multiple else size
     for size, multiple in zip(sizes, multiples, strict=True)
   )
+
+
+def few_tokens(q: Shaped, k: Shaped) -> int:
+  """Returns the tokens in a tile of keys for few queries."""
+  del q
+  most = max(FEW_COLUMNS // k.shape[2] // LANES, 1) * LANES
+  return min(most, round_up(k.shape[1], LANES))
+
+
+def few_rows(rows: int) -> int:
+  """Returns the rows of a tile that holds so many."""
+  return round_up(rows, 16)
+
+
+def few_parts(heads: int, tiles: int) -> int:
+  """Returns in how many parts keys are read: a core reads at full speed."""
+  del heads, tiles
+  return 1
 
 
 def forward(
@@ -142,6 +166,7 @@ def _forward_kernel(grid, scalars, inputs, outputs, scratch):
 
   def process(tile, rows, masked):
     values = grid.values(inputs.operands, rows)
+    v = inputs.v[...]
     if plan.weigh == "ones":
       score = jnp.zeros((grid.part, plan.block_k), jnp.float32)
     else:
@@ -149,6 +174,8 @@ def _forward_kernel(grid, scalars, inputs, outputs, scratch):
       score = tiles.scaled(plan, inputs.q[rows, :], inputs.k[...])
       score = plan.modified(score, tile, values)
     visible = plan.visible(tile, values) if masked else None
+    if masked and plan.raw:
+      v = tiles.seen_only(visible, v)
     if plan.weigh != "softmax":
       weights = (
         jax.nn.sigmoid(score)
@@ -157,7 +184,7 @@ def _forward_kernel(grid, scalars, inputs, outputs, scratch):
       )
       if masked:
         weights = jnp.where(visible, weights, 0.0)
-      scratch.out[rows, :] += tiles.product(plan, weights, inputs.v[...])
+      scratch.out[rows, :] += tiles.product(plan, weights, v)
       return
     if masked:
       # After the modifications, so that whatever they make of a masked score
@@ -175,7 +202,7 @@ def _forward_kernel(grid, scalars, inputs, outputs, scratch):
     )
     scratch.out[rows, :] = tiles.wide(kept, inputs.v.shape[-1]) * scratch.out[
       rows, :
-    ] + tiles.product(plan, weights, inputs.v[...])
+    ] + tiles.product(plan, weights, v)
 
   grid.on_tile(scalars, process)
 

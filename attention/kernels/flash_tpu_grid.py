@@ -76,7 +76,8 @@ class Grid:
     self.by_rows = by_rows
     self.batch, self.heads, self.q_len, _ = q.shape
     self.kv_len = k.shape[2]
-    tiles = (self.q_len // plan.block_q, self.kv_len // plan.block_k)
+    # Keys may end within a tile.
+    tiles = (self.q_len // plan.block_q, -(-self.kv_len // plan.block_k))
     outer, inner = tiles if by_rows else tiles[::-1]
     self.list = lists[0 if by_rows else 1] if lists else None
     steps = inner if self.list is None else self.list.shape[-1]
@@ -168,7 +169,7 @@ class Grid:
     """
     axes, inner = self.plan.axes[number], self.plan.inner(number)
     lead = axes[: len(axes) - len(inner)]
-    block_q, block_k = self.plan.block_q, self.plan.block_k
+    block_q, block_k = self.plan.block_q, self.plan.keys(number)
     # The axis of a tile's rows.
     down = "q" if self.by_rows else "k"
     shape = array.shape[: len(lead)]

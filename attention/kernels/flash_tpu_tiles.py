@@ -65,6 +65,17 @@ def as_column(row: Array) -> Array:
   return jnp.broadcast_to(row, (LANES, row.shape[1])).T[:, :1]
 
 
+def seen_only(visible: Array, v: Array) -> Array:
+  """Returns values with zeros for those that no query sees: they may be NaN.
+
+  [rows, keys] booleans and [keys, v_dim] -> [keys, v_dim]
+  """
+  seen = jnp.max(visible.astype(jnp.float32), axis=0, keepdims=True)
+  # In float32, as a register of bfloat16 has other rows than one of the mask.
+  kept = jnp.where(as_column(seen) > 0, v.astype(jnp.float32), 0.0)
+  return kept.astype(v.dtype)
+
+
 def modify_with_gradient(
   plan: Plan, raw: Array, tile: Tile, values: Sequence[Array]
 ) -> tuple[Array, Callable]:

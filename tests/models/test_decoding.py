@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from models import decoding, token_sampling
+from models import decoding, prompts, token_sampling
 
 VOCABULARY = 11
 PERIOD = 5
@@ -68,9 +68,9 @@ def most_probable(prompt, count):
   return tokens[len(prompt) :]
 
 
-def generate(prompts=PROMPTS, **options):
+def generate(starts=PROMPTS, **options):
   options = {"max_tokens": 9} | options
-  return decoding.generate(MODEL, VARIABLES, prompts, **options)
+  return decoding.generate(MODEL, VARIABLES, starts, **options)
 
 
 def text(tokens):
@@ -151,6 +151,7 @@ def test_a_stop_string_ends_a_row_with_the_token_that_completes_it():
   assert not any(string in text(row) for row in whole[:1] + whole[2:])
   for block in (1, 2, 4, 9):
     assert generate(stop=[string], decode=text, block=block) == expected
+  assert generate(stop=string, decode=text) == expected
 
 
 def test_it_ends_when_all_rows_have():
@@ -230,8 +231,26 @@ def test_the_cache_is_as_long_as_asked_for():
     "prompt of at most 6 tokens would fit",
   ):
     generate(max_tokens=4, cache_length=9)
-  with pytest.raises(ValueError, match="room for: a prompt of at most 1 token"):
-    generate(max_tokens=4, cache_length=4)
+  for max_tokens, length, message in (
+    (4, 4, "room for: a prompt of at most 1 tokens would fit"),
+    (9, 8, "room for: max_tokens=2 would fit"),
+    (9, 2, r"room for\.$"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      generate(max_tokens=max_tokens, cache_length=length)
+
+
+def test_what_prompts_are_padded_to():
+  """A power of two, but no more than may be."""
+  lengths = [[1] * n for n in (1, 2, 3, 10)]
+  found = [prompts.prompt_lengths(MODEL, [p], 120) for p in lengths]
+  assert found == [(0, 128), (1, 128), (2, 128), (16, 256)]
+  learned = Trigrams(position_encoding="learned", max_length=12)
+  assert prompts.prompt_lengths(learned, lengths, 3) == (12, 128)
+  assert prompts.prompt_lengths(MODEL, lengths, 3, 14) == (11, 14)
+  tokens, positions = prompts.left_pad([[7, 8], [], [5, 6, 9]], 3)
+  assert tokens.tolist() == [[0, 7, 8], [0, 0, 0], [5, 6, 9]]
+  assert positions.tolist() == [[-1, 0, 1], [-1, -1, -1], [0, 1, 2]]
 
 
 def test_learned_positions_are_a_limit():

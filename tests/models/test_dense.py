@@ -59,3 +59,27 @@ def test_other_contractions_are_an_error():
   x, kernel = jnp.zeros((3, 4)), jnp.zeros((3, 4))
   with pytest.raises(ValueError, match=r"dimension_numbers=.*last axes of x"):
     dense.dot_general(x, kernel, (((0,), (0,)), ((), ())))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_in_float32_have_gradients_in_the_dtype_of_the_factors(dtype):
+  rng = np.random.default_rng(0)
+  shapes = ((2, 3, 8), (5, 8), (2, 3, 5))
+  x, table, g = (rng.standard_normal(s).astype(np.float32) for s in shapes)
+  short = [jnp.asarray(a, dtype) for a in (x, table)]
+  out, pull = jax.vjp(dense.to_float32, *short)
+  assert out.dtype == jnp.float32
+  gradients = pull(jnp.asarray(g))
+  assert [a.dtype for a in gradients] == [jnp.dtype(dtype)] * 2
+  tolerance = 1e-5 if dtype == "float32" else 0.06
+  expected = (
+    np.einsum("bnw,vw->bnv", x, table),
+    np.einsum("bnv,vw->bnw", g, table),
+    np.einsum("bnv,bnw->vw", g, x),
+  )
+  for actual, right in zip((out, *gradients), expected, strict=True):
+    np.testing.assert_allclose(
+      np.asarray(actual, np.float32),
+      right,
+      atol=tolerance * np.abs(right).max(),
+    )

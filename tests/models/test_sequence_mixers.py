@@ -1,12 +1,15 @@
 """Decoding equals the parallel form, for every mixer and position scheme."""
 
+import re
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import sequence_mixers
+from models import mixer_base, sequence_mixers
 from tests.models import language
 
 # Two prefills, the second longer than the window, then steps.
@@ -82,6 +85,18 @@ def test_decoding_equals_the_parallel_form(mixer, scheme):
     language.assert_same_tokens(language.unpacked(out), expected)
 
 
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_decoding_in_bfloat16(kv_heads):
+  model = language.model(dtype=jnp.bfloat16, kv_heads=kv_heads)
+  variables, arrays = language.variables(model), language.packed()
+  expected = jax.jit(model.apply)(variables, language.alone(arrays[0]))
+  out = jax.jit(lambda v, a: language.decode(model, v, a, PREFILLS))(
+    variables, arrays
+  )
+  tolerance = 0.04 * np.abs(expected).max()
+  language.assert_same_tokens(language.unpacked(out), expected, tolerance)
+
+
 @pytest.mark.parametrize("mixer", ["full", "sliding", "linear"])
 def test_a_mixer_sees_what_it_says(mixer):
   """By the gradient of a token's output with respect to all inputs."""
@@ -131,20 +146,58 @@ def test_a_ring_holds_no_more_than_the_window():
   assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)
 
 
-class Doubling(nn.Module):
-  """A mixer that knows none of the options of attention."""
+def test_padding_moves_no_state():
+  options = {"decay": "data", "key_gate": True}
+  offered = {"heads": 2, "head_dim": 4, "position_encoding": "rotary"}
+  mixer = sequence_mixers.create("linear", offered, options)
+  x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+  variables = jax.jit(mixer.init)(jax.random.key(1), x)
+  places = jnp.asarray([[0, 1, 2], [0, -1, -1]])
+  apply = jax.jit(mixer.apply)
+  _, whole = apply(variables, x, places, None, mixer.init_cache(2, 3))
+  _, first = apply(
+    variables, x[:, :1], places[:, :1], None, mixer.init_cache(2, 3)
+  )
+  assert not jnp.allclose(whole["memory"][0], first["memory"][0], atol=1e-3)
+  np.testing.assert_allclose(whole["memory"][1], first["memory"][1], atol=1e-6)
 
-  @nn.compact
-  def __call__(self, x, positions, segments, cache, train):
-    return 2 * x, cache
+
+def test_the_logarithm_of_the_length_counts_what_is_seen():
+  offered = {"heads": 2, "head_dim": 4, "window": 3}
+  x = 5 * jax.random.normal(jax.random.key(0), (1, 6, 8))
+
+  def outputs(mixer, **options):
+    mixer = sequence_mixers.create(mixer, offered, options)
+    variables = mixer.init(jax.random.key(1), x)
+    return mixer.apply(variables, x)[0][0]
+
+  for mixer, token, keys in (
+    ("sliding", 5, 3),
+    ("sliding", 1, 2),
+    ("full", 5, 6),
+  ):
+    out = outputs(mixer, scale_by="log_length")[token]
+    scale = np.log(4) * np.log(keys)
+    expected = outputs(mixer, attention_scale=scale)[token]
+    np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
-def test_a_new_mixer_enters_a_model_by_its_name(monkeypatch):
-  monkeypatch.setitem(sequence_mixers.SEQUENCE_MIXERS, "doubling", Doubling)
-  model = language.model(mixers=("doubling",))
-  variables = language.variables(model)
-  assert "mixer" not in variables["params"]["layer_0"]
-  assert model.apply(variables, language.tokens((1, 3))).shape == (1, 3, 13)
+def test_the_mixer_of_the_documentation(monkeypatch):
+  document = Path(__file__).parents[2] / "docs" / "language_mixers.md"
+  (code,) = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+  mixers = {**sequence_mixers.SEQUENCE_MIXERS}
+  monkeypatch.setattr(sequence_mixers, "SEQUENCE_MIXERS", mixers)
+  names = {"nn": nn, "jnp": jnp, "mixer_base": mixer_base}
+  exec(code, {**names, "sequence_mixers": sequence_mixers})
+  model = language.model(mixers=("average",))
+  variables, tokens = language.variables(model), language.tokens()
+  expected = jax.jit(model.apply)(variables, tokens)
+  positions = np.tile(np.arange(language.LENGTH, dtype=np.int32), (3, 1))
+  arrays = (tokens, positions, np.zeros_like(positions))
+  out = jax.jit(language.decode, static_argnums=(0, 3))(
+    model, variables, arrays, PREFILLS
+  )
+  np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 ERRORS = [
