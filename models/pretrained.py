@@ -54,8 +54,9 @@ def load(
   """Returns {"params", "batch_stats"} for `model` with published weights.
 
   Args:
-    source: path of a .safetensors file with timm's names, or "timm:<name>" for
-      the file of timm/<name> on the Hugging Face hub.
+    source: path of a .safetensors file with timm's names, those of its authors
+      for LINA, or "timm:<name>" for the file of timm/<name> on the Hugging Face
+      hub.
     model: name of a model, or the model.
     resize_tables: whether what belongs to another resolution is made to fit:
       tables of relative biases are interpolated to the model's, LINA's gates

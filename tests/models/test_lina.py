@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from models import lina_attention, lina_layers
+from models import lina_attention, lina_layers, taps
 from models.flow_head import FlowHead
 from models.lina_attention import Gates, mix
 from tests.models import lina_small
@@ -66,6 +66,16 @@ def test_golden_numbers(case):
   np.testing.assert_allclose(out[0, 0, 0], first, rtol=3e-6)
   if last is not None:
     np.testing.assert_allclose(out[0, 4, 1], last, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_half_precision_ends_at_the_projections(case):
+  normalizer, gates, *_ = GOLDEN[case]
+  half = [x.astype(jnp.bfloat16) for x in HEADS]
+  out = mix(*half, gates, normalizer)
+  exact = mix(*(x.astype(jnp.float32) for x in half), gates, normalizer)
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(out, exact.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("gate", lina_attention.GATES)
@@ -160,6 +170,29 @@ def test_padding_acts_on_nothing(case):
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, atol=3e-5), grads, total
   )
+
+
+MAPS = {**PADDED, "split gate": {"gate": "split"}}
+
+
+@pytest.mark.parametrize("case", MAPS)
+def test_the_map_is_read(case):
+  fields = {"gate": "key_value", **MAPS[case]}
+  layer = lina_attention.LinaAttention(2, **fields, implementation="xla")
+  x = jax.random.normal(jax.random.key(1), (2, 5, 8))
+  lengths = jnp.array([5, 3])
+  variables = layer.init(jax.random.key(0), x)
+  for name in variables["params"].keys() & set(lina_attention.GATE_LEAVES):
+    gate = jax.random.uniform(jax.random.key(2), (5, 2))
+    variables["params"][name] = 0.5 + gate
+  read = functools.partial(taps.read, layer, names=["attention_weights"])
+  out, values = jax.jit(read)(variables, x, lengths)
+  weights = values["attention_weights"]
+  assert weights.shape == (2, 2, 5, 5)
+  assert (weights[1, ..., 3:] == 0).all()
+  if case == "softmax":
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+  np.testing.assert_allclose(out, layer.apply(variables, x, lengths), atol=2e-6)
 
 
 def test_a_text_is_padded_with_what_is_stored():
