@@ -259,8 +259,9 @@ def _fused(q, k, v, scale, mods, mask, normalizer, target):
 def _products(q: Array, k: Array) -> Array:
   """Returns q k^T in float32, [batch, heads, q_len, kv_len]."""
   batch, q_len, heads, dim = q.shape
+  if heads == k.shape[2] and not _few(q_len, k.shape[1]):
+    return _dot("bqhd,bkhd->bhqk", q, k)
   # Heads that share keys are one more axis: repeating the keys copies them.
-  # Also where none do: XLA then takes no slow loop for few queries on a CPU.
   q = q.reshape(batch, q_len, k.shape[2], heads // k.shape[2], dim)
   products = _dot("bqhgd,bkhd->bhgqk", q, k)
   return products.reshape(batch, heads, q_len, k.shape[1])
@@ -270,14 +271,24 @@ def _weigh(weights: Array, v: Array) -> Array:
   """Returns the sums of values [..., q_len, heads, v_dim] in float32.
 
   The product runs in the dtype of the values: that is what matrix units want.
-  Its rows are all queries that share a head. With heads and queries apart XLA
-  makes of few queries on a CPU a loop that is many times slower.
   """
   *lead, heads, q_len, kv_len = weights.shape
+  weights = weights.astype(v.dtype)
+  if heads == v.shape[-2] and not _few(q_len, kv_len):
+    return _dot("...hqk,...khd->...qhd", weights, v)
+  # The rows are all queries that share a head.
   rows = (v.shape[-2], heads // v.shape[-2] * q_len)
-  weights = weights.astype(v.dtype).reshape(*lead, *rows, kv_len)
+  weights = weights.reshape(*lead, *rows, kv_len)
   out = _dot("...hrk,...khd->...hrd", weights, v)
   return out.reshape(*lead, heads, q_len, v.shape[-1]).swapaxes(-3, -2)
+
+
+def _few(q_len: int, kv_len: int) -> bool:
+  """Whether XLA makes a slow loop of so few queries on a CPU.
+
+  It does if each head's queries are a matrix of their own.
+  """
+  return 8 * q_len <= kv_len
 
 
 def _dot(spec: str, x: Array, y: Array) -> Array:
