@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from attention import checks, idle, normalizers, slots, tiles
@@ -257,25 +258,51 @@ def _fused(q, k, v, scale, mods, mask, normalizer, target):
 
 def _products(q: Array, k: Array) -> Array:
   """Returns q k^T in float32, [batch, heads, q_len, kv_len]."""
-  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  if q.shape[2] == k.shape[2]:
-    return dot("bqhd,bkhd->bhqk", q, k)
+  batch, q_len, heads, dim = q.shape
+  if heads == k.shape[2] and not _few(q_len, k.shape[1]):
+    return _dot("bqhd,bkhd->bhqk", q, k)
   # Heads that share keys are one more axis: repeating the keys copies them.
-  shared = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-  products = dot("bqhgd,bkhd->bhgqk", shared, k)
-  return products.reshape(q.shape[0], q.shape[2], *products.shape[3:])
+  q = q.reshape(batch, q_len, k.shape[2], heads // k.shape[2], dim)
+  products = _dot("bqhgd,bkhd->bhgqk", q, k)
+  return products.reshape(batch, heads, q_len, k.shape[1])
 
 
 def _weigh(weights: Array, v: Array) -> Array:
-  # The product runs in the dtype of the values: that is what matrix units want.
-  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  weights = weights.astype(v.dtype)
+  """Returns the sums of values [..., q_len, heads, v_dim] in float32.
+
+  The product runs in the dtype of the values: that is what matrix units want.
+  """
   *lead, heads, q_len, kv_len = weights.shape
-  if heads == v.shape[-2]:
-    return dot("...hqk,...khd->...qhd", weights, v)
-  shared = weights.reshape(*lead, v.shape[-2], -1, q_len, kv_len)
-  out = dot("...hgqk,...khd->...qhgd", shared, v)
-  return out.reshape(*lead, q_len, heads, v.shape[-1])
+  weights = weights.astype(v.dtype)
+  if heads == v.shape[-2] and not _few(q_len, kv_len):
+    return _dot("...hqk,...khd->...qhd", weights, v)
+  # The rows are all queries that share a head.
+  rows = (v.shape[-2], heads // v.shape[-2] * q_len)
+  weights = weights.reshape(*lead, *rows, kv_len)
+  out = _dot("...hrk,...khd->...hrd", weights, v)
+  return out.reshape(*lead, heads, q_len, v.shape[-1]).swapaxes(-3, -2)
+
+
+def _few(q_len: int, kv_len: int) -> bool:
+  """Whether XLA makes a slow loop of so few queries on a CPU.
+
+  It does if each head's queries are a matrix of their own.
+  """
+  return 8 * q_len <= kv_len
+
+
+def _dot(spec: str, x: Array, y: Array) -> Array:
+  """Returns an einsum of two arrays, summed in float32."""
+  dot = functools.partial(jnp.einsum, spec, preferred_element_type=jnp.float32)
+  if x.dtype not in (jnp.bfloat16, jnp.float16):
+    return dot(x, y)
+
+  # XLA's compiler for the CPU leaves some of these to a routine that it lacks
+  # (jax 0.10.2, a prefill of three rows). The products are the same.
+  def widened(x, y):
+    return dot(x.astype(jnp.float32), y.astype(jnp.float32))
+
+  return lax.platform_dependent(x, y, cpu=widened, default=dot)
 
 
 def _value_sum(q, k, v, mask, target) -> Array:

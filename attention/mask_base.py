@@ -359,6 +359,11 @@ def states(empty, full):
   return states.reshape((1,) * (4 - states.ndim) + states.shape)
 
 
+# So many intervals or numbers that each is compared with all, as of a token
+# that is decoded, sooner than the others are sorted.
+_FEW = 16
+
+
 def none_between(first: Array, last: Array, among: Array) -> Array:
   """Returns which intervals hold none of a row's numbers.
 
@@ -371,6 +376,10 @@ def none_between(first: Array, last: Array, among: Array) -> Array:
     Booleans [batch, n].
   """
   shape = (among.shape[0], first.shape[1])
+  if min(first.shape[1], among.shape[1]) <= _FEW:
+    numbers = among[:, None, :]
+    within = (numbers >= first[..., None]) & (numbers <= last[..., None])
+    return jnp.broadcast_to(~within.any(axis=-1), shape)
 
   def row(first, last, among):
     among = jnp.sort(among)

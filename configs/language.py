@@ -42,15 +42,15 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
 def _tiny(config: ml_collections.ConfigDict) -> None:
   config.model.update(dict(name="transformer", width=128, depth=4, heads=4))
   config.model.mlp_width = 344
-  config.data.length = 128
+  config.data.length = 256
   config.batch_size = 8
-  config.eval_batch_size = 32
-  config.train_for = "2000 steps"
-  config.evaluate_every = "1000 steps"
-  config.checkpoint.every = "500 steps"
+  config.eval_batch_size = 16
+  config.train_for = "1200 steps"
+  config.evaluate_every = "600 steps"
+  config.checkpoint.every = "300 steps"
   config.optimizer.learning_rate = 3e-3
   config.optimizer.final_learning_rate = 1e-4
-  config.optimizer.warmup = "100 steps"
+  config.optimizer.warmup = "5 percent"
 
 
 def _shakespeare_cpu(config: ml_collections.ConfigDict) -> None:
@@ -70,7 +70,7 @@ def _shakespeare_cpu(config: ml_collections.ConfigDict) -> None:
   config.checkpoint.every = "500 steps"
   config.optimizer.learning_rate = 1e-3
   config.optimizer.final_learning_rate = 1e-4
-  config.optimizer.warmup = "100 steps"
+  config.optimizer.warmup = "5 percent"
 
 
 def _gpt2(config: ml_collections.ConfigDict) -> None:

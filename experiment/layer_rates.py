@@ -5,15 +5,17 @@ from collections.abc import Iterable
 
 import ml_collections
 
-# Patterns of the layers of all families, from the images on.
+# Patterns of the layers of all families, from images or tokens on.
 _LAYERS = (
+  r"(position_|token_type_)?embed(_norm)?",
+  r"layer_\d+",
   r"stem(_\w+)?",
   r"stage_\d+/block_\d+",
   r"scale_tokens",
   r"scale_block_\d+",
   r"patch_tokens",
   r"patch_layer_\d+",
-  r"final_conv",
+  r"final_(conv|norm)",
 )
 
 

@@ -8,10 +8,12 @@ left, with position -1. Heads come before slots because that is how products
 and kernels read them: else each step would transpose the whole cache.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from models.layers import Dtype
@@ -26,7 +28,7 @@ _SLOTS = {"keys": 2, "values": 2, "positions": 1, "segments": 1}
 
 
 class Seen(NamedTuple):
-  """What the queries of a call may see, the oldest first.
+  """What the queries of a call may see, in any order.
 
   Attributes:
     keys: [batch, kv_len, kv_heads, head_dim].
@@ -65,8 +67,8 @@ def extend(cache: Cache, new: Seen, *, ring: bool) -> tuple[Seen, Cache]:
     ring: whether old tokens make room for new ones.
 
   Returns:
-    (seen, cache): what the queries may see, and the cache after. What is seen
-    ends with the new keys, but for a single one, which is somewhere in it.
+    (seen, cache): what the queries may see, as their positions say, and the
+    cache after.
 
   Raises:
     ValueError: if the tokens are more than the slots that are left, as far as
@@ -79,11 +81,7 @@ def extend(cache: Cache, new: Seen, *, ring: bool) -> tuple[Seen, Cache]:
   old = {name: cache[name] for name in _SLOTS}
   added = {
     name: x.astype(old[name].dtype)
-    for name, x in new._replace(
-      keys=new.keys.swapaxes(1, 2), values=new.values.swapaxes(1, 2)
-    )
-    ._asdict()
-    .items()
+    for name, x in _swapped(new, lambda x: x.swapaxes(1, 2))._asdict().items()
   }
   if length == 1 or not ring:
     kept = _each(
@@ -93,24 +91,20 @@ def extend(cache: Cache, new: Seen, *, ring: bool) -> tuple[Seen, Cache]:
       old,
       added,
     )
-    seen = kept if length == 1 else _joined(old, added)
+    seen = kept
   else:
-    # The oldest token is in the slot that would be written next.
-    in_order = _each(lambda x, axis: jnp.roll(x, -(index % slots), axis), old)
-    seen = _joined(in_order, added)
+    # The first queries see keys that the last ones leave no room for.
+    seen = _each(lambda x, y, axis: jnp.concatenate([x, y], axis), old, added)
+    last = np.arange(max(0, length - slots), length)
     kept = _each(
-      lambda x, axis: jnp.roll(
-        lax.slice_in_dim(x, length, None, axis=axis),
-        (index + length) % slots,
-        axis,
-      ),
-      seen,
+      lambda x, y, axis: _put(x, (index + last) % slots, y, last, axis),
+      old,
+      added,
     )
-  seen = Seen(**seen)
-  seen = seen._replace(
-    keys=seen.keys.swapaxes(1, 2), values=seen.values.swapaxes(1, 2)
-  )
-  return seen, {**kept, "index": index + length}
+  return _swapped(Seen(**seen), _tokens_first), {
+    **kept,
+    "index": index + length,
+  }
 
 
 def marked(positions: jax.Array, segments: jax.Array) -> tuple[jax.Array, ...]:
@@ -130,8 +124,29 @@ def _each(f, *arrays: Cache) -> Cache:
   }
 
 
-def _joined(old: Cache, new: Cache) -> Cache:
-  return _each(lambda x, y, axis: jnp.concatenate([x, y], axis=axis), old, new)
+def _put(x, to, y, at, axis) -> jax.Array:
+  """Returns `x` with what `y` has at some places, along an axis."""
+  places = (slice(None),) * axis
+  return x.at[(*places, to)].set(y[(*places, at)], unique_indices=True)
+
+
+def _swapped(seen: Seen, swap: Callable[[jax.Array], jax.Array]) -> Seen:
+  """Swaps heads and tokens."""
+  return seen._replace(keys=swap(seen.keys), values=swap(seen.values))
+
+
+def _tokens_first(x: jax.Array) -> jax.Array:
+  """Turns [batch, heads, slots, head_dim] to [batch, slots, heads, head_dim].
+
+  Where nothing else is asked for, products read the array as it lies. XLA's CPU
+  (jax 0.10) has no such products of bfloat16, so that it has to copy.
+  """
+  x = x.swapaxes(1, 2)
+  if x.dtype == jnp.float32:
+    return x
+  return lax.platform_dependent(
+    x, cpu=lax.optimization_barrier, default=lambda x: x
+  )
 
 
 def _check_room(index: jax.Array, length: int, slots: int) -> None:

@@ -71,7 +71,7 @@ def stream(
   min_p: float = 0.0,
   seed: int = 0,
   rows: Sequence[int] | None = None,
-  stop: Sequence[int | str] = (),
+  stop: int | str | Sequence[int | str] = (),
   decode: Callable[[list[int]], str] | None = None,
   cache_length: int | None = None,
   block: int = 16,
@@ -115,6 +115,7 @@ def stream(
       raise ValueError(f"{name}={value} is not an integer that is 1 or more.")
   check_prompts(model, prompts)
   padded, slots = prompt_lengths(model, prompts, max_tokens, cache_length)
+  stop = [stop] if isinstance(stop, int | str) else stop
   strings = [s for s in stop if isinstance(s, str)]
   if strings and decode is None:
     raise ValueError(f"{stop=} has strings, which need decode=.")

@@ -136,19 +136,23 @@ class ConvNorm(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-  """A square filter for each channel, TensorFlow's SAME padding, no bias.
+  """A square filter for each channel, TensorFlow's SAME padding.
 
   Attributes:
     kernel_size: side of the filters.
     stride: step in both directions.
+    use_bias: whether each channel has a bias too.
     kernel_init: initializer of the filters.
+    bias_init: initializer of the biases.
     dtype: dtype of the computation.
-    param_dtype: dtype of the filters.
+    param_dtype: dtype of the parameters.
   """
 
   kernel_size: int = 3
   stride: int = 1
+  use_bias: bool = False
   kernel_init: Initializer = nn.initializers.lecun_normal()
+  bias_init: Initializer = nn.initializers.zeros
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
 
@@ -156,7 +160,11 @@ class DepthwiseConv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-    return depthwise_convolution(x.astype(self.dtype), kernel, self.stride)
+    y = depthwise_convolution(x.astype(self.dtype), kernel, self.stride)
+    if not self.use_bias:
+      return y
+    bias = self.param("bias", self.bias_init, x.shape[-1:], self.param_dtype)
+    return y + bias.astype(self.dtype)[None, None, None]
 
 
 class SqueezeExcite(nn.Module):

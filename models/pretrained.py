@@ -23,11 +23,13 @@ from flax.core import FrozenDict
 import attention
 from models import (
   huggingface,
+  lina,
   registry,
   transformer,
   weight_files,
   weight_maps,
 )
+from models.lina_attention import GATE_LEAVES
 from models.weight_maps import layouts
 
 Variables = dict[str, Any]
@@ -52,11 +54,13 @@ def load(
   """Returns {"params", "batch_stats"} for `model` with published weights.
 
   Args:
-    source: path of a .safetensors file with timm's names, or "timm:<name>" for
-      the file of timm/<name> on the Hugging Face hub.
+    source: path of a .safetensors file with timm's names, those of its authors
+      for LINA, or "timm:<name>" for the file of timm/<name> on the Hugging Face
+      hub.
     model: name of a model, or the model.
-    resize_tables: whether tables of relative biases of another size are
-      interpolated to the model's.
+    resize_tables: whether what belongs to another resolution is made to fit:
+      tables of relative biases are interpolated to the model's, LINA's gates
+      start again at one.
     replace_head: whether the layer of the logits is initialised anew, as for
       other classes, and that of the file, if any, ignored.
     part: name of a submodule, as "trunk", that the weights are for: they are
@@ -264,8 +268,8 @@ def _fitting(
     raise ValueError(f"dtype: {name} has {tensor.dtype}, which is not floating")
   with np.errstate(over="ignore"):  # What it leaves infinite is refused.
     tensor = tensor.astype(wanted.dtype)
-  if resize_tables and path[-1] == "relative_bias_table":
-    tensor = _resize(tensor, wanted.shape[-1])
+  if resize_tables:
+    tensor = _resized(tensor, path, wanted, layout)
   if tensor.shape != layout.whole(wanted.shape):
     raise ValueError(
       f"shape: {name} has {tensor.shape}, the model needs "
@@ -286,11 +290,13 @@ def _initializer(
     )
   if init is None:
     if isinstance(model, transformer.Transformer):
-      example = jnp.zeros((1, 1), jnp.int32)
+      example = (jnp.zeros((1, 1), jnp.int32),)
+    elif isinstance(model, lina.Lina):
+      example = tuple(model.example_inputs().values())
     else:
       size = model.size_multiple
-      example = jnp.zeros((1, size, size, 3))
-    init = lambda key: model.init(key, example)
+      example = (jnp.zeros((1, size, size, 3)),)
+    init = lambda key: model.init(key, *example)
   return functools.partial(init, jax.random.key(seed))
 
 
@@ -333,9 +339,26 @@ def _is_head(path: tuple[str, ...]) -> bool:
 def _remedy(path: tuple[str, ...]) -> str:
   if path[-1] == "relative_bias_table":
     return " (resize_tables=True interpolates it)"
+  if path[-1] in GATE_LEAVES:
+    return " (resize_tables=True starts it again at one)"
   return " (replace_head=True leaves it out)" if _is_head(path) else ""
 
 
-def _resize(table: np.ndarray, side: int) -> np.ndarray:
-  resized = attention.resize_relative_table(jnp.asarray(table), (side + 1) // 2)
-  return np.asarray(resized)
+def _resized(
+  tensor: np.ndarray,
+  path: tuple[str, ...],
+  wanted: jax.ShapeDtypeStruct,
+  layout: layouts.Layout,
+) -> np.ndarray:
+  """Makes what belongs to another resolution fit the model's."""
+  if path[-1] == "relative_bias_table":
+    side = (wanted.shape[-1] + 1) // 2
+    return np.asarray(
+      attention.resize_relative_table(jnp.asarray(tensor), side)
+    )
+  fits = layout.whole(wanted.shape)
+  if path[-1] in GATE_LEAVES and len(fits) == tensor.ndim:
+    gate = layout.load(tensor, wanted.shape)  # [tokens, heads or 1]
+    if gate.shape[0] != wanted.shape[0] and gate.shape[1:] == wanted.shape[1:]:
+      return np.ones(fits, tensor.dtype)
+  return tensor

@@ -66,14 +66,13 @@ def _check_fits(longest, max_tokens, name, limit):
   room = limit - longest + 1
   if max_tokens <= room:
     return
-  fits = (
-    f"a prompt of at most {max(limit - max_tokens + 1, 0)} tokens would fit"
-  )
-  if room > 0:
-    fits = f"max_tokens={room} or {fits}"
+  fits = [f"max_tokens={room}"] if room > 0 else []
+  if max_tokens <= limit:
+    fits.append(f"a prompt of at most {limit - max_tokens + 1} tokens")
   raise ValueError(
     f"a prompt of {longest} tokens and max_tokens={max_tokens} are more than"
-    f" {name}={limit} has room for: {fits}."
+    f" {name}={limit} has room for"
+    + (f": {' or '.join(fits)} would fit." if fits else ".")
   )
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import flax.linen as nn
 
 # The only list of families: modules with VARIANTS, {name: (class, {field:
-# value})}, and KIND, what they are for, "image" or "language". Those of images
-# have IMAGE_SIZES too, {name: side in pixels of the images that the variant was
-# published for}.
+# value})}, and KIND, what they are for: "image", "language" or "generation".
+# Those of images have IMAGE_SIZES too, {name: side in pixels of the images that
+# the variant was published for}.
 FAMILIES = (
   "models.duoformer",
   "models.halonet",
+  "models.lina",
   "models.maxvit",
   "models.resnet",
   "models.transformer",
@@ -79,7 +80,7 @@ def image_size(name: str) -> int:
 
 
 def kind(name: str) -> str:
-  """Returns what a model is for: "image" or "language".
+  """Returns what a model is for: "image", "language" or "generation".
 
   Raises:
     ValueError: if there is no such model.

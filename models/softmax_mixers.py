@@ -111,9 +111,13 @@ class FullAttention(mixer_base.SequenceMixer):
   def _slots(self, length: int) -> int:
     return length
 
-  def _band(self, offset: int = 0) -> masks.Mask | None:
-    """The mask of tokens in a row whose first query is key number `offset`."""
-    return masks.causal(offset) if self.causal else None
+  def _before(self) -> int | None:
+    """How many keys before its own a token sees, None for all."""
+    return None
+
+  def _band(self) -> masks.Mask | None:
+    """The mask of tokens that are all of one segment."""
+    return masks.causal() if self.causal else None
 
   def _mask(self, positions, segments) -> masks.Mask | None:
     """The mask of a row that is there as a whole.
@@ -133,15 +137,11 @@ class FullAttention(mixer_base.SequenceMixer):
     return FiniteMask(apart if band is None else band & apart)
 
   def _mask_of_cache(self, new, seen) -> masks.Mask:
-    """The mask of new tokens among those of the cache, the oldest first."""
-    length = new.positions.shape[1]
-    q_segments, _ = attention_cache.marked(new.positions, new.segments)
-    _, kv_segments = attention_cache.marked(seen.positions, seen.segments)
-    mask = masks.segments(q_segments, kv_segments)
-    # One token sees all that is in the cache: a ring has just what it may see.
-    if length > 1:
-      mask = self._band(seen.positions.shape[1] - length) & mask
-    return FiniteMask(mask)
+    """The mask of new tokens among those of the cache, by positions."""
+    return FiniteMask(
+      masks.positions(new.positions, seen.positions, self._before())
+      & masks.segments(new.segments, seen.segments)
+    )
 
   def _score_mods(self, q_positions=None, kv_positions=None):
     mods = []
@@ -197,10 +197,12 @@ class SlidingAttention(FullAttention):
   def _slots(self, length):
     return min(length, self._checked_window())
 
-  def _band(self, offset=0):
-    before = self._checked_window() - 1
-    after = 0 if self.causal else before
-    return masks.sliding_window(before, after, offset=offset)
+  def _before(self):
+    return self._checked_window() - 1
+
+  def _band(self):
+    before = self._before()
+    return masks.sliding_window(before, 0 if self.causal else before)
 
   def _keys_seen(self, positions):
     return jnp.minimum(positions + 1, self.window)

@@ -35,6 +35,7 @@ def write(
   *,
   prompt: str | Sequence[str] = "",
   max_tokens: int = 0,
+  temperature: float = OPTIONS["temperature"][0],
   num_samples: int = 1,
   stop: str | Sequence[str] = (),
   output: TextIO | None = None,
@@ -52,11 +53,12 @@ def write(
     tokenizer: an `input_pipeline.text.tokenizers.Tokenizer`.
     prompt: one or more; an empty one is a text from its beginning.
     max_tokens: as in OPTIONS.
+    temperature: as in OPTIONS.
     num_samples: as in OPTIONS.
     stop: texts before which a continuation ends.
     output: standard output if not given; nothing else is written there.
     log: standard error if not given.
-    **sampling: temperature, top_k, top_p, min_p and seed.
+    **sampling: top_k, top_p, min_p and seed.
 
   Raises:
     ValueError: as `models.decoding.stream`; a prompt that has no tokens.
@@ -76,6 +78,7 @@ def write(
     max_tokens=max_tokens or fitting_tokens(model, max(map(len, rows))),
     stop=[*stop, *end],
     decode=tokenizer.decode,
+    temperature=temperature,
     **sampling,
   )
   output.write(prompts[0])

@@ -234,7 +234,10 @@ def test_rules_are_those_of_the_final_model(data_dir):
 LAYERS = {
   "maxvit": ("maxvit_tiny_384", [r"stem(_\w+)?", "stage_2/block_4"]),
   "resnet": ("resnetrs_50_160", [r"stem(_\w+)?", "stage_0/block_2"]),
-  "halonet": ("halonet_h4", [r"stem(_\w+)?", "stage_3/block_2", "final_conv"]),
+  "halonet": (
+    "halonet_h4",
+    [r"stem(_\w+)?", "stage_3/block_2", "final_(conv|norm)"],
+  ),
   "u_halonet": ("u_halonet_micro", [r"stem(_\w+)?", "stage_3/block_1"]),
   "duoformer": (
     "duoformer_r50_2s",
@@ -280,6 +283,23 @@ def test_layer_rules(family):
   }
   # The optimizer refuses one that matches nothing.
   assert {p for found in of.values() for p in found} == set(patterns)
+
+
+def test_layer_rules_of_a_transformer():
+  model = models.create("gpt2", depth=11, width=4, heads=1, max_length=4)
+  shapes = jax.eval_shape(
+    model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), np.int32)
+  )
+  names = paths.flatten_with_names(shapes["params"])
+  rules = layer_rates.layer_rules(names, 0.1)
+  assert [pattern for pattern, _ in rules] == [
+    r"(position_|token_type_)?embed(_norm)?",
+    *(f"layer_{i}" for i in range(11)),
+    "final_(conv|norm)",
+  ]
+  for name in names:
+    taking = [p for p, _ in rules if paths.first_match([p], name) is not None]
+    assert len(taking) == 1, name
 
 
 def test_unknown_variants():

@@ -111,3 +111,20 @@ def test_compiles_forward_and_backward(chip, name):
   assert memory.temp_size_in_bytes <= 3 * padded
   if length > 4096:
     assert memory.temp_size_in_bytes < score_matrix / 8
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_a_decode_step_moves_little_but_the_cache(chip):
+  """Caches of 32k tokens with 8 heads, read once for 32 heads of queries."""
+  cache, token = array(8, 32768, 8, 128), array(8, 1, 32, 128)
+  places = array(8, 1, dtype=jnp.int32), array(8, 32768, dtype=jnp.int32)
+
+  def step(q, k, v, *places):
+    return attention.dot_product_attention(
+      q, k, v, mask=masks.positions(*places, 4096), implementation="tpu"
+    )
+
+  compiled = compile_only.compile_for(chip, step, token, cache, cache, *places)
+  least = compiled.memory_analysis().argument_size_in_bytes
+  assert compiled.memory_analysis().temp_size_in_bytes < least / 100
+  assert compiled.cost_analysis()["bytes accessed"] < 1.05 * least

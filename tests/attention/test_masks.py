@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention import masks
+from attention import mask_base, masks
 from tests.attention.mask_states import check_states, dense, positions
 
 EMPTY, MIXED, FULL = masks.EMPTY, masks.MIXED, masks.FULL
@@ -308,3 +308,21 @@ def test_block_list_that_does_not_fit_has_no_states():
   mask = masks.blocks(np.ones((2, 2), bool), 4)
   with pytest.raises(ValueError, match="9 x 8 scores in blocks of 4 x 4"):
     mask.tile_states(9, 8, 4, 4)
+
+
+@pytest.mark.parametrize(("intervals", "numbers"), [(40, 33), (33, 3), (1, 50)])
+def test_intervals_that_hold_no_number(intervals, numbers):
+  """Few of one kind are compared one by one, many are sorted."""
+  rng = np.random.default_rng(intervals)
+  first = rng.integers(0, 60, (3, intervals))
+  last = first + rng.integers(-1, 3, first.shape)
+  among = rng.integers(0, 60, (3, numbers))
+  within = (first[:, :, None] <= among[:, None]) & (
+    among[:, None] <= last[:, :, None]
+  )
+  got = mask_base.none_between(*map(jnp.asarray, (first, last, among)))
+  np.testing.assert_array_equal(got, ~within.any(axis=2))
+  alone = mask_base.none_between(
+    jnp.asarray(first[:1]), jnp.asarray(last[:1]), jnp.asarray(among)
+  )
+  assert alone.shape == (3, intervals)

@@ -151,6 +151,7 @@ def test_a_stop_string_ends_a_row_with_the_token_that_completes_it():
   assert not any(string in text(row) for row in whole[:1] + whole[2:])
   for block in (1, 2, 4, 9):
     assert generate(stop=[string], decode=text, block=block) == expected
+  assert generate(stop=string, decode=text) == expected
 
 
 def test_it_ends_when_all_rows_have():
@@ -230,8 +231,13 @@ def test_the_cache_is_as_long_as_asked_for():
     "prompt of at most 6 tokens would fit",
   ):
     generate(max_tokens=4, cache_length=9)
-  with pytest.raises(ValueError, match="room for: a prompt of at most 1 token"):
-    generate(max_tokens=4, cache_length=4)
+  for max_tokens, length, message in (
+    (4, 4, "room for: a prompt of at most 1 tokens would fit"),
+    (9, 8, "room for: max_tokens=2 would fit"),
+    (9, 2, r"room for\.$"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      generate(max_tokens=max_tokens, cache_length=length)
 
 
 def test_what_prompts_are_padded_to():

