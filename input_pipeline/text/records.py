@@ -26,7 +26,7 @@ def read(config: ml_collections.ConfigDict, split: str) -> Iterator[Document]:
   if not isinstance(features.get(config.field), tfds.features.Text):
     raise ValueError(
       f"files: {config.files!r} has no Text called field={config.field!r}; its "
-      f"features are {', '.join(features)}."
+      f"features are {', '.join(sorted(features))}."
     )
   prepared.resolve_split(config.files, split, builder.info.splits)
   for index, record in enumerate(builder.as_data_source(split)):

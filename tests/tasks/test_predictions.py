@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tasks import predictions
 
@@ -11,7 +12,7 @@ def figures(monkeypatch):
   """Those that were drawn, instead of their files."""
   drawn = []
   monkeypatch.setattr(
-    predictions.Figure, "savefig", lambda self, *_, **__: drawn.append(self)
+    Figure, "savefig", lambda self, *_, **__: drawn.append(self)
   )
   return drawn
 

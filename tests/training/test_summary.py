@@ -1,6 +1,7 @@
 import pytest
+from matplotlib.figure import Figure
 
-from training import plots, summary
+from training import summary
 
 
 def test_what_fails_at_the_end_is_said_with_its_reason(caplog):
@@ -14,7 +15,7 @@ def test_what_fails_at_the_end_is_said_with_its_reason(caplog):
 def test_curves_are_those_that_are_there(tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(
-    plots.Figure, "savefig", lambda self, *_, **__: drawn.append(self)
+    Figure, "savefig", lambda self, *_, **__: drawn.append(self)
   )
   rows = [
     {"step": 1, "train/loss": 2.0, "train/learning_rate": 0.1},
