@@ -85,3 +85,11 @@ def test_families_of_two_kinds(monkeypatch):
     models.list(kind="images")
   with pytest.raises(ValueError, match=r"model 'words_smal'.*words_small"):
     models.kind("words_smal")
+
+
+def test_parts_are_there_once_they_are_named():
+  assert callable(models.pretrained.from_huggingface)
+  assert callable(models.decoding.generate)
+  assert callable(models.taps.read)
+  with pytest.raises(AttributeError, match="'pretraind'"):
+    models.pretraind  # noqa: B018
