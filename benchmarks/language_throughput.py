@@ -9,7 +9,7 @@ compiles has done so before: the seconds that took are reported for themselves.
 
 Ours and theirs run in turns in one process, so that whatever else the machine
 does meets both; the ratio is the median of the rounds' ratios. Theirs is the
-faster of eager and, with --compile, compiled, in a turn before.
+faster of eager and, with --compile_theirs, compiled, in a turn before.
 
 `--clock=cpu` counts the CPU seconds of the process instead of the wall's, for
 machines that are not idle; run it on one core (`taskset -c 0`, --threads=1),
@@ -46,18 +46,18 @@ _FAMILIES = flag_checks.define_names(
   language_cases.FAMILIES,
   "Which networks.",
 )
-_PASSES = flag_checks.define_names(
-  "passes", ["train", "decode"], ["train", "decode"], "What to time."
+# Not --passes and --compile: a process may import more than one benchmark.
+_MEASURED = flag_checks.define_names(
+  "measure", ["train", "decode"], ["train", "decode"], "What to time."
 )
 _ROWS = flags.DEFINE_list("decode_rows", ["1", "8"], "Rows that are decoded.")
 _THREADS = flags.DEFINE_integer(
   "threads", 2, "Of PyTorch; XLA has one a core.", lower_bound=1
 )
-_COMPILE = flags.DEFINE_bool("compile", True, "torch.compile theirs too.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 3.0, "Least time of one turn.")
+_COMPILE = flags.DEFINE_bool(
+  "compile_theirs", True, "torch.compile theirs too."
+)
 _CLOCK = flags.DEFINE_enum("clock", "wall", list(turns.CLOCKS), "See above.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object a row.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,10 +66,12 @@ def main(argv: Sequence[str]) -> None:
   host_memory.keep_freed_memory()
   for size in _SIZES.value:
     for family in _FAMILIES.value:
-      for which in _PASSES.value:
+      for which in _MEASURED.value:
         for rows in [0] if which == "train" else map(int, _ROWS.value):
           row = measure(family, size, rows)
-          print(json.dumps(row) if _JSON.value else describe(row), flush=True)
+          print(
+            json.dumps(row) if turns.JSON.value else describe(row), flush=True
+          )
 
 
 def measure(family: str, size: str, rows: int) -> dict[str, str | float]:
@@ -101,10 +103,12 @@ def measure(family: str, size: str, rows: int) -> dict[str, str | float]:
     theirs[name] = run
 
   def rate(run):
-    return turns.rate(run, amount, _SECONDS.value, _CLOCK.value)
+    return turns.rate(run, amount, turns.SECONDS.value, _CLOCK.value)
 
   fastest = max(theirs, key=lambda name: rate(theirs[name]))
-  rounds = [(rate(ours), rate(theirs[fastest])) for _ in range(_ROUNDS.value)]
+  rounds = [
+    (rate(ours), rate(theirs[fastest])) for _ in range(turns.ROUNDS.value)
+  ]
   return {
     "network": f"{family} {size}",
     "parameters": peer.parameters(),

@@ -47,10 +47,7 @@ _BATCH = flags.DEFINE_integer(
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "Compute dtype of both."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 3.0, "Least time of one turn.")
 _COMPILE = flags.DEFINE_bool("compile", False, "torch.compile timm's model.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object a row.")
 
 NUM_CLASSES = 1000
 
@@ -66,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
   for name, peer in peers.items():
     for which in _PASSES.value:
       row = measure(name, peer, which)
-      print(json.dumps(row) if _JSON.value else describe(row), flush=True)
+      print(json.dumps(row) if turns.JSON.value else describe(row), flush=True)
 
 
 def measure(name: str, peer: str, which: str) -> dict[str, str | float]:
@@ -84,7 +81,9 @@ def measure(name: str, peer: str, which: str) -> dict[str, str | float]:
   # One turn each to compile and to choose the peer's layout.
   time_turn(ours)
   theirs = max(peers, key=time_turn)
-  turns = [(time_turn(ours), time_turn(theirs)) for _ in range(_ROUNDS.value)]
+  rounds = [
+    (time_turn(ours), time_turn(theirs)) for _ in range(turns.ROUNDS.value)
+  ]
   device = jax.devices()[0]
   return {
     "model": name,
@@ -94,10 +93,10 @@ def measure(name: str, peer: str, which: str) -> dict[str, str | float]:
     if device.platform != "cpu"
     else f"{platform.machine()} CPU",
     "batch_size": _BATCH.value,
-    "ours_images_per_s": statistics.median(a for a, _ in turns),
+    "ours_images_per_s": statistics.median(a for a, _ in rounds),
     "peer": f"timm {peer}" + (" compiled" * _COMPILE.value),
-    "peer_images_per_s": statistics.median(b for _, b in turns),
-    "ratio": statistics.median(a / b for a, b in turns),
+    "peer_images_per_s": statistics.median(b for _, b in rounds),
+    "ratio": statistics.median(a / b for a, b in rounds),
   }
 
 
@@ -146,7 +145,7 @@ def _rename(name: str) -> str:
 
 def time_turn(run: turns.Run) -> float:
   """Images per second over at least `--seconds`."""
-  return turns.rate(run, _BATCH.value, _SECONDS.value)
+  return turns.rate(run, _BATCH.value, turns.SECONDS.value)
 
 
 def our_pass(

@@ -3,6 +3,13 @@
 import time
 from collections.abc import Callable
 
+from absl import flags
+
+# Of every program that times in turns.
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 3.0, "Least time of one turn.")
+JSON = flags.DEFINE_bool("json", False, "Print one JSON object a row.")
+
 Run = Callable[[], None]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

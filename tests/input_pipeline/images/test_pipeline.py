@@ -68,7 +68,6 @@ def test_batch_of_digits(config):
 def test_info(config):
   assert images.dataset_info(config) == images.DatasetInfo(
     num_eval_examples=360,
-    num_classes=10,
     class_names=tuple("0123456789"),
   )
   assert images.num_train_examples(config) == 1437

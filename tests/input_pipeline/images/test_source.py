@@ -130,7 +130,7 @@ def test_evaluation_needs_no_training_split(config, tmp_path):
   run.data.update(
     data_dir=config.data_dir, train_split="elsewhere", eval_split="test[:7]"
   )
-  info = experiment.create_evaluation(run).info
+  info = experiment.create_evaluation(run).task.info
   assert (info.num_eval_examples, len(info.class_names)) == (7, 10)
   with pytest.raises(ValueError, match=r"'elsewhere' of 'digits' .*train \("):
     train.train_and_evaluate(run, str(tmp_path))
