@@ -14,18 +14,17 @@ at. A task has options of its own, which `--help` lists.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import ml_collections
 import tqdm
-from absl import flags
 
 import experiment
 import tasks
+from experiment import program
 from experiment.weights import load_weights
-from training import checkpoints, cli
 
 
 def evaluate(
@@ -72,31 +71,12 @@ def summarize(
   return {"model": config.model.name, **report}
 
 
-def main(argv: Sequence[str]) -> None:
-  """Reads the flags, evaluates and prints."""
-  del argv
-  args = flags.FLAGS
-  cli.check_weights(args.config, args.weights)
-  task = tasks.find(args.config.task)
-  result = evaluate(
-    args.config,
-    args.weights,
-    step=args.step,
-    use_ema=args.ema,
-    **cli.task_options(args.config.task, task.evaluate_options),
-  )
-  print(task.describe(result))
-  print(json.dumps(summarize(args.config, result)))
+def main(config: ml_collections.ConfigDict, weights: str, **options: Any):
+  """Evaluates and prints."""
+  result = evaluate(config, weights, **options)
+  print(tasks.find(config.task).describe(result))
+  print(json.dumps(summarize(config, result)))
 
 
 if __name__ == "__main__":
-  cli.define_config_flag(
-    experiment.optional_fields,
-    load_run=experiment.load_trained,
-    default="weights",
-  )
-  cli.define_weights_flags()
-  cli.define_task_flags(
-    {name: tasks.find(name).evaluate_options for name in tasks.TASKS}
-  )
-  cli.run(main, (*cli.USER_ERRORS, checkpoints.CheckpointError))
+  program.run(main, "evaluate_options")

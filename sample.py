@@ -9,17 +9,15 @@ is opened.
 
 import contextlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import ml_collections
-from absl import flags
 
 import experiment
 import tasks
+from experiment import program
 from experiment.weights import load_weights
-from training import checkpoints, cli
 
 
 def sample(
@@ -59,29 +57,5 @@ def sample(
     setup.task.sample(variables, **options)
 
 
-def main(argv: Sequence[str]) -> None:
-  """Reads the flags and samples."""
-  del argv
-  args = flags.FLAGS
-  cli.check_weights(args.config, args.weights)
-  options = tasks.find(args.config.task).sample_options
-  sample(
-    args.config,
-    args.weights,
-    step=args.step,
-    use_ema=args.ema,
-    **cli.task_options(args.config.task, options),
-  )
-
-
 if __name__ == "__main__":
-  cli.define_config_flag(
-    experiment.optional_fields,
-    load_run=experiment.load_trained,
-    default="weights",
-  )
-  cli.define_weights_flags()
-  cli.define_task_flags(
-    {name: tasks.find(name).sample_options for name in tasks.TASKS}
-  )
-  cli.run(main, (*cli.USER_ERRORS, checkpoints.CheckpointError))
+  program.run(sample, "sample_options")
