@@ -115,13 +115,10 @@ class LinaAttention(nn.Module):
       )
 
     def weigh():
-      # One value for each key: what becomes of it is the weight.
-      one = jnp.eye(k.shape[1], dtype=k.dtype)[None, :, None]
-      one = jnp.broadcast_to(one, (*k.shape[:3], k.shape[1]))
-      weights = mix(
-        q, k, one, gates, self.normalizer, lengths, implementation="xla"
+      options = {"lengths": lengths, "implementation": "xla"}
+      return taps.linear_map(
+        lambda values: mix(q, k, values, gates, self.normalizer, **options), k
       )
-      return weights.swapaxes(1, 2)
 
     return taps.with_open_map(
       self,

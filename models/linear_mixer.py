@@ -118,15 +118,11 @@ class LinearAttention(mixer_base.SequenceMixer):
     """
 
     def weigh():
-      values = jnp.eye(k.shape[1])[None, :, None]
-      values = jnp.broadcast_to(values, (k.shape[0], *values.shape[1:]))
-      # [batch, queries, heads, keys]
-      weights = attention.linear_attention(
-        *(x.astype(jnp.float32) for x in (q, k)),
-        values,
-        **{**options, "implementation": "xla"},
+      wide_q, wide_k = (x.astype(jnp.float32) for x in (q, k))
+      xla = {**options, "implementation": "xla"}
+      return taps.linear_map(
+        lambda v: attention.linear_attention(wide_q, wide_k, v, **xla), wide_k
       )
-      return weights.swapaxes(1, 2)
 
     return taps.with_open_map(
       self,

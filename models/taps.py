@@ -175,6 +175,26 @@ def with_open_map(
   return apply(tap(module, "attention_weights", weigh()))
 
 
+def linear_map(
+  attend: Callable[[jax.Array], jax.Array], k: jax.Array
+) -> jax.Array:
+  """Returns the map of attention that never has one, as linear attention.
+
+  Of one value for each key, what comes out is the weights.
+
+  Args:
+    attend: from values [batch, keys, heads, keys] to [batch, queries, heads,
+      keys].
+    k: keys [batch, keys, heads, dim].
+
+  Returns:
+    [batch, heads, queries, keys].
+  """
+  one = jnp.eye(k.shape[1], dtype=k.dtype)[None, :, None]
+  values = jnp.broadcast_to(one, (*k.shape[:3], k.shape[1]))
+  return attend(values).swapaxes(1, 2)
+
+
 def _announce(module: nn.Module, name: str) -> None:
   """Says that there is such a value, to who wants to know."""
   if module.is_mutable_collection("tap_names") and not module.is_initializing():
