@@ -182,7 +182,7 @@ def train_and_evaluate(
     if guard.should_stop():
       say(f"stopped at step {step}, saved; the same command goes on from there")
     else:
-      summary.finish(task, state.variables(), mesh, workdir, store)
+      summary.finish(task, state.variables(), evaluations, workdir, store)
   return state
 
 

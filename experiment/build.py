@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ class Experiment(Evaluation):
   # The train state as `jax.ShapeDtypeStruct`s with their shardings.
   state: train_state.TrainState
 
-  @property
+  # Asked for in every step.
+  @functools.cached_property
   def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a global training batch."""
     spec = self.task.batch_spec(self.config.batch_size, train=True)

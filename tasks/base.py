@@ -233,10 +233,19 @@ class Task(abc.ABC):
     del config, workdir
 
   def show(
-    self, variables: Variables, mesh: jax.sharding.Mesh, workdir: str
+    self,
+    variables: Variables,
+    evaluations: Sequence[evaluation.Evaluation],
+    workdir: str,
   ) -> Shown:
-    """Makes what a person looks at when training ends; process 0 alone."""
-    del variables, mesh, workdir
+    """Makes what a person looks at when training ends; process 0 alone.
+
+    Args:
+      variables: of the model.
+      evaluations: what `evaluations` returned, with the data that they opened.
+      workdir: of the run.
+    """
+    del variables, evaluations, workdir
     return Shown()
 
   @classmethod

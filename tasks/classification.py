@@ -2,7 +2,7 @@
 
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from input_pipeline.images import mixing
 from models import normalization
 from tasks import class_table, losses, predictions
 from tasks.base import Batch, Shown, Task, Variables
-from training import paths, summary
+from training import evaluation, paths, summary
 from training.ranges import Number
 
 # The logit of a class that may not be chosen: finite, as 0 times it is 0.
@@ -331,11 +331,13 @@ class Classification(Task):
     return result
 
   def show(
-    self, variables: Variables, mesh: jax.sharding.Mesh, workdir: str
+    self,
+    variables: Variables,
+    evaluations: Sequence[evaluation.SplitEvaluation],
+    workdir: str,
   ) -> Shown:
     """Draws what the model says of some images into predictions.png."""
-    batches = self.evaluate_split(mesh).batches
-    images, labels = predictions.first_examples(batches)
+    images, labels = predictions.first_examples(evaluations[0].batches)
     probabilities = np.asarray(jax.jit(self.predict)(variables, images))
     summary.write_picture(
       workdir,

@@ -5,7 +5,7 @@ import math
 import pathlib
 import shlex
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import storage
 from input_pipeline import text
 from tasks import text_sampling
 from tasks.base import Batch, Shown, Task, Variables
+from training import evaluation
 
 TOKENIZER = "tokenizer.json"
 
@@ -173,12 +174,14 @@ class LanguageModeling(Task):
     config.data.tokenizer = str(workdir / TOKENIZER)
 
   def show(
-    self, variables: Variables, mesh: jax.sharding.Mesh, workdir: str
+    self,
+    variables: Variables,
+    evaluations: Sequence[evaluation.SplitEvaluation],
+    workdir: str,
   ) -> Shown:
     """Writes a sample into samples.txt."""
-    del mesh
     sample = io.StringIO()
-    prompt = self._prompt()
+    prompt = self._prompt(evaluations[0].batches)
     text_sampling.write(
       self.model,
       variables,
@@ -196,12 +199,11 @@ class LanguageModeling(Task):
       commands=(f"{command} --prompt={shlex.quote(prompt or 'The ')}",),
     )
 
-  def _prompt(self) -> str:
+  def _prompt(self, batches: Iterable[Mapping[str, np.ndarray]]) -> str:
     """Nothing; or a word to go on from, where no token begins a text."""
     tokenizer = self.info.tokenizer
     if tokenizer.end_of_text is not None:
       return ""
-    batches = text.eval_batches(self.config.data, batch_size=1)
     first = next(iter(batches))["tokens"][0]
     start = tokenizer.decode(first.tolist()).split(maxsplit=1)
     return start[0] if start else tokenizer.decode(first[:1].tolist())

@@ -9,7 +9,7 @@ import jax
 from absl import logging
 
 import storage
-from training import checkpoints, console, metrics, plots
+from training import checkpoints, console, evaluation, metrics, plots
 
 
 @contextlib.contextmanager
@@ -37,7 +37,7 @@ def attempt(what: str) -> Iterator[None]:
 def finish(
   task: Any,
   variables: Any,
-  mesh: jax.sharding.Mesh,
+  evaluations: Sequence[evaluation.Evaluation],
   workdir: str,
   store: checkpoints.Checkpoints,
 ) -> None:
@@ -46,7 +46,7 @@ def finish(
   Args:
     task: a `tasks.Task`.
     variables: of the model.
-    mesh: the device mesh.
+    evaluations: of the task.
     workdir: the run's directory.
     store: its checkpoints.
   """
@@ -59,7 +59,7 @@ def finish(
   # Other processes would have to take part in what the model does.
   if jax.process_count() == 1:
     with attempt("showing what the model does"):
-      shown = task.show(variables, mesh, workdir)
+      shown = task.show(variables, evaluations, workdir)
       files, text = [*files, *shown.files], shown.text
       commands = [*shown.commands]
   with attempt("summing up the run"):

@@ -12,6 +12,7 @@ import tasks
 from configs import language
 from input_pipeline import text
 from tasks.language_modeling import LanguageModeling
+from training import sharding
 
 TEXTS = ("To be, or not to be: that is it.\n", "ab", "Ça va? 😀 ok\n", "q" * 40)
 MODEL = dict(width=16, depth=1, heads=2)
@@ -169,7 +170,9 @@ def test_a_runs_tokeniser_is_all_that_a_sample_needs(config, tmp_path, capsys):
 def test_shows_a_sample_and_how_to_go_on(config, tmp_path, tokenizer):
   config.data.tokenizer = tokenizer
   task = create(config)
-  shown = task.show(randomised(task), None, str(tmp_path))
+  mesh = sharding.create_mesh(config.mesh)
+  evaluations = task.evaluations(mesh)
+  shown = task.show(randomised(task), evaluations, str(tmp_path))
   written = (tmp_path / "samples.txt").read_text()
   assert shown.files == ("samples.txt",)
   assert written in shown.text
