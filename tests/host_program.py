@@ -24,7 +24,7 @@ jax.distributed.initialize(f"localhost:{port}", 2, int(index))
 
 import ml_collections  # noqa: E402, JAX must know of the other process first.
 
-from training import (  # noqa: E402
+from training import (  # noqa: E402, likewise.
   checkpoints,
   evaluation,
   hosts,

@@ -11,25 +11,24 @@ from tools import torch_imports
 
 def import_torch():
   """Returns torch, or skips the test where it is not installed."""
-  try:
-    return torch_imports.import_torch()
-  except ImportError as error:
-    pytest.skip(str(error))
+  return _or_skip(torch_imports.import_torch)
 
 
 def import_timm():
   """Returns (torch, timm), or skips the test where they are not installed."""
-  try:
-    return torch_imports.import_timm()
-  except ImportError as error:
-    pytest.skip(str(error))
+  return _or_skip(torch_imports.import_timm)
 
 
 def import_transformers(family):
   """Returns torch and transformers' module of a family, or skips the test."""
+  return _or_skip(torch_imports.import_transformers, family)
+
+
+def _or_skip(load, *args):
   try:
-    return torch_imports.import_transformers(family)
+    return load(*args)
   except ImportError as error:
+    # The extra `parity` is not for everybody; README says what it is for.
     pytest.skip(str(error))
 
 

@@ -13,7 +13,10 @@ from input_pipeline.text import pipeline, tokenizers
 from training import optimizers, paths
 
 # Never part of the project; see docs/language.md for where it comes from.
-SHAKESPEARE = pathlib.Path("/work/shared/data/tinyshakespeare.txt")
+# Beside the project, never in it.
+SHAKESPEARE = (
+  pathlib.Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
+)
 PARAMETERS = {"gpt2": 124_439_808 - 50257 * 768 + 257 * 768}
 
 

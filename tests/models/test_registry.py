@@ -92,4 +92,4 @@ def test_parts_are_there_once_they_are_named():
   assert callable(models.decoding.generate)
   assert callable(models.taps.read)
   with pytest.raises(AttributeError, match="'pretraind'"):
-    models.pretraind  # noqa: B018
+    models.pretraind  # noqa: B018, to look is what raises.

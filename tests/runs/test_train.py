@@ -18,7 +18,6 @@ from models import pretrained
 from tasks import predictions
 from tests.train_runs import (
   LANGUAGE_TEXT,
-  Repeated,
   assert_same_state,
   make_config,
   of_every_task,
@@ -26,32 +25,6 @@ from tests.train_runs import (
   strip_rates,
 )
 from training import checkpoints, evaluation, plots, records, reporting
-
-
-@pytest.fixture(scope="module", params=["digits"])
-def job(request):
-  """Which of CONFIGS; a test may say others."""
-  return request.param
-
-
-@pytest.fixture(scope="module")
-def repeated():
-  return Repeated()
-
-
-@pytest.fixture(autouse=True)
-def _share_what_repeats(repeated, monkeypatch):
-  repeated.share(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-  return str(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def config(job, data_dir):
-  return make_config(job, data_dir)
 
 
 @pytest.fixture(scope="module")

@@ -7,37 +7,9 @@ import pytest
 import train
 from eval import evaluate
 from tests.train_runs import (
-  Repeated,
   assert_same_state,
-  make_config,
   read_rows,
 )
-
-
-@pytest.fixture(scope="module", params=["digits"])
-def job(request):
-  """Which of CONFIGS; a test may say others."""
-  return request.param
-
-
-@pytest.fixture(scope="module")
-def repeated():
-  return Repeated()
-
-
-@pytest.fixture(autouse=True)
-def _share_what_repeats(repeated, monkeypatch):
-  repeated.share(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-  return str(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def config(job, data_dir):
-  return make_config(job, data_dir)
 
 
 # As many steps as a loss takes to go down.
