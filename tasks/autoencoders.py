@@ -92,7 +92,7 @@ def _model_of(source: str, config: ml_collections.ConfigDict) -> nn.Module:
 
 
 def _restore(source: str, config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The variables of a run's last checkpoint, on this process's first device."""
+  """The variables of a run's last checkpoint, on one device."""
   metric = config.checkpoint.best_metric
   store = checkpoints.Checkpoints(
     source,
