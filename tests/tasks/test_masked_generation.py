@@ -12,15 +12,15 @@ from scipy import stats
 
 import tasks
 from configs import lina
-from input_pipeline import images
+from input_pipeline import latents
 from models.lina_attention import GATE_LEAVES
 from tasks import mask_draws
 from tests import parity_helper
 from training import evaluation, sharding, train_state, train_step
 
 PLACES, ROWS = 16, 8
-INFO = images.DatasetInfo(
-  num_eval_examples=0, class_names=tuple("0123456789"), num_train_examples=1
+INFO = latents.DatasetInfo(
+  num_eval_examples=0, class_names=tuple("0123456789"), image_shape=(8, 8, 1)
 )
 
 
@@ -104,16 +104,6 @@ def test_times_are_of_the_table_and_noise_is_normal():
   normal = stats.logistic.ppf((times.ravel() - 0.5) / 1000)
   assert stats.kstest(normal, stats.norm.cdf).pvalue > 1e-3
   assert stats.kstest(noise.ravel(), stats.norm.cdf).pvalue > 1e-3
-
-
-def test_latents_have_their_moments():
-  moments = np.concatenate(
-    [np.full((60, 60, 1), 3.0), np.full((60, 60, 1), np.log(4.0))], -1
-  )
-  x = mask_draws.latents(jax.random.key(0), jnp.asarray(moments, jnp.float32))
-  assert x.shape == (60, 60, 1)
-  np.testing.assert_allclose(x.mean(), 3, atol=0.15)
-  np.testing.assert_allclose(x.std(), 2, rtol=0.05)
 
 
 def test_some_images_lose_their_class():
@@ -231,11 +221,9 @@ def test_evaluation_is_of_each_example_alone():
   ("fields", "message"),
   [
     ({"model.name": "resnet50"}, "'resnet50' makes no images"),
-    (
-      {"data.image_size": 16},
-      r"images of 16 x 16 x 1, but model.grid=\(4, 4\).*is one of 8 x 8 x 1",
-    ),
-    ({"data.channels": 3}, r"8 x 8 x 3, but .* 8 x 8 x 1"),
+    ({"model.grid": (4, 5)}, r"of 8 x 8 x 1, but .* are for 8 x 10 x 1"),
+    ({"model.token_dim": 12}, r"data.channels=1 .*8 x 8 x 1.*for 8 x 8 x 3"),
+    ({"model.text_width": 8}, r"text_width=8 does not fit data.text='', .* 0"),
     ({"mask_ratio.low": 1.0}, r"mask_ratio.low=1.0 must be below"),
     ({"mask_ratio.low": 0.01}, r"mask_ratio.low=0.01 of 16 tokens"),
     ({"frozen": ("norm/",)}, r"frozen has 'norm/', which is not"),
