@@ -34,7 +34,7 @@ def of_split(
   """
   split = split or data.eval_split
   moments, kept = Moments(), []
-  for images in _images(data, split):
+  for images, _ in examples(data, split):
     made, _ = features(images)
     moments.update(made)
     if keep_features:
@@ -56,13 +56,18 @@ def of_split(
   )
 
 
-def _images(
+def examples(
   data: ml_collections.ConfigDict, split: str
-) -> Iterator[np.ndarray]:
-  """uint8 [n, height, width, channels], without padding and damaged ones."""
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Batches of a split, without padding and damaged images.
+
+  Returns:
+    Pairs of images uint8 [n, height, width, channels] and labels int32 [n].
+  """
   config = image_data.default_config()
   for name in config:
     config[name] = data[name]
   config.eval_split = split
   for batch in image_data.eval_batches(config, batch_size=_ROWS):
-    yield batch["image"][batch["mask"] > 0]
+    there = batch["mask"] > 0
+    yield batch["image"][there], batch["label"][there]
