@@ -7,12 +7,14 @@ from setuptools import find_packages, setup
 # Of the repository; empty until somebody publishes it. The notebooks clone it.
 URL = ""
 PARITY = [
+  "diffusers>=0.42,<0.43",
   "huggingface_hub>=0.30",
   "safetensors>=0.5",
   "timm>=1.0.31",
   # The version that the comparisons were made with; a later one may bring
   # gigabytes for a GPU.
   "torch==2.13.0",
+  "torch-fidelity>=0.4,<0.5",
   "transformers>=5.24,<6",
 ]
 # Compilers for chips that are not here; no driver and no toolkit.

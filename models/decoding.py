@@ -191,10 +191,10 @@ def start(
     position=jnp.asarray([len(p) - 1 for p in prompts], jnp.int32),
     step=jnp.zeros((), jnp.int32),
   )
-  return _beside(variables, state)
+  return beside(variables, state)
 
 
-def _beside(variables, state):
+def beside(variables, state):
   """Puts a state on the mesh of the variables, where each block leaves it.
 
   Otherwise the second block would be compiled anew.

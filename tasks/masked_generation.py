@@ -10,7 +10,8 @@ import ml_collections
 import numpy as np
 
 import models
-from input_pipeline import images as image_data
+from input_pipeline import latents as latent_data
+from models import gaussian_latents
 from tasks import mask_draws
 from tasks.base import Batch, Task, Variables
 from training import paths
@@ -28,7 +29,7 @@ class MaskedGeneration(Task):
   the examples' places in the split, measures the same at any time.
   """
 
-  room = image_data
+  room = latent_data
   unit = "image"
   directions = types.MappingProxyType({"loss": "min"})
   counts = ("damaged",)
@@ -43,8 +44,8 @@ class MaskedGeneration(Task):
       "condition_dropout": Number(0, 1),
       "sampling.steps": Number(1, whole=True),
       "sampling.flow_steps": Number(1, whole=True),
-      "sampling.guidance": Number(1),
-      "sampling.min_guidance": Number(1),
+      "sampling.guidance": Number(0),
+      "sampling.min_guidance": Number(0),
     }
   )
 
@@ -68,7 +69,6 @@ class MaskedGeneration(Task):
       dtype=jnp.dtype(config.dtype),
       **overrides,
     )
-    self.num_classes = len(info.class_names)
     self.places = int(np.prod(self.model.grid))
     self.most_visible = mask_draws.most_visible(config.mask_ratio, self.places)
     paths.check_patterns("frozen", config.frozen)
@@ -80,7 +80,7 @@ class MaskedGeneration(Task):
     """The fields that only masked generation has."""
     config = ml_collections.ConfigDict()
     config.model = ml_collections.ConfigDict(dict(name="lina_d48w768"))
-    config.data = image_data.default_config()
+    config.data = latent_data.default_config()
     # Share of tokens that are to be made, one for each batch: a normal
     # distribution that is cut off.
     config.mask_ratio = ml_collections.ConfigDict(
@@ -101,21 +101,31 @@ class MaskedGeneration(Task):
   def batch_spec(
     self, rows: int, *, train: bool
   ) -> dict[str, jax.ShapeDtypeStruct]:
-    """image uint8 [rows, height, width, channels], label, mask, damaged [rows].
+    """What is learned, what it is of, and mask float32 [rows].
 
-    In evaluation index [rows] too, the examples' places in the split.
+    Pixels are image uint8 [rows, height, width, channels], with damaged bool
+    [rows]; latents are moments float32 [rows, height, width, 2 channels]. What
+    they are of is label int32 [rows]; or text float32 [rows, tokens, width] and
+    text_length int32 [rows]. In evaluation there is index int32 [rows], the
+    example's place in the split.
     """
-    data = self.config.data
-    side = data.image_size
-    spec = {
-      "image": ((rows, side, side, data.channels), jnp.uint8),
-      "label": ((rows,), jnp.int32),
-      "mask": ((rows,), jnp.float32),
-      "damaged": ((rows,), jnp.bool_),
-    }
+    info, real, whole = self.info, jnp.float32, jnp.int32
+    if info.latent_shape is None:
+      spec = {"image": (info.image_shape, jnp.uint8), "damaged": ((), bool)}
+    else:
+      *sides, channels = info.latent_shape
+      spec = {"moments": ((*sides, 2 * channels), real)}
+    if info.text_shape is None:
+      spec["label"] = (), whole
+    else:
+      spec |= {"text": (info.text_shape, real), "text_length": ((), whole)}
+    spec["mask"] = (), real
     if not train:
-      spec["index"] = ((rows,), jnp.int32)
-    return {name: jax.ShapeDtypeStruct(*of) for name, of in spec.items()}
+      spec["index"] = (), whole
+    return {
+      name: jax.ShapeDtypeStruct((rows, *shape), dtype)
+      for name, (shape, dtype) in spec.items()
+    }
 
   def init(self, key: jax.Array) -> Variables:
     """Initial variables of the model."""
@@ -130,8 +140,9 @@ class MaskedGeneration(Task):
 
     Returns:
       tokens [batch, N, token_dim]; visible int32 [batch, V], places, of which
-      all rows have as many, padded with N; label [batch]; mask [batch]; damaged
-      [batch]; and key [batch], from which `loss` draws times and noise.
+      all rows have as many, padded with N; label, or text and text_length, some
+      of them as if there was none; mask [batch]; damaged [batch]; and key
+      [batch], from which `loss` draws times and noise.
     """
     count_key, drop_key, key = jax.random.split(key, 3)
     rows = len(batch["mask"])
@@ -146,28 +157,49 @@ class MaskedGeneration(Task):
   def _prepare(
     self, keys: jax.Array, batch: Batch, counts: jax.Array, drop: jax.Array
   ) -> Batch:
-    """Prepares examples by their keys [batch]; drop says who loses the class.
+    """Prepares examples by their keys.
 
-    counts [batch] is how many tokens are visible.
+    Args:
+      keys: [batch].
+      batch: as `batch_spec` says.
+      counts: [batch], how many tokens are visible.
+      drop: bool [batch], who loses the class or text.
     """
-    place_keys, flow_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    latent_keys, place_keys, flow_keys = jax.vmap(
+      lambda key: jax.random.split(key, 3), out_axes=1
+    )(keys)
     visible = jax.vmap(
       lambda key, count: mask_draws.visible_places(
         key, count, self.places, self.most_visible
       )
     )(place_keys, counts)
-    mask, label = batch["mask"], batch["label"]
-    # Zeros where nothing counts, as NaN times a gradient of 0 is NaN.
-    tokens = self.model.patchify(batch["image"].astype(jnp.float32) / 127.5 - 1)
-    known = (label >= 0) & (label < self.num_classes) & ~drop
+    mask = batch["mask"]
+    tokens = self.model.patchify(self._latents(latent_keys, batch))
     return {
+      # Zeros where nothing counts, as NaN times a gradient of 0 is NaN.
       "tokens": jnp.where(mask[:, None, None] > 0, tokens, 0),
       "visible": visible,
-      "label": jnp.where(known, label, self.num_classes),
+      **self._given(batch, drop),
       "mask": mask,
-      "damaged": batch["damaged"],
+      "damaged": batch.get("damaged", jnp.zeros(mask.shape, bool)),
       "key": flow_keys,
     }
+
+  def _latents(self, keys: jax.Array, batch: Batch) -> jax.Array:
+    """Pixels from -1 to 1, or latents with a deviation of about one."""
+    if self.info.latent_shape is None:
+      return batch["image"].astype(jnp.float32) / 127.5 - 1
+    draw = jax.vmap(gaussian_latents.sample)
+    return draw(batch["moments"], keys) * self.info.scale
+
+  def _given(self, batch: Batch, drop: jax.Array) -> Batch:
+    """The classes or texts, but for those to drop and those that are none."""
+    if self.info.text_shape is not None:
+      length = jnp.where(drop, 0, batch["text_length"])
+      return {"text": batch["text"], "text_length": length}
+    label, none = batch["label"], self.model.num_classes
+    known = (label >= 0) & (label < none) & ~drop
+    return {"label": jnp.where(known, label, none)}
 
   def weight(self, batch: Batch) -> jax.Array:
     """How many images count."""
@@ -216,7 +248,10 @@ class MaskedGeneration(Task):
     """
     tokens, visible = batch["tokens"], batch["visible"]
     apply = lambda *x, method: self.model.apply(variables, *x, method=method)
-    condition = apply(batch["label"], method="condition")
+    given = [
+      batch[name] for name in ("label", "text", "text_length") if name in batch
+    ]
+    condition = apply(*given, method="condition")
     z = apply(condition, tokens, visible, method="encode_decode")
     # [batch, draws, N] and [batch, draws, N, token_dim].
     times, noise = jax.vmap(
@@ -290,13 +325,27 @@ def _check_data(data: ml_collections.ConfigDict, info: Any, model: Any) -> None:
       "masked generation."
     )
   p, (rows, columns) = model.patch_size, model.grid
-  have = (data.image_size, data.image_size, data.channels)
   want = (rows * p, columns * p, model.token_dim // p**2)
+  have = info.latent_shape or info.image_shape
   if have != want:
-    size = " x ".join
-    raise ValueError(
-      f"data.image_size={data.image_size} and data.channels={data.channels} "
-      f"are images of {size(map(str, have))}, but model.grid={model.grid} of "
-      f"patches with model.patch_size={p} and model.token_dim="
-      f"{model.token_dim} is one of {size(map(str, want))}."
+    what = (
+      f"data.latents={data.latents!r} are latents"
+      if info.latent_shape
+      else f"data.image_size={data.image_size} and data.channels="
+      f"{data.channels} are images"
     )
+    raise ValueError(
+      f"{what} of {_size(have)}, but model.grid={model.grid}, model.patch_size="
+      f"{p} and model.token_dim={model.token_dim} are for {_size(want)}."
+    )
+  width = info.text_shape[1] if info.text_shape else 0
+  if width != model.text_width:
+    raise ValueError(
+      f"model.text_width={model.text_width} does not fit data.text="
+      f"{data.text!r}, which needs {width}"
+      + ("." if width else ": there is no text but classes.")
+    )
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+  return " x ".join(map(str, shape))

@@ -34,6 +34,20 @@ def import_timm() -> tuple[Any, Any]:
   return torch, timm
 
 
+def import_fidelity() -> tuple[Any, Any]:
+  """Returns (torch, torch_fidelity).
+
+  Raises:
+    ImportError: if they are not installed.
+  """
+  torch = import_torch()
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    _stand_in_for_torchvision(torch)
+    import torch_fidelity
+  return torch, torch_fidelity
+
+
 def import_transformers(family: str) -> tuple[Any, Any]:
   """Returns torch and the module of a family, as "gpt2", of transformers.
 
@@ -49,6 +63,19 @@ def import_transformers(family: str) -> tuple[Any, Any]:
     _stand_in_for_torchvision(torch)
     name = f"transformers.models.{family}.modeling_{family}"
     return torch, importlib.import_module(name)
+
+
+def import_diffusers(name: str) -> tuple[Any, Any]:
+  """Returns torch and a module of diffusers, as "models.autoencoders.vae".
+
+  Raises:
+    ImportError: if they are not installed.
+  """
+  torch = import_torch()
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    _stand_in_for_torchvision(torch)
+    return torch, importlib.import_module(f"diffusers.{name}")
 
 
 def _stand_in_for_torchvision(torch: Any) -> None:
