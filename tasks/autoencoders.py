@@ -1,7 +1,5 @@
 """A trained autoencoder, for whatever makes latents or turns them to images."""
 
-import hashlib
-import json
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -64,7 +62,7 @@ def load(source: str, *, fingerprint: str = "") -> Trained:
     model = _model_of(source, config)
     variables = _restore(source, config)
     place = str(storage.absolute(storage.path(source)))
-  found = _fingerprint(variables)
+  found = fingerprints.digest(variables)
   if fingerprint not in ("", found):
     raise ValueError(
       f"autoencoder {source!r} has other weights (fingerprint {found}) than the"
@@ -105,9 +103,3 @@ def _restore(source: str, config: ml_collections.ConfigDict) -> dict[str, Any]:
     raise ValueError(f"autoencoder {source!r} has no checkpoint yet.")
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return store.restore_variables(steps[-1], device, averaged=True)
-
-
-def _fingerprint(variables: Variables) -> str:
-  numbers = fingerprints.fingerprint(variables)
-  text = json.dumps(numbers, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
