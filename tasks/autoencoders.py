@@ -90,7 +90,7 @@ def _model_of(source: str, config: ml_collections.ConfigDict) -> nn.Module:
 
 
 def _restore(source: str, config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The variables of a run's last checkpoint, on one device."""
+  """The variables of a run's last checkpoint, on the mesh if one is set."""
   metric = config.checkpoint.best_metric
   store = checkpoints.Checkpoints(
     source,
@@ -101,5 +101,8 @@ def _restore(source: str, config: ml_collections.ConfigDict) -> dict[str, Any]:
   )
   if not (steps := store.steps()):
     raise ValueError(f"autoencoder {source!r} has no checkpoint yet.")
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return store.restore_variables(steps[-1], device, averaged=True)
+  mesh = jax.sharding.get_mesh()
+  place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  if mesh.empty:
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return store.restore_variables(steps[-1], place, averaged=True)

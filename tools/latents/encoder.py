@@ -19,9 +19,8 @@ from training import evaluation
 
 # Images from which a deviation is measured, evenly over the split.
 _MEASURED = 4096
-# As `dataset.write_split` stores them. In float16 a mean is off by 2^-12 of
-# itself at most, less than the 1 / 510 by which 8 bits round a pixel, for half
-# of the bytes.
+# As `dataset.write_split` stores them. In float16, half the bytes, a mean is
+# off by 2^-11 of itself at most, where 8 bits are 2^-9 of a pixel's range off.
 DTYPES = ("float16", "float32")
 
 
