@@ -13,6 +13,7 @@ PARITY = [
   # The version that the comparisons were made with; a later one may bring
   # gigabytes for a GPU.
   "torch==2.13.0",
+  "torch-fidelity>=0.4,<0.5",
   "transformers>=5.24,<6",
 ]
 # Compilers for chips that are not here; no driver and no toolkit.

@@ -66,14 +66,3 @@ def times_and_noise(
   share = jax.nn.sigmoid(jax.random.normal(time_key, (draws, len(tokens))))
   times = 1000 - jnp.floor(1000 * share)
   return times, jax.random.normal(noise_key, (draws, *tokens.shape))
-
-
-def latents(key: jax.Array, moments: jax.Array) -> jax.Array:
-  """Draws latents [height, width, c] of their moments [height, width, 2 c].
-
-  The moments are means, then logarithms of variances.
-  """
-  mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-  # The bounds of the autoencoders' own code.
-  deviation = jnp.exp(0.5 * jnp.clip(log_variance, -30, 20))
-  return mean + deviation * jax.random.normal(key, mean.shape)

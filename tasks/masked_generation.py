@@ -1,7 +1,8 @@
 """Masked generation: tokens of an image from those that are visible."""
 
+import io
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,10 +11,18 @@ import ml_collections
 import numpy as np
 
 import models
-from input_pipeline import images as image_data
-from tasks import mask_draws
-from tasks.base import Batch, Task, Variables
-from training import paths
+import storage
+from input_pipeline import latents as latent_data
+from models import gaussian_latents
+from tasks import (
+  generation_checks,
+  image_decoding,
+  image_sampling,
+  mask_draws,
+  sample_evaluation,
+)
+from tasks.base import Batch, Shown, Task, Variables
+from training import evaluation, paths
 from training.ranges import Number
 
 
@@ -28,11 +37,13 @@ class MaskedGeneration(Task):
   the examples' places in the split, measures the same at any time.
   """
 
-  room = image_data
+  room = latent_data
   unit = "image"
   directions = types.MappingProxyType({"loss": "min"})
   counts = ("damaged",)
   given = ("dtype", "num_classes")
+  evaluate_options = sample_evaluation.OPTIONS
+  sample_options = image_sampling.OPTIONS
   ranges = types.MappingProxyType(
     {
       "mask_ratio.mean": Number(0, 1),
@@ -41,10 +52,11 @@ class MaskedGeneration(Task):
       "mask_ratio.high": Number(0, 1, above=True),
       "noise_draws": Number(1, whole=True),
       "condition_dropout": Number(0, 1),
+      "evaluation.num_samples": Number(0, whole=True),
       "sampling.steps": Number(1, whole=True),
       "sampling.flow_steps": Number(1, whole=True),
-      "sampling.guidance": Number(1),
-      "sampling.min_guidance": Number(1),
+      "sampling.guidance": Number(0),
+      "sampling.min_guidance": Number(0),
     }
   )
 
@@ -68,19 +80,18 @@ class MaskedGeneration(Task):
       dtype=jnp.dtype(config.dtype),
       **overrides,
     )
-    self.num_classes = len(info.class_names)
     self.places = int(np.prod(self.model.grid))
     self.most_visible = mask_draws.most_visible(config.mask_ratio, self.places)
     paths.check_patterns("frozen", config.frozen)
-    _check_masks(config.mask_ratio, self.places, self.most_visible)
-    _check_data(config.data, info, self.model)
+    generation_checks.check_masks(config.mask_ratio, self.places)
+    generation_checks.check_data(config.data, info, self.model)
 
   @staticmethod
   def default_config() -> ml_collections.ConfigDict:
     """The fields that only masked generation has."""
     config = ml_collections.ConfigDict()
     config.model = ml_collections.ConfigDict(dict(name="lina_d48w768"))
-    config.data = image_data.default_config()
+    config.data = latent_data.default_config()
     # Share of tokens that are to be made, one for each batch: a normal
     # distribution that is cut off.
     config.mask_ratio = ml_collections.ConfigDict(
@@ -95,27 +106,41 @@ class MaskedGeneration(Task):
     config.sampling = ml_collections.ConfigDict(
       dict(steps=64, flow_steps=25, guidance=2.4, min_guidance=1.0)
     )
+    # What `eval.py` makes and measures; see `tasks.sample_evaluation`.
+    config.evaluation = ml_collections.ConfigDict(
+      dict(num_samples=1000, features="", statistics="")
+    )
     config.checkpoint = ml_collections.ConfigDict(dict(best_metric="loss"))
     return config
 
   def batch_spec(
     self, rows: int, *, train: bool
   ) -> dict[str, jax.ShapeDtypeStruct]:
-    """image uint8 [rows, height, width, channels], label, mask, damaged [rows].
+    """What is learned, what it is of, and mask float32 [rows].
 
-    In evaluation index [rows] too, the examples' places in the split.
+    Pixels are image uint8 [rows, height, width, channels], with damaged bool
+    [rows]; latents are moments float32 [rows, height, width, 2 channels]. What
+    they are of is label int32 [rows]; or text float32 [rows, tokens, width] and
+    text_length int32 [rows]. In evaluation there is index int32 [rows], the
+    example's place in the split.
     """
-    data = self.config.data
-    side = data.image_size
-    spec = {
-      "image": ((rows, side, side, data.channels), jnp.uint8),
-      "label": ((rows,), jnp.int32),
-      "mask": ((rows,), jnp.float32),
-      "damaged": ((rows,), jnp.bool_),
-    }
+    info, real, whole = self.info, jnp.float32, jnp.int32
+    if info.latent_shape is None:
+      spec = {"image": (info.image_shape, jnp.uint8), "damaged": ((), bool)}
+    else:
+      *sides, channels = info.latent_shape
+      spec = {"moments": ((*sides, 2 * channels), real)}
+    if info.text_shape is None:
+      spec["label"] = (), whole
+    else:
+      spec |= {"text": (info.text_shape, real), "text_length": ((), whole)}
+    spec["mask"] = (), real
     if not train:
-      spec["index"] = ((rows,), jnp.int32)
-    return {name: jax.ShapeDtypeStruct(*of) for name, of in spec.items()}
+      spec["index"] = (), whole
+    return {
+      name: jax.ShapeDtypeStruct((rows, *shape), dtype)
+      for name, (shape, dtype) in spec.items()
+    }
 
   def init(self, key: jax.Array) -> Variables:
     """Initial variables of the model."""
@@ -130,8 +155,9 @@ class MaskedGeneration(Task):
 
     Returns:
       tokens [batch, N, token_dim]; visible int32 [batch, V], places, of which
-      all rows have as many, padded with N; label [batch]; mask [batch]; damaged
-      [batch]; and key [batch], from which `loss` draws times and noise.
+      all rows have as many, padded with N; label, or text and text_length, some
+      of them as if there was none; mask [batch]; damaged [batch]; and key
+      [batch], from which `loss` draws times and noise.
     """
     count_key, drop_key, key = jax.random.split(key, 3)
     rows = len(batch["mask"])
@@ -146,28 +172,49 @@ class MaskedGeneration(Task):
   def _prepare(
     self, keys: jax.Array, batch: Batch, counts: jax.Array, drop: jax.Array
   ) -> Batch:
-    """Prepares examples by their keys [batch]; drop says who loses the class.
+    """Prepares examples by their keys.
 
-    counts [batch] is how many tokens are visible.
+    Args:
+      keys: [batch].
+      batch: as `batch_spec` says.
+      counts: [batch], how many tokens are visible.
+      drop: bool [batch], who loses the class or text.
     """
-    place_keys, flow_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    latent_keys, place_keys, flow_keys = jax.vmap(
+      lambda key: jax.random.split(key, 3), out_axes=1
+    )(keys)
     visible = jax.vmap(
       lambda key, count: mask_draws.visible_places(
         key, count, self.places, self.most_visible
       )
     )(place_keys, counts)
-    mask, label = batch["mask"], batch["label"]
-    # Zeros where nothing counts, as NaN times a gradient of 0 is NaN.
-    tokens = self.model.patchify(batch["image"].astype(jnp.float32) / 127.5 - 1)
-    known = (label >= 0) & (label < self.num_classes) & ~drop
+    mask = batch["mask"]
+    tokens = self.model.patchify(self._latents(latent_keys, batch))
     return {
+      # Zeros where nothing counts, as NaN times a gradient of 0 is NaN.
       "tokens": jnp.where(mask[:, None, None] > 0, tokens, 0),
       "visible": visible,
-      "label": jnp.where(known, label, self.num_classes),
+      **self._given(batch, drop),
       "mask": mask,
-      "damaged": batch["damaged"],
+      "damaged": batch.get("damaged", jnp.zeros(mask.shape, bool)),
       "key": flow_keys,
     }
+
+  def _latents(self, keys: jax.Array, batch: Batch) -> jax.Array:
+    """Pixels from -1 to 1, or latents with a deviation of about one."""
+    if self.info.latent_shape is None:
+      return batch["image"].astype(jnp.float32) / 127.5 - 1
+    draw = jax.vmap(gaussian_latents.sample)
+    return draw(batch["moments"], keys) * self.info.scale
+
+  def _given(self, batch: Batch, drop: jax.Array) -> Batch:
+    """The classes or texts, but for those to drop and those that are none."""
+    if self.info.text_shape is not None:
+      length = jnp.where(drop, 0, batch["text_length"])
+      return {"text": batch["text"], "text_length": length}
+    label, none = batch["label"], self.model.num_classes
+    known = (label >= 0) & (label < none) & ~drop
+    return {"label": jnp.where(known, label, none)}
 
   def weight(self, batch: Batch) -> jax.Array:
     """How many images count."""
@@ -216,7 +263,10 @@ class MaskedGeneration(Task):
     """
     tokens, visible = batch["tokens"], batch["visible"]
     apply = lambda *x, method: self.model.apply(variables, *x, method=method)
-    condition = apply(batch["label"], method="condition")
+    given = [
+      batch[name] for name in ("label", "text", "text_length") if name in batch
+    ]
+    condition = apply(*given, method="condition")
     z = apply(condition, tokens, visible, method="encode_decode")
     # [batch, draws, N] and [batch, draws, N, token_dim].
     times, noise = jax.vmap(
@@ -241,16 +291,66 @@ class MaskedGeneration(Task):
 
   @staticmethod
   def describe(result: Mapping[str, Any]) -> str:
-    """ "loss 0.6312 on 360 images"."""
-    damaged = result["damaged"]
-    return f"loss {result['loss']:.4f} on {result['examples']} images" + (
-      f", {damaged} damaged ones left out" if damaged else ""
-    )
+    """ "loss 0.3912 on 360 images", and what samples are like if some are."""
+    damaged = result.get("damaged", 0)
+    parts = [
+      f"loss {result['loss']:.4f} on {result['examples']} images",
+      *([f"{damaged} damaged ones left out"] if damaged else []),
+    ]
+    if "samples" in result:
+      parts += sample_evaluation.describe(result)
+    return ", ".join(parts)
 
   @staticmethod
   def report(result: Mapping[str, Any]) -> dict[str, Any]:
-    """examples and loss."""
-    return {name: result[name] for name in ("examples", "loss")}
+    """examples, loss, and all that was measured of samples."""
+    return {name: result[name] for name in result if name != "damaged"}
+
+  def evaluate(self, variables, mesh, progress, **options):
+    """The loss of the split; then images are made and measured."""
+    options = sample_evaluation.options_of(self.config, **options)
+    result = self.evaluate_split(mesh).run(variables, progress=progress)
+    if not options["num_samples"]:
+      return result
+    return result | sample_evaluation.measure(
+      self, variables, options, progress
+    )
+
+  def show(
+    self,
+    variables: Variables,
+    evaluations: Sequence[evaluation.Evaluation],
+    workdir: str,
+  ) -> Shown:
+    """Draws images of some classes or texts into samples.png."""
+    del evaluations
+    folder = storage.path(workdir)
+    log = io.StringIO()
+    image_sampling.draw(
+      self.model,
+      variables,
+      image_decoding.create(self.model, variables, self.info),
+      sampling=self.config.sampling,
+      text=self.config.data.text,
+      out=str(folder / "samples.png"),
+      output=log,
+    )
+    of_run = f"--weights={storage.quote(folder)}"
+    return Shown(
+      files=("samples.png",),
+      text=log.getvalue(),
+      commands=(f"python sample.py {of_run}",),
+    )
+
+  def sample(self, variables: Variables, **options: Any) -> None:
+    """Writes a picture of images; see `image_sampling.OPTIONS`."""
+    image_sampling.draw(
+      self.model,
+      variables,
+      image_decoding.create(self.model, variables, self.info),
+      sampling=self.config.sampling,
+      **{"text": self.config.data.text, **options},
+    )
 
   def trainable(self) -> Callable[[str], bool] | None:
     """All but what `config.frozen` takes.
@@ -265,38 +365,3 @@ class MaskedGeneration(Task):
     names = paths.flatten_with_names(shapes)
     paths.group_by_rule("frozen", patterns, names)
     return lambda name: paths.first_match(patterns, name) is None
-
-
-def _check_masks(
-  ratio: ml_collections.ConfigDict, places: int, most_visible: int
-) -> None:
-  """Raises ValueError for a distribution of masks that cannot be drawn."""
-  if ratio.low >= ratio.high:
-    raise ValueError(
-      f"mask_ratio.low={ratio.low} must be below mask_ratio.high={ratio.high}."
-    )
-  if most_visible >= places:
-    raise ValueError(
-      f"mask_ratio.low={ratio.low} of {places} tokens may leave none that is "
-      f"masked; it must be above {0.5 / places:.3g}."
-    )
-
-
-def _check_data(data: ml_collections.ConfigDict, info: Any, model: Any) -> None:
-  """Raises ValueError unless the model is of such images."""
-  if info.many_labels:
-    raise ValueError(
-      f"data.label={data.label!r}: images with several labels do not serve "
-      "masked generation."
-    )
-  p, (rows, columns) = model.patch_size, model.grid
-  have = (data.image_size, data.image_size, data.channels)
-  want = (rows * p, columns * p, model.token_dim // p**2)
-  if have != want:
-    size = " x ".join
-    raise ValueError(
-      f"data.image_size={data.image_size} and data.channels={data.channels} "
-      f"are images of {size(map(str, have))}, but model.grid={model.grid} of "
-      f"patches with model.patch_size={p} and model.token_dim="
-      f"{model.token_dim} is one of {size(map(str, want))}."
-    )

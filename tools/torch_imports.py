@@ -34,6 +34,20 @@ def import_timm() -> tuple[Any, Any]:
   return torch, timm
 
 
+def import_fidelity() -> tuple[Any, Any]:
+  """Returns (torch, torch_fidelity).
+
+  Raises:
+    ImportError: if they are not installed.
+  """
+  torch = import_torch()
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    _stand_in_for_torchvision(torch)
+    import torch_fidelity
+  return torch, torch_fidelity
+
+
 def import_transformers(family: str) -> tuple[Any, Any]:
   """Returns torch and the module of a family, as "gpt2", of transformers.
 
