@@ -9,7 +9,9 @@ import pytest
 
 import tasks
 from configs import autoencoder
+from experiment import ranges
 from input_pipeline import images as image_data
+from training import optimizers
 
 ROWS = 6
 
@@ -141,6 +143,16 @@ def test_a_perfect_autoencoder_has_100_decibels(task):
   names = "loss reconstruction kl squared_error latent_mean latent_square"
   sums = dict.fromkeys([*names.split(), "damaged"], np.float64(0))
   assert task.summarize({**sums, "weight": np.float64(3)})["psnr"] == 100
+
+
+def test_variants():
+  for variant in autoencoder.VARIANTS:
+    config = autoencoder.get_config(variant)
+    ranges.check(config)
+    optimizers.check_unused(config.optimizer)
+    create(config)
+  with pytest.raises(ValueError, match="no variant 'mnist'; it has digits, te"):
+    autoencoder.get_config("mnist")
 
 
 @pytest.mark.parametrize(
