@@ -1,6 +1,6 @@
 """Autoencoders, whose latents generators learn: the embedded one, or yours.
 
-  python train.py --config=configs/autoencoder.py:digits --workdir=runs/autoencoder
+  python train.py --config=configs/autoencoder.py --workdir=runs/autoencoder
 
 Variants:
 - `digits` (the default): 4 x 4 latents of two channels for handwritten digits
