@@ -1,6 +1,6 @@
 """Autoencoders, whose latents generators learn: the embedded one, or yours.
 
-  python train.py --config=configs/autoencoder.py:digits --workdir=runs/latents
+  python train.py --config=configs/autoencoder.py:digits --workdir=runs/autoencoder
 
 Variants:
 - `digits` (the default): 4 x 4 latents of two channels for handwritten digits
@@ -31,6 +31,8 @@ def get_config(variant: str = "digits") -> ml_collections.ConfigDict:
   config.data.train_transform = "shift(pixels=1)"
   config.batch_size = 64
   config.eval_batch_size = 120
+  # More than for photographs, which have a thousand times the values.
+  config.loss.kl_weight = 1e-3
   config.optimizer.clip_norm = 1.0
   {"digits": _digits, "test": _test}[variant](config)
   return config

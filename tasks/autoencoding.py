@@ -119,7 +119,8 @@ class Autoencoding(Task):
     side = data.image_size // model.size_multiple
     shape = (len(batch["image"]), side, side, model.latent_channels)
     # Here, so that micro-batches change no draw.
-    return {**_scaled(batch), "noise": jax.random.normal(key, shape)}
+    images = _to_unit(batch["image"])
+    return {**batch, "image": images, "noise": jax.random.normal(key, shape)}
 
   def weight(self, batch: Batch) -> jax.Array:
     """How many images count."""
@@ -146,7 +147,8 @@ class Autoencoding(Task):
       squared_error, the mean over values of uint8 images, of which 255^2 is 1;
       and of latents as they would be drawn, the expected mean and square.
     """
-    pixels, batch = batch["image"], _scaled(batch)
+    pixels = batch["image"]
+    batch = {**batch, "image": _to_unit(pixels)}
     moments = self._encode(variables, batch)
     mean, log_variance = gaussian_latents.mean_and_log_variance(moments)
     images = self._decode(variables, mean)
@@ -245,12 +247,6 @@ class Autoencoding(Task):
 def _to_unit(images: jax.Array) -> jax.Array:
   """uint8 images to float32 from -1 to 1."""
   return images.astype(jnp.float32) / 127.5 - 1
-
-
-def _scaled(batch: Batch) -> Batch:
-  """The batch with images from -1 to 1; those that do not count are 0."""
-  counts = batch["mask"][:, None, None, None] > 0
-  return {**batch, "image": jnp.where(counts, _to_unit(batch["image"]), 0)}
 
 
 def _masked(batch: Batch, values: jax.Array) -> jax.Array:

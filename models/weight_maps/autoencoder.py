@@ -56,7 +56,7 @@ _DIFFUSERS = _COMMON | {
 NAMINGS = {
   "latent_diffusion": _LATENT_DIFFUSION,
   "diffusers": _DIFFUSERS,
-  # Before version 0.17, in files that have not been written again since.
+  # In files of its first years that have not been written again since.
   "diffusers_2022": _DIFFUSERS
   | {"query": "query", "key": "key", "value": "value", "out": "proj_attn"},
 }

@@ -1,3 +1,4 @@
+import functools
 import json
 
 import jax
@@ -40,9 +41,8 @@ def documents(*texts):
 def alone(encoder, text):
   """The states of a text that nothing is beside."""
   tokens = jnp.array([list(text.encode())], jnp.int32)
-  return encoder.model.apply(encoder.variables, tokens, method="hidden_states")[
-    0
-  ]
+  apply = functools.partial(encoder.model.apply, method="hidden_states")
+  return jax.jit(apply)(encoder.variables, tokens)[0]
 
 
 def test_each_text_is_as_if_alone(loaded, tmp_path):

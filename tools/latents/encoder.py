@@ -54,7 +54,14 @@ class Encoder:
       read, config, batch_size=self.batch_size, rows=None
     )
     total = -(-read.num_examples // self.batch_size)
-    for batch in tqdm.tqdm(batches, title, total, unit="batch"):
+    for batch in tqdm.tqdm(
+      # None: no bar where nobody watches a terminal.
+      batches,
+      title,
+      total,
+      unit="batch",
+      disable=None,
+    ):
       moments = self._moments(batch["image"])
       mirrored = (
         self._moments(batch["image"][:, :, ::-1]) if self.flip else None

@@ -66,7 +66,11 @@ class TextEncoder:
     """
     length = max(map(len, ids))
     states = []
-    for start in tqdm.trange(0, len(ids), batch_size, desc="encoding"):
+    # None: no bar where nobody watches a terminal.
+    starts = tqdm.trange(
+      0, len(ids), batch_size, desc="encoding", unit="batch", disable=None
+    )
+    for start in starts:
       tokens, real = _pad(ids[start : start + batch_size], batch_size, length)
       positions = np.where(real, np.arange(length)[None, :], -1)
       found = np.asarray(self._run(tokens, positions), np.float32)
