@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 # Of the repository; empty until somebody publishes it. The notebooks clone it.
 URL = ""
 PARITY = [
+  "diffusers>=0.42,<0.43",
   "huggingface_hub>=0.30",
   "safetensors>=0.5",
   "timm>=1.0.31",

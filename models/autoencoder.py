@@ -37,8 +37,9 @@ class Autoencoder(taps.Tapped):
     multipliers: of each level; from one to the next images are halved.
     blocks: residual blocks of an encoder's level; the decoder has one more.
     latent_channels: channels of the latents.
-    attention_levels: levels, from 0, whose blocks have attention behind them.
-      There is one between encoder's and decoder's middle blocks anyway.
+    encoder_attention: the encoder's levels, from 0, that have an attention
+      behind each block; one between its middle blocks it has anyway.
+    decoder_attention: likewise the decoder's levels, by the same numbers.
     groups: groups of channels of each normalisation.
     epsilon: added to their variances.
     quant_convolutions: whether a dense layer follows the encoder and another
@@ -60,7 +61,8 @@ class Autoencoder(taps.Tapped):
   multipliers: tuple[int, ...] = (1, 2, 4, 4)
   blocks: int = 2
   latent_channels: int = 4
-  attention_levels: tuple[int, ...] = ()
+  encoder_attention: tuple[int, ...] = ()
+  decoder_attention: tuple[int, ...] = ()
   groups: int = 32
   epsilon: float = 1e-6
   quant_convolutions: bool = True
@@ -80,7 +82,6 @@ class Autoencoder(taps.Tapped):
     block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
     shared = {
       "widths": tuple(self.width * m for m in self.multipliers),
-      "attention_levels": tuple(self.attention_levels),
       "block": functools.partial(block, norm=norm, **dtypes),
       "attention": functools.partial(
         SpatialAttention, norm, self.implementation, **dtypes
@@ -89,9 +90,17 @@ class Autoencoder(taps.Tapped):
       **dtypes,
     }
     moments = 2 * self.latent_channels
-    self.encoder = Encoder(depth=self.blocks, channels=moments, **shared)
+    self.encoder = Encoder(
+      depth=self.blocks,
+      attention_levels=tuple(self.encoder_attention),
+      channels=moments,
+      **shared,
+    )
     self.decoder = Decoder(
-      depth=self.blocks + 1, channels=self.channels, **shared
+      depth=self.blocks + 1,
+      attention_levels=tuple(self.decoder_attention),
+      channels=self.channels,
+      **shared,
     )
     if self.quant_convolutions:
       self.quant = layers.Dense(moments, **dtypes)
@@ -168,7 +177,7 @@ class Autoencoder(taps.Tapped):
   @property
   def size_multiple(self) -> int:
     """How many pixels a latent stands for along a side."""
-    return 2 ** (len(self.multipliers) - 1)
+    return 2 ** max(len(self.multipliers) - 1, 0)
 
   @nn.nowrap
   def example_inputs(self) -> dict[str, jax.Array]:
@@ -197,11 +206,12 @@ def _check_fields(model: Autoencoder) -> None:
       f"multipliers are {model.multipliers}; there must be one or more, each 1 "
       "or more"
     )
-  if not set(model.attention_levels) <= set(range(levels)):
-    raise ValueError(
-      f"attention_levels are {model.attention_levels}; the levels of "
-      f"multipliers={model.multipliers} are 0 to {levels - 1}"
-    )
+  for field in ("encoder_attention", "decoder_attention"):
+    if not set(getattr(model, field)) <= set(range(levels)):
+      raise ValueError(
+        f"{field} is {getattr(model, field)}; the levels of "
+        f"multipliers={model.multipliers} are 0 to {levels - 1}"
+      )
   if model.width % model.groups:
     raise ValueError(
       f"groups is {model.groups}; it must divide width={model.width}"
@@ -213,13 +223,14 @@ def _check_fields(model: Autoencoder) -> None:
 
 
 VARIANTS = {
-  # Of MAR (arXiv 2406.11838): 16 x 16 latents of 256 x 256 pixels.
+  # Of MAR (arXiv 2406.11838): 16 x 16 latents of 256 x 256 pixels. Its code
+  # has no attention in the decoder's levels, unlike latent diffusion's.
   "autoencoder_kl16": (
     Autoencoder,
     {
       "multipliers": (1, 1, 2, 2, 4),
       "latent_channels": 16,
-      "attention_levels": (4,),
+      "encoder_attention": (4,),
       "scaling_factor": 0.2325,
     },
   ),

@@ -23,9 +23,14 @@ def mean_and_log_variance(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def sample(moments: jax.Array, key: jax.Array) -> jax.Array:
-  """Draws latents [..., channels], mean + deviation * noise."""
+  """Draws latents [..., channels]."""
+  shape = (*moments.shape[:-1], moments.shape[-1] // 2)
+  return from_noise(moments, jax.random.normal(key, shape, moments.dtype))
+
+
+def from_noise(moments: jax.Array, noise: jax.Array) -> jax.Array:
+  """Returns mean + deviation * noise, of noise [..., channels] from N(0, 1)."""
   mean, log_variance = mean_and_log_variance(moments)
-  noise = jax.random.normal(key, mean.shape, mean.dtype)
   return mean + jnp.exp(log_variance / 2) * noise
 
 

@@ -23,7 +23,6 @@ from flax.core import FrozenDict
 import attention
 from models import (
   huggingface,
-  lina,
   registry,
   transformer,
   weight_files,
@@ -55,8 +54,8 @@ def load(
 
   Args:
     source: path of a .safetensors file with timm's names, those of its authors
-      for LINA, or "timm:<name>" for the file of timm/<name> on the Hugging Face
-      hub.
+      for LINA, latent diffusion's or diffusers' for an autoencoder; or
+      "timm:<name>" for the file of timm/<name> on the Hugging Face hub.
     model: name of a model, or the model.
     resize_tables: whether what belongs to another resolution is made to fit:
       tables of relative biases are interpolated to the model's, LINA's gates
@@ -66,8 +65,8 @@ def load(
     part: name of a submodule, as "trunk", that the weights are for: they are
       those of a model like it, whose logits are ignored. The rest of `model` is
       initialised anew.
-    init: initialises the variables from a key; as for tokens, or images of
-      three channels, if None.
+    init: initialises the variables from a key; as for tokens, for the model's
+      `example_inputs`, or for images of three channels, if None.
     seed: seed of that initialisation.
     **overrides: fields of the model, if `model` is a name.
 
@@ -196,7 +195,7 @@ def from_tensors(
   `remarks` follow the names of surplus tensors in the error.
   """
   owner = weight_maps.part(model, part) if part else model
-  weight_map = weight_map or weight_maps.of(owner)
+  weight_map = weight_map or weight_maps.of(owner, tensors)
   prefix = 2 if part else 1
   ignored, names, problems, loaded = set(), {}, {}, {}
   if replace_head or part:
@@ -291,7 +290,7 @@ def _initializer(
   if init is None:
     if isinstance(model, transformer.Transformer):
       example = (jnp.zeros((1, 1), jnp.int32),)
-    elif isinstance(model, lina.Lina):
+    elif hasattr(model, "example_inputs"):
       example = tuple(model.example_inputs().values())
     else:
       size = model.size_multiple

@@ -13,6 +13,7 @@ from tasks.base import Shown, Task
 # By the name that `config.task` has: module and class. They are imported when
 # they are used, since each brings its models and its data.
 TASKS = {
+  "autoencoding": ("tasks.autoencoding", "Autoencoding"),
   "classification": ("tasks.classification", "Classification"),
   "language_modeling": ("tasks.language_modeling", "LanguageModeling"),
   "masked_generation": ("tasks.masked_generation", "MaskedGeneration"),

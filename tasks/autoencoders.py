@@ -1,7 +1,5 @@
 """A trained autoencoder, for whatever makes latents or turns them to images."""
 
-import hashlib
-import json
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -64,7 +62,7 @@ def load(source: str, *, fingerprint: str = "") -> Trained:
     model = _model_of(source, config)
     variables = _restore(source, config)
     place = str(storage.absolute(storage.path(source)))
-  found = _fingerprint(variables)
+  found = fingerprints.digest(variables)
   if fingerprint not in ("", found):
     raise ValueError(
       f"autoencoder {source!r} has other weights (fingerprint {found}) than the"
@@ -92,7 +90,7 @@ def _model_of(source: str, config: ml_collections.ConfigDict) -> nn.Module:
 
 
 def _restore(source: str, config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The variables of a run's last checkpoint, on this process's first device."""
+  """The variables of a run's last checkpoint, on the mesh if one is set."""
   metric = config.checkpoint.best_metric
   store = checkpoints.Checkpoints(
     source,
@@ -103,11 +101,8 @@ def _restore(source: str, config: ml_collections.ConfigDict) -> dict[str, Any]:
   )
   if not (steps := store.steps()):
     raise ValueError(f"autoencoder {source!r} has no checkpoint yet.")
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return store.restore_variables(steps[-1], device, averaged=True)
-
-
-def _fingerprint(variables: Variables) -> str:
-  numbers = fingerprints.fingerprint(variables)
-  text = json.dumps(numbers, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  mesh = jax.sharding.get_mesh()
+  place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  if mesh.empty:
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return store.restore_variables(steps[-1], place, averaged=True)

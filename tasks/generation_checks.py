@@ -4,6 +4,7 @@ from typing import Any
 
 import ml_collections
 
+from models import lina_layers
 from tasks import mask_draws
 
 
@@ -47,6 +48,11 @@ def check_data(data: ml_collections.ConfigDict, info: Any, model: Any) -> None:
       f"model.text_width={model.text_width} does not fit data.text="
       f"{data.text!r}, which needs {width}"
       + ("." if width else ": there is no text but classes.")
+    )
+  if width and info.text_shape[0] > lina_layers.MAX_TEXT:
+    raise ValueError(
+      f"data.text={data.text!r} has texts of {info.text_shape[0]} tokens, but "
+      f"the model takes {lina_layers.MAX_TEXT}: cut them off."
     )
 
 

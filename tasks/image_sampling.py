@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import storage
@@ -130,6 +131,8 @@ def draw(
       **sampling,
     )
   )
+  if jax.process_index() != 0:
+    return
   shape = len(rows), num_samples
   images, order = (
     np.concatenate(parts).reshape(*shape, *parts[0].shape[1:])
@@ -223,9 +226,8 @@ def batches(
       ),
       **sampling,
     )
-    made = jax.device_get((decode(tokens), order))
     real = len(given) - start
-    yield Made(*(array[:real] for array in made))
+    yield Made(*(_whole(array)[:real] for array in (decode(tokens), order)))
   # Where it says that it is at its end.
   next(bar, None)
 
@@ -251,3 +253,10 @@ def _place(rows: np.ndarray, mesh: Mesh | None) -> jax.Array:
   if mesh is None:
     return jax.numpy.asarray(rows)
   return jax.device_put(rows, sharding.batch_sharding(mesh))
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+  """All rows, also those that other processes hold."""
+  if array.is_fully_addressable:
+    return np.asarray(array)
+  return multihost_utils.process_allgather(array, tiled=True)

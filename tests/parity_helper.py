@@ -24,6 +24,11 @@ def import_transformers(family):
   return _or_skip(torch_imports.import_transformers, family)
 
 
+def import_diffusers(name):
+  """Returns torch and a module of diffusers, or skips the test."""
+  return _or_skip(torch_imports.import_diffusers, name)
+
+
 def _or_skip(load, *args):
   try:
     return load(*args)

@@ -65,6 +65,19 @@ def import_transformers(family: str) -> tuple[Any, Any]:
     return torch, importlib.import_module(name)
 
 
+def import_diffusers(name: str) -> tuple[Any, Any]:
+  """Returns torch and a module of diffusers, as "models.autoencoders.vae".
+
+  Raises:
+    ImportError: if they are not installed.
+  """
+  torch = import_torch()
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    _stand_in_for_torchvision(torch)
+    return torch, importlib.import_module(f"diffusers.{name}")
+
+
 def _stand_in_for_torchvision(torch: Any) -> None:
   """Declares two operators where there is no torchvision that loads.
 

@@ -1,5 +1,7 @@
 """A checksum of a tree of arrays, computed where the arrays are."""
 
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -25,6 +27,12 @@ def fingerprint(tree: Any) -> dict[str, int]:
   """
   named = paths.flatten_with_names(tree)
   return {name: int(n) for name, n in jax.device_get(_jitted(named)).items()}
+
+
+def digest(tree: Any) -> str:
+  """The fingerprint of all leaves together, as 16 hexadecimal digits."""
+  text = json.dumps(fingerprint(tree), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @jax.jit

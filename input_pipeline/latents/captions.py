@@ -102,7 +102,7 @@ class Captions:
     return labels
 
 
-def save(path: epath.Path, captions: Captions, **notes: np.ndarray) -> None:
+def save(path: epath.Path, captions: Captions, /, **notes: np.ndarray) -> None:
   """Writes captions, and notes of any names that `load` leaves out."""
   arrays = {k: v for k, v in vars(captions).items() if v is not None}
   buffer = io.BytesIO()

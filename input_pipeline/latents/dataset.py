@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from etils import epath
 
 import storage
@@ -228,9 +229,15 @@ class _Latents(tfds.core.GeneratorBasedBuilder):
     self._split, self._features = split, features
     self._metadata, self._examples = metadata, examples
     config = tfds.core.BuilderConfig(name=split)
-    super().__init__(
-      data_dir=data_dir, config=config, file_format="array_record"
-    )
+    # TFDS warns that it does not know this config.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+      super().__init__(
+        data_dir=data_dir, config=config, file_format="array_record"
+      )
+    finally:
+      logging.set_verbosity(verbosity)
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(

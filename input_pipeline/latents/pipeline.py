@@ -6,6 +6,7 @@ from typing import Any
 
 import grain
 import ml_collections
+from etils import epath
 
 import storage
 from input_pipeline import images, stream
@@ -206,8 +207,8 @@ def _open_folder(config: ml_collections.ConfigDict) -> dataset.Folder:
   # Where it is gone, it may have been moved: then only its weights can tell.
   if (
     config.autoencoder
-    and storage.path(recorded).exists()
-    and _absolute(config.autoencoder) != _absolute(recorded)
+    and _place(recorded).exists()
+    and _place(config.autoencoder) != _place(recorded)
   ):
     raise ValueError(
       f"autoencoder is {config.autoencoder!r}, but latents="
@@ -226,5 +227,8 @@ def _check_pixels(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def _absolute(path: str) -> str:
-  return str(storage.absolute(storage.path(path)))
+def _place(autoencoder: str) -> epath.Path:
+  """Where weights are: of "<model>:<path>.safetensors", or of a workdir."""
+  if autoencoder.endswith(".safetensors"):
+    autoencoder = autoencoder.partition(":")[2]
+  return storage.absolute(storage.path(autoencoder))

@@ -7,14 +7,20 @@ what makes missing and surplus tensors plain to see.
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 
 import flax.linen as nn
 
 from models.weight_maps.layouts import WeightMap
 
 
-def of(model: nn.Module) -> WeightMap:
+def of(model: nn.Module, names: Iterable[str] = ()) -> WeightMap:
   """Returns the map for a model: that of the module named as its family's.
+
+  Args:
+    model: of any family that has a map.
+    names: of a file's tensors, for families whose files have them in more ways
+      than one (`recognise` in the family's module).
 
   Raises:
     ValueError: if there is none for its family.
@@ -26,7 +32,10 @@ def of(model: nn.Module) -> WeightMap:
       f"model is a {type(model).__name__}, and there is no map of weights for "
       f"{family}; there are {known}"
     )
-  return importlib.import_module(f"{__name__}.{family}").weight_map(model)
+  module = importlib.import_module(f"{__name__}.{family}")
+  if names and hasattr(module, "recognise"):
+    return module.weight_map(model, module.recognise(names))
+  return module.weight_map(model)
 
 
 def part(model: nn.Module, name: str) -> nn.Module:
