@@ -59,7 +59,13 @@ def get_config(task: str = "classification") -> ml_collections.ConfigDict:
   config.evaluate_every = "1 epochs"
 
   config.optimizer = optimizers.default_config()
-  config.ema = ml_collections.ConfigDict(dict(decay=0.0, warmup=True))
+  config.ema = ml_collections.ConfigDict(
+    dict(
+      decay=0.0,  # What a move of the average keeps; 0 has no average.
+      warmup=True,  # Keeps less at first; see `train_state.update_ema`.
+      every=1,  # Updates from one move to the next.
+    )
+  )
 
   # One size may be -1 and takes the devices that are left.
   config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, model=1))

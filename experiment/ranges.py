@@ -20,6 +20,7 @@ RANGES = {
   "eval_batch_size": Number(1, whole=True),
   "accumulation_steps": Number(1, whole=True),
   "ema.decay": Number(0, 1, below=True),
+  "ema.every": Number(1, whole=True),
   "mesh.data": Number(-1, whole=True),
   "mesh.fsdp": Number(-1, whole=True),
   "mesh.model": Number(-1, whole=True),

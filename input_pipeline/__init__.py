@@ -1,7 +1,8 @@
 """Batches for a training loop: a room for each kind of data.
 
 `input_pipeline.images` has images with labels, `input_pipeline.text` rows of
-tokens. Every room offers the same functions of its `config.data`:
-`default_config`, `dataset_info`, `num_train_examples`, `train_iterator` and
-`eval_batches`; beside the rooms is what all of them share.
+tokens, `input_pipeline.latents` what generators of images learn from: pixels or
+latents, with labels or texts. Every room offers the same functions of its
+`config.data`: `default_config`, `dataset_info`, `num_train_examples`,
+`train_iterator` and `eval_batches`; beside the rooms is what they share.
 """

@@ -8,7 +8,7 @@ batches, and a process may read any rows of them.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import ml_collections
@@ -19,6 +19,22 @@ from input_pipeline import checks
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
+
+
+class Reader(Protocol):
+  """Makes the examples of a split, each of its number and a generator.
+
+  Attributes:
+    num_examples: how many there are.
+  """
+
+  num_examples: int
+
+  def __call__(self, index: int, rng: np.random.Generator) -> Example:
+    """An example to train on."""
+
+  def with_index(self, index: int, rng: np.random.Generator) -> Example:
+    """One to evaluate, with index int32; padding after the last has -1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +152,53 @@ def shuffled(
     .repeat()
     .random_map(read, seed=int(random_seed))
   )
+
+
+def train_iterator(
+  read: Reader,
+  config: ml_collections.ConfigDict,
+  *,
+  seed: int,
+  batch_size: int,
+  rows: Sequence[int] | None,
+) -> TrainIterator:
+  """Endless batches of shuffled examples: the rows of this process.
+
+  Args:
+    read: makes the examples.
+    config: with `num_threads` and `num_workers`, see `batches_of_rows`.
+    seed: of the order and of what is random in an example.
+    batch_size: examples in a batch of all processes together.
+    rows: which of them this process reads, ascending; all if None.
+
+  Raises:
+    ValueError: for rows that no batch has, or a negative seed.
+  """
+  rows = check_rows(rows, batch_size)
+  examples = shuffled(read.num_examples, read, seed=seed)
+  return TrainIterator(examples, config, batch_size=batch_size, rows=rows)
+
+
+def eval_batches(
+  read: Reader,
+  config: ml_collections.ConfigDict,
+  *,
+  batch_size: int,
+  rows: Sequence[int] | None,
+) -> grain.IterDataset:
+  """Every example once, in order, the last batch padded; see `train_iterator`.
+
+  Raises:
+    ValueError: for rows that no batch has.
+  """
+  rows = check_rows(rows, batch_size)
+  num_batches = -(-read.num_examples // batch_size)
+  examples = (
+    grain.MapDataset.range(num_batches * batch_size)
+    # What is random in an example is the same in each evaluation.
+    .random_map(read.with_index, seed=0)
+  )
+  return batches_of_rows(examples, config, batch_size=batch_size, rows=rows)
 
 
 def batches_of_rows(

@@ -191,16 +191,21 @@ def start(
     position=jnp.asarray([len(p) - 1 for p in prompts], jnp.int32),
     step=jnp.zeros((), jnp.int32),
   )
-  return _beside(variables, state)
+  return beside(variables, state)
 
 
-def _beside(variables, state):
+def mesh_of(variables):
+  """The mesh that variables are on; None if they are on none."""
+  shardings = (getattr(x, "sharding", None) for x in jax.tree.leaves(variables))
+  return next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+
+
+def beside(variables, state):
   """Puts a state on the mesh of the variables, where each block leaves it.
 
   Otherwise the second block would be compiled anew.
   """
-  shardings = (getattr(x, "sharding", None) for x in jax.tree.leaves(variables))
-  mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+  mesh = mesh_of(variables)
   if mesh is None:
     return state
   return jax.tree.map(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from models import registry
 
 LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
+GroupNorm = functools.partial(nn.GroupNorm, use_fast_variance=False)
 
 
 class RMSNorm(nn.Module):

@@ -13,10 +13,11 @@ from typing import Any
 import flax.linen as nn
 
 # The only list of families: modules with VARIANTS, {name: (class, {field:
-# value})}, and KIND, what they are for: "image", "language" or "generation".
-# Those of images have IMAGE_SIZES too, {name: side in pixels of the images that
-# the variant was published for}.
+# value})}, and KIND, what they are for: "image", "language", "generation" or
+# "autoencoder". Those of images have IMAGE_SIZES too, {name: side in pixels of
+# the images that the variant was published for}.
 FAMILIES = (
+  "models.autoencoder",
   "models.duoformer",
   "models.halonet",
   "models.lina",
@@ -80,7 +81,7 @@ def image_size(name: str) -> int:
 
 
 def kind(name: str) -> str:
-  """Returns what a model is for: "image", "language" or "generation".
+  """Returns what a model is for, the KIND of its family, as "image".
 
   Raises:
     ValueError: if there is no such model.

@@ -15,6 +15,7 @@ from tasks.base import Shown, Task
 TASKS = {
   "classification": ("tasks.classification", "Classification"),
   "language_modeling": ("tasks.language_modeling", "LanguageModeling"),
+  "masked_generation": ("tasks.masked_generation", "MaskedGeneration"),
 }
 
 

@@ -58,16 +58,37 @@ def create_state(
 
 
 def update_ema(
-  ema: Any, new: Any, decay: float, step: jax.Array, *, warmup: bool
+  ema: Any,
+  new: Any,
+  decay: float,
+  step: jax.Array,
+  *,
+  warmup: bool,
+  every: int = 1,
 ) -> Any:
   """Moves the average towards `new`, other collections included.
 
-  With `warmup` the decay is min(decay, (1 + t) / (10 + t)), t the updates done
+  With `warmup` the decay is min(decay, (1 + t) / (10 + t)), t the moves done
   before this one (TensorFlow's ExponentialMovingAverage with num_updates, the
   rule of ResNet-RS), so that early averages are not stuck at the initial
   values.
+
+  Args:
+    ema: the average.
+    new: what it follows, a tree like it.
+    decay: share of the average that a move keeps.
+    step: the number of updates done before the one that made `new`.
+    warmup: see above.
+    every: updates from one move to the next; the first move is after as many.
   """
   if warmup:
-    t = step.astype(jnp.float32)
+    t = (step // every).astype(jnp.float32)
     decay = jnp.minimum(decay, (1 + t) / (10 + t))
-  return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), ema, new)
+
+  def move(ema: Any) -> Any:
+    return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), ema, new)
+
+  if every == 1:
+    return move(ema)
+  # A branch, so that no memory is read where nothing moves.
+  return jax.lax.cond((step + 1) % every == 0, move, lambda ema: ema, ema)

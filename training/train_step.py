@@ -37,7 +37,7 @@ def make_train_step(
     task: `prepare`, `weight`, `loss` and `counts` of a `tasks.Task`.
     tx: the optimizer.
     schedule: step -> learning rate, for the metrics.
-    config: `ema.decay` (0: none) and `ema.warmup`.
+    config: `ema.decay` (0: none), `ema.warmup` and `ema.every`.
     accumulation_steps: how many micro-batches a batch is cut into.
 
   Returns:
@@ -88,6 +88,7 @@ def make_train_step(
         config.ema.decay,
         state.step,
         warmup=config.ema.warmup,
+        every=config.ema.every,
       )
     metrics = {
       name: value if name in task.counts else value / weight

@@ -6,9 +6,11 @@ from input_pipeline.images.pipeline import (
   DatasetInfo,
   dataset_info,
   eval_batches,
+  eval_reader,
   num_train_examples,
   present_classes,
   train_iterator,
+  train_reader,
 )
 
 __all__ = [
@@ -17,7 +19,9 @@ __all__ = [
   "dataset_info",
   "default_config",
   "eval_batches",
+  "eval_reader",
   "num_train_examples",
   "present_classes",
   "train_iterator",
+  "train_reader",
 ]

@@ -55,6 +55,31 @@ def present_classes(config: ml_collections.ConfigDict) -> np.ndarray:
   return np.isin(np.arange(len(source.class_names)), source.read_labels())
 
 
+def train_reader(config: ml_collections.ConfigDict) -> reader.Reader:
+  """Opens the training split; what makes its examples.
+
+  Raises:
+    ValueError: as `train_iterator`.
+  """
+  source = class_subset.open_source(config, config.train_split)
+  if source.many_labels:
+    raise ValueError(
+      f"label: {config.label!r} of {config.name!r} is a sequence of labels, "
+      "which serves evaluation only."
+    )
+  return reader.Reader(source, config, "train_transform")
+
+
+def eval_reader(config: ml_collections.ConfigDict) -> reader.Reader:
+  """Opens the evaluation split; what makes its examples.
+
+  Raises:
+    ValueError: as `train_iterator`.
+  """
+  source = class_subset.open_source(config, config.eval_split)
+  return reader.Reader(source, config, "eval_transform")
+
+
 def train_iterator(
   config: ml_collections.ConfigDict,
   *,
@@ -85,17 +110,10 @@ def train_iterator(
       before any record is read.
     DamagedImageError: from the iterator, unless `skip_damaged`.
   """
-  rows = stream.check_rows(rows, global_batch_size)
-  source = class_subset.open_source(config, config.train_split)
-  if source.many_labels:
-    raise ValueError(
-      f"label: {config.label!r} of {config.name!r} is a sequence of labels, "
-      "which serves evaluation only."
-    )
-  read = reader.Reader(source, config, "train_transform")
-  return stream.TrainIterator(
-    stream.shuffled(read.num_examples, read, seed=seed),
+  return stream.train_iterator(
+    train_reader(config),
     config,
+    seed=seed,
     batch_size=global_batch_size,
     rows=rows,
   )
@@ -127,18 +145,6 @@ def eval_batches(
   Raises:
     ValueError, DamagedImageError: as `train_iterator`.
   """
-  rows = stream.check_rows(rows, batch_size)
-  read = reader.Reader(
-    class_subset.open_source(config, config.eval_split),
-    config,
-    "eval_transform",
-  )
-  num_batches = -(-read.num_examples // batch_size)
-  examples = (
-    grain.MapDataset.range(num_batches * batch_size)
-    # A transform that is random has the same randomness in each evaluation.
-    .random_map(read.with_index, seed=0)
-  )
-  return stream.batches_of_rows(
-    examples, config, batch_size=batch_size, rows=rows
+  return stream.eval_batches(
+    eval_reader(config), config, batch_size=batch_size, rows=rows
   )

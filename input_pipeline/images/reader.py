@@ -20,6 +20,7 @@ class Reader:
 
   Attributes:
     num_examples: that can be read.
+    class_names: by label.
   """
 
   def __init__(
@@ -43,6 +44,7 @@ class Reader:
       ValueError: if the transform or its result does not fit the config.
     """
     self.num_examples = len(source)
+    self.class_names = source.class_names
     self._source = source
     self._images = images
     self._num_labels = len(source.class_names) if source.many_labels else 0

@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -133,22 +133,50 @@ def _open_prepared(
       f" Sequence of them called {label_name} as config.data.label says, but"
       f" its features are {', '.join(features)}."
     )
-  prepared.resolve_split(name, split, builder.info.splits)
-  _check_files(name, split, builder)
-  files = tuple(
-    (instruction.take, str(instruction.filename), instruction.skip)
-    for instruction in builder.info.splits[split].file_instructions
+  records, files = open_records(
+    name, split, builder, {"image": tfds.decode.SkipDecoding()}
   )
   return Source(
     name=name,
     split=split,
     class_names=tuple(label.names),
     image_shape=tuple(image.shape),
-    records=_open_records(builder, split) if files else (),
+    records=records,
     files=files,
     label=label_name,
     many_labels=many_labels,
   )
+
+
+def open_records(
+  name: str,
+  split: str,
+  builder: tfds.core.DatasetBuilder,
+  decoders: Mapping[str, Any] | None = None,
+) -> tuple[Sequence[dict[str, Any]], tuple[tuple[int, str, int], ...]]:
+  """Opens a split of a prepared data set.
+
+  Args:
+    name: of the data set, for messages.
+    split: in TFDS's syntax.
+    builder: of the data set.
+    decoders: of features that TFDS shall not decode as ever.
+
+  Returns:
+    `records` and `files` of a `Source`.
+
+  Raises:
+    ValueError: if there is no such split, or files of it are missing.
+  """
+  prepared.resolve_split(name, split, builder.info.splits)
+  _check_files(name, split, builder)
+  files = tuple(
+    (instruction.take, str(instruction.filename), instruction.skip)
+    for instruction in builder.info.splits[split].file_instructions
+  )
+  if not files:
+    return (), ()
+  return builder.as_data_source(split, decoders=decoders), files
 
 
 def _check_files(
@@ -167,12 +195,6 @@ def _check_files(
       f" in {builder.data_path}, first of all {absent[0]}. Copy them again, or"
       " delete the folder and prepare the data set again."
     )
-
-
-def _open_records(builder: tfds.core.DatasetBuilder, split: str) -> Any:
-  return builder.as_data_source(
-    split, decoders={"image": tfds.decode.SkipDecoding()}
-  )
 
 
 def _open_fake(config: ml_collections.ConfigDict, split: str) -> Source:

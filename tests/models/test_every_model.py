@@ -121,6 +121,34 @@ def _check_generation_model(name):
   assert model.patchify(latents).shape == tokens.shape
 
 
+def _check_autoencoder(name):
+  model = models.create(
+    name, width=8, groups=4, blocks=1, dtype="bfloat16", remat=True
+  )
+  shared = {"channels", "latent_channels", "scaling_factor", "shift", "dtype"}
+  shared |= {"param_dtype", "remat"}
+  assert shared <= {f.name for f in dataclasses.fields(model)}
+  with pytest.raises(ValueError, match=f"{name} is a model of autoencoder"):
+    models.image_size(name)
+  variables = jax.eval_shape(
+    functools.partial(model.init, **model.example_inputs()), jax.random.key(0)
+  )
+
+  def shape_of(method, *shape):
+    call = lambda variables, x: model.apply(variables, x, method=method)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.eval_shape(call, variables, x)
+
+  side, latents = model.size_multiple, (2, 1, 2, model.latent_channels)
+  images = jax.ShapeDtypeStruct(
+    (2, side, 2 * side, model.channels), jnp.float32
+  )
+  moments = shape_of("encode", *images.shape)
+  assert moments.shape == (*latents[:-1], 2 * latents[-1])
+  assert moments.dtype == jnp.float32
+  assert shape_of("decode", *latents) == images
+
+
 # What makes a model small and leaves its structure.
 SMALL_GENERATION = {
   "width": 16,
@@ -138,6 +166,7 @@ CONTRACTS = {
   "image": _check_image_model,
   "language": _check_language_model,
   "generation": _check_generation_model,
+  "autoencoder": _check_autoencoder,
 }
 
 

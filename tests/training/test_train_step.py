@@ -40,7 +40,7 @@ def get_config(**fields):
       data=dict(image_size=SIZE, channels=3, mean=(0.4,) * 3, std=(0.3,) * 3),
       loss=dict(name="softmax", label_smoothing=0.1),
       mixing=dict(mixup_alpha=0.0, cutmix_alpha=0.0),
-      ema=dict(decay=0.0, warmup=False),
+      ema=dict(decay=0.0, warmup=False, every=1),
     )
   )
   with config.unlocked():
@@ -282,6 +282,41 @@ def test_ema_warmup_is_tensorflows(t, decay):
     jnp.float32(0), jnp.float32(1), 0.9, jnp.int32(t), warmup=True
   )
   np.testing.assert_allclose(out, 1 - decay, rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_ema_moves_after_every_so_many_updates(warmup):
+  every, decay, rng = 3, 0.75, np.random.default_rng(0)
+  values = rng.standard_normal((10, 2)).astype(np.float32)
+  move = jax.jit(
+    lambda ema, new, step: train_state.update_ema(
+      ema, new, decay, step, warmup=warmup, every=every
+    )
+  )
+  ema = expected = np.ones(2, np.float32)
+  for step, new in enumerate(values):
+    ema = move(ema, new, jnp.int32(step))
+    # The first move is after three updates, and is the first of the warm-up.
+    if step in (2, 5, 8):
+      t = (step - 2) / 3
+      keep = min(decay, (1 + t) / (10 + t)) if warmup else decay
+      expected = keep * expected + (1 - keep) * new
+    np.testing.assert_allclose(ema, expected, rtol=1e-6)
+
+
+def test_ema_counts_updates_and_not_micro_batches():
+  config = get_config(**{"ema.decay": 0.75, "ema.every": 2})
+  state, step, _ = make(config, accumulation_steps=2)
+  before = state.ema
+  state, _ = step(state, make_batch(0))
+  assert_trees_close(state.ema, before, rtol=0)
+  state, _ = step(state, make_batch(1))
+  expected = jax.tree.map(
+    lambda old, now: 0.75 * old + 0.25 * now,
+    before["params"],
+    state.params,
+  )
+  assert_trees_close(state.ema["params"], expected, rtol=1e-5, atol=1e-6)
 
 
 @functools.cache

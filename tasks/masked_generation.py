@@ -1,0 +1,351 @@
+"""Masked generation: tokens of an image from those that are visible."""
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+import models
+from input_pipeline import latents as latent_data
+from models import gaussian_latents
+from tasks import mask_draws
+from tasks.base import Batch, Task, Variables
+from training import paths
+from training.ranges import Number
+
+
+class MaskedGeneration(Task):
+  """Makes images by flow matching, given a class or a text (`models.lina`).
+
+  The loss of an image is the mean over its masked tokens and over draws of
+  noise; sums are over images with mask 1. All images of a training batch have
+  as many masked tokens, so the mean over images is that over tokens too. Each
+  example is prepared with a key, from which all randomness of its loss comes:
+  micro-batches and devices change none of it, and evaluation, whose keys are of
+  the examples' places in the split, measures the same at any time.
+  """
+
+  room = latent_data
+  unit = "image"
+  directions = types.MappingProxyType({"loss": "min"})
+  counts = ("damaged",)
+  given = ("dtype", "num_classes")
+  ranges = types.MappingProxyType(
+    {
+      "mask_ratio.mean": Number(0, 1),
+      "mask_ratio.deviation": Number(0, above=True),
+      "mask_ratio.low": Number(0, 1, above=True),
+      "mask_ratio.high": Number(0, 1, above=True),
+      "noise_draws": Number(1, whole=True),
+      "condition_dropout": Number(0, 1),
+      "sampling.steps": Number(1, whole=True),
+      "sampling.flow_steps": Number(1, whole=True),
+      "sampling.guidance": Number(0),
+      "sampling.min_guidance": Number(0),
+    }
+  )
+
+  def __init__(self, config: ml_collections.ConfigDict, info: Any):
+    """Makes the model, for the classes or texts of `info`.
+
+    Raises:
+      ValueError: for a field of the config that does not fit.
+    """
+    super().__init__(config, info)
+    overrides = config.model.to_dict()
+    name = overrides.pop("name")
+    if models.kind(name) != "generation":
+      raise ValueError(
+        f"model.name={name!r} makes no images; see "
+        'models.list(kind="generation").'
+      )
+    self.model = models.create(
+      name,
+      num_classes=len(info.class_names),
+      dtype=jnp.dtype(config.dtype),
+      **overrides,
+    )
+    self.places = int(np.prod(self.model.grid))
+    self.most_visible = mask_draws.most_visible(config.mask_ratio, self.places)
+    paths.check_patterns("frozen", config.frozen)
+    _check_masks(config.mask_ratio, self.places, self.most_visible)
+    _check_data(config.data, info, self.model)
+
+  @staticmethod
+  def default_config() -> ml_collections.ConfigDict:
+    """The fields that only masked generation has."""
+    config = ml_collections.ConfigDict()
+    config.model = ml_collections.ConfigDict(dict(name="lina_d48w768"))
+    config.data = latent_data.default_config()
+    # Share of tokens that are to be made, one for each batch: a normal
+    # distribution that is cut off.
+    config.mask_ratio = ml_collections.ConfigDict(
+      dict(mean=1.0, deviation=0.25, low=0.7, high=1.0)
+    )
+    # How often noise is drawn for what the transformer says of a token.
+    config.noise_draws = 4
+    # How often an image is learned without its class or text.
+    config.condition_dropout = 0.1
+    # Parameters that do not learn, by path as `training.paths` says.
+    config.frozen = ()
+    config.sampling = ml_collections.ConfigDict(
+      dict(steps=64, flow_steps=25, guidance=2.4, min_guidance=1.0)
+    )
+    config.checkpoint = ml_collections.ConfigDict(dict(best_metric="loss"))
+    return config
+
+  def batch_spec(
+    self, rows: int, *, train: bool
+  ) -> dict[str, jax.ShapeDtypeStruct]:
+    """What is learned, what it is of, and mask float32 [rows].
+
+    Pixels are image uint8 [rows, height, width, channels], with damaged bool
+    [rows]; latents are moments float32 [rows, height, width, 2 channels]. What
+    they are of is label int32 [rows]; or text float32 [rows, tokens, width] and
+    text_length int32 [rows]. In evaluation there is index int32 [rows], the
+    example's place in the split.
+    """
+    info, real, whole = self.info, jnp.float32, jnp.int32
+    if info.latent_shape is None:
+      spec = {"image": (info.image_shape, jnp.uint8), "damaged": ((), bool)}
+    else:
+      *sides, channels = info.latent_shape
+      spec = {"moments": ((*sides, 2 * channels), real)}
+    if info.text_shape is None:
+      spec["label"] = (), whole
+    else:
+      spec |= {"text": (info.text_shape, real), "text_length": ((), whole)}
+    spec["mask"] = (), real
+    if not train:
+      spec["index"] = (), whole
+    return {
+      name: jax.ShapeDtypeStruct((rows, *shape), dtype)
+      for name, (shape, dtype) in spec.items()
+    }
+
+  def init(self, key: jax.Array) -> Variables:
+    """Initial variables of the model."""
+    return self.model.init(key, **self.model.example_inputs())
+
+  def prepare(self, key: jax.Array, batch: Batch) -> Batch:
+    """Draws what a training batch is to be learned with.
+
+    Args:
+      key: randomness of all that is drawn, also in `loss`.
+      batch: as `batch_spec` says.
+
+    Returns:
+      tokens [batch, N, token_dim]; visible int32 [batch, V], places, of which
+      all rows have as many, padded with N; label, or text and text_length, some
+      of them as if there was none; mask [batch]; damaged [batch]; and key
+      [batch], from which `loss` draws times and noise.
+    """
+    count_key, drop_key, key = jax.random.split(key, 3)
+    rows = len(batch["mask"])
+    ratio = self.config.mask_ratio
+    count = mask_draws.visible_count(count_key, ratio, self.places)
+    drop = jax.random.bernoulli(
+      drop_key, self.config.condition_dropout, (rows,)
+    )
+    keys = jax.random.split(key, rows)
+    return self._prepare(keys, batch, jnp.full((rows,), count), drop)
+
+  def _prepare(
+    self, keys: jax.Array, batch: Batch, counts: jax.Array, drop: jax.Array
+  ) -> Batch:
+    """Prepares examples by their keys.
+
+    Args:
+      keys: [batch].
+      batch: as `batch_spec` says.
+      counts: [batch], how many tokens are visible.
+      drop: bool [batch], who loses the class or text.
+    """
+    latent_keys, place_keys, flow_keys = jax.vmap(
+      lambda key: jax.random.split(key, 3), out_axes=1
+    )(keys)
+    visible = jax.vmap(
+      lambda key, count: mask_draws.visible_places(
+        key, count, self.places, self.most_visible
+      )
+    )(place_keys, counts)
+    mask = batch["mask"]
+    tokens = self.model.patchify(self._latents(latent_keys, batch))
+    return {
+      # Zeros where nothing counts, as NaN times a gradient of 0 is NaN.
+      "tokens": jnp.where(mask[:, None, None] > 0, tokens, 0),
+      "visible": visible,
+      **self._given(batch, drop),
+      "mask": mask,
+      "damaged": batch.get("damaged", jnp.zeros(mask.shape, bool)),
+      "key": flow_keys,
+    }
+
+  def _latents(self, keys: jax.Array, batch: Batch) -> jax.Array:
+    """Pixels from -1 to 1, or latents with a deviation of about one."""
+    if self.info.latent_shape is None:
+      return batch["image"].astype(jnp.float32) / 127.5 - 1
+    draw = jax.vmap(gaussian_latents.sample)
+    return draw(batch["moments"], keys) * self.info.scale
+
+  def _given(self, batch: Batch, drop: jax.Array) -> Batch:
+    """The classes or texts, but for those to drop and those that are none."""
+    if self.info.text_shape is not None:
+      length = jnp.where(drop, 0, batch["text_length"])
+      return {"text": batch["text"], "text_length": length}
+    label, none = batch["label"], self.model.num_classes
+    known = (label >= 0) & (label < none) & ~drop
+    return {"label": jnp.where(known, label, none)}
+
+  def weight(self, batch: Batch) -> jax.Array:
+    """How many images count."""
+    return batch["mask"].sum()
+
+  def loss(
+    self, variables: Variables, batch: Batch, key: jax.Array
+  ) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
+    """The summed loss of images; no collection changes."""
+    # Each example has its own.
+    del key
+    sums = self._sums(variables, batch)
+    collections = {n: x for n, x in variables.items() if n != "params"}
+    return sums["loss"], (collections, sums)
+
+  def evaluate_step(
+    self, variables: Variables, batch: Batch
+  ) -> dict[str, jax.Array]:
+    """Sums over images, each with its own mask ratio and with its class."""
+    fold = lambda index: jax.random.fold_in(jax.random.key(0), index)
+    keys = jax.vmap(fold)(batch["index"])
+    count_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    ratio = self.config.mask_ratio
+    counts = jax.vmap(
+      lambda key: mask_draws.visible_count(key, ratio, self.places)
+    )(count_keys)
+    nobody = jnp.zeros(len(keys), bool)
+    return self._sums(variables, self._prepare(keys, batch, counts, nobody))
+
+  def _sums(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+    mask = batch["mask"]
+    losses = self.losses(variables, batch)
+    return {
+      "weight": mask.sum(),
+      # `where`, since a padded row may be infinite and 0 * inf is NaN.
+      "loss": jnp.where(mask > 0, losses * mask, 0).sum(),
+      "damaged": batch["damaged"].sum(dtype=jnp.float32),
+    }
+
+  def losses(self, variables: Variables, batch: Batch) -> jax.Array:
+    """Flow-matching loss of each image of a prepared batch, float32 [batch].
+
+    The velocity of x_t = s noise + (1 - s) x is noise - x. Its squared error is
+    a mean over channels, over masked tokens and over draws of s and noise, for
+    which the transformer runs once (arXiv 2601.22630).
+    """
+    tokens, visible = batch["tokens"], batch["visible"]
+    apply = lambda *x, method: self.model.apply(variables, *x, method=method)
+    given = [
+      batch[name] for name in ("label", "text", "text_length") if name in batch
+    ]
+    condition = apply(*given, method="condition")
+    z = apply(condition, tokens, visible, method="encode_decode")
+    # [batch, draws, N] and [batch, draws, N, token_dim].
+    times, noise = jax.vmap(
+      lambda key, x: mask_draws.times_and_noise(key, self.config.noise_draws, x)
+    )(batch["key"], tokens)
+    tokens, share = tokens[:, None], times[..., None] / 1000
+    x_t = share * noise + (1 - share) * tokens
+    velocity = apply(x_t, times, z[:, None], method="velocity")
+    error = jnp.square(velocity - (noise - tokens)).mean(-1).mean(1)
+    rows = jnp.arange(len(visible))[:, None]
+    masked = jnp.ones_like(error).at[rows, visible].set(0, mode="drop")
+    return (error * masked).sum(1) / masked.sum(1)
+
+  def summarize(self, totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Means, and how many images were there.
+
+    Raises:
+      ValueError: if no image was usable.
+    """
+    result = super().summarize(totals)
+    return result | {"examples": int(totals["weight"])}
+
+  @staticmethod
+  def describe(result: Mapping[str, Any]) -> str:
+    """ "loss 0.6312 on 360 images"."""
+    damaged = result["damaged"]
+    return f"loss {result['loss']:.4f} on {result['examples']} images" + (
+      f", {damaged} damaged ones left out" if damaged else ""
+    )
+
+  @staticmethod
+  def report(result: Mapping[str, Any]) -> dict[str, Any]:
+    """examples and loss."""
+    return {name: result[name] for name in ("examples", "loss")}
+
+  def trainable(self) -> Callable[[str], bool] | None:
+    """All but what `config.frozen` takes.
+
+    Raises:
+      ValueError: for a pattern that takes nothing.
+    """
+    patterns = self.config.frozen
+    if not patterns:
+      return None
+    shapes = jax.eval_shape(self.init, jax.random.key(0))["params"]
+    names = paths.flatten_with_names(shapes)
+    paths.group_by_rule("frozen", patterns, names)
+    return lambda name: paths.first_match(patterns, name) is None
+
+
+def _check_masks(
+  ratio: ml_collections.ConfigDict, places: int, most_visible: int
+) -> None:
+  """Raises ValueError for a distribution of masks that cannot be drawn."""
+  if ratio.low >= ratio.high:
+    raise ValueError(
+      f"mask_ratio.low={ratio.low} must be below mask_ratio.high={ratio.high}."
+    )
+  if most_visible >= places:
+    raise ValueError(
+      f"mask_ratio.low={ratio.low} of {places} tokens may leave none that is "
+      f"masked; it must be above {0.5 / places:.3g}."
+    )
+
+
+def _check_data(data: ml_collections.ConfigDict, info: Any, model: Any) -> None:
+  """Raises ValueError unless the model is of such images."""
+  if info.many_labels:
+    raise ValueError(
+      f"data.label={data.label!r}: images with several labels do not serve "
+      "masked generation."
+    )
+  p, (rows, columns) = model.patch_size, model.grid
+  want = (rows * p, columns * p, model.token_dim // p**2)
+  have = info.latent_shape or info.image_shape
+  if have != want:
+    what = (
+      f"data.latents={data.latents!r} are latents"
+      if info.latent_shape
+      else f"data.image_size={data.image_size} and data.channels="
+      f"{data.channels} are images"
+    )
+    raise ValueError(
+      f"{what} of {_size(have)}, but model.grid={model.grid}, model.patch_size="
+      f"{p} and model.token_dim={model.token_dim} are for {_size(want)}."
+    )
+  width = info.text_shape[1] if info.text_shape else 0
+  if width != model.text_width:
+    raise ValueError(
+      f"model.text_width={model.text_width} does not fit data.text="
+      f"{data.text!r}, which needs {width}"
+      + ("." if width else ": there is no text but classes.")
+    )
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+  return " x ".join(map(str, shape))
