@@ -149,11 +149,6 @@ def _alone(config: ml_collections.ConfigDict) -> Iterator[list[jax.Device]]:
 
 def _config(data: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The recipe, of some 10 CPU seconds for the digits."""
-  if data.get("latents"):
-    raise ValueError(
-      f"features='' trains on images, but config.data.latents={data.latents!r}"
-      " has none: give the workdir of a run of classification as features."
-    )
   config = common.get_config("classification")
   for name in set(image_data.default_config()) - {"train_transform"}:
     config.data[name] = data[name]

@@ -116,7 +116,6 @@ def test_the_classifier_of_a_run(data_dir, tmp_path):
 @pytest.mark.parametrize(
   ("spec", "fields", "message"),
   [
-    ("", {"latents": "folder"}, "config.data.latents='folder' has none"),
     ("nowhere", {}, "nowhere"),
     (
       "inception",
