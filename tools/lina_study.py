@@ -116,7 +116,7 @@ def run(
 
   data = lina.get_config(variant).data
   note(
-    {"what": "real", "variant": variant, "most": samples},
+    {"what": "real", "most": samples, "config": _digest(data)},
     lambda: _measure_real(data, samples),
   )
   for row, seed in itertools.product(lina_tables.ROWS, seeds):

@@ -92,7 +92,7 @@ def tables(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   ablations = _cells("ablations", measured)
   published = {row.name: row.published for row in ROWS}
   for cells in ablations:
-    # The published runs were sampled so.
+    # Published is guidance 1.
     same = cells[3:5] == ["averaged", "1"]
     cells.append(published[cells[0]] if same else "")
   return {
