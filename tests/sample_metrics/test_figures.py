@@ -73,6 +73,10 @@ def test_frechet_distance_of_singular_covariances_in_closed_form():
   assert frechet_distance(u, np.zeros((50, 50)), u, np.outer(v, v)) == (
     pytest.approx(v @ v)
   )
+  # What rounding leaves of 49 zeros must not meet the identity as its root.
+  ours = frechet_distance(zero, np.outer(u, u), zero, np.eye(50))
+  expected = u @ u + 50 - 2 * np.sqrt(u @ u)
+  np.testing.assert_allclose(ours, expected, rtol=1e-12)
   cov = np.outer(u, u)
   assert frechet_distance(v, cov, v, cov) < 1e-12
 
@@ -187,7 +191,7 @@ def _by_loops(samples, real, neighbours):
 @pytest.mark.parametrize("neighbours", [1, 3])
 def test_precision_and_recall_by_loops(neighbours):
   # A large common mean would cancel in a product.
-  samples, real = np.split(_features(0, 74, 3) + 1e4, [33])
+  samples, real = np.split(_features(0, 74, 3) + 1e7, [33])
   expected = _by_loops(samples, real, neighbours)
   assert 0 < expected[0] != expected[1] < 1
   ours = precision_recall(samples, real, neighbours=neighbours)

@@ -99,6 +99,7 @@ def test_what_cannot_be_measured_is_left_out():
   measurement = Measurement(network, reference)
   measurement.update(samples, np.zeros(20, int))
   measurement.update(samples, None)
+  measurement.update(samples, np.zeros(20, int))
   assert "class_accuracy" not in measurement.result()
 
 
