@@ -80,3 +80,4 @@ def _test(config: ml_collections.ConfigDict) -> None:
   config.evaluate_every = "6 steps"
   config.checkpoint.every = "3 steps"
   config.ema.every = 4
+  config.evaluation.num_samples = 0

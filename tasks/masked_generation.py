@@ -1,7 +1,8 @@
 """Masked generation: tokens of an image from those that are visible."""
 
+import io
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +11,18 @@ import ml_collections
 import numpy as np
 
 import models
+import storage
 from input_pipeline import latents as latent_data
 from models import gaussian_latents
-from tasks import mask_draws
-from tasks.base import Batch, Task, Variables
-from training import paths
+from tasks import (
+  generation_checks,
+  image_decoding,
+  image_sampling,
+  mask_draws,
+  sample_evaluation,
+)
+from tasks.base import Batch, Shown, Task, Variables
+from training import evaluation, paths
 from training.ranges import Number
 
 
@@ -34,6 +42,8 @@ class MaskedGeneration(Task):
   directions = types.MappingProxyType({"loss": "min"})
   counts = ("damaged",)
   given = ("dtype", "num_classes")
+  evaluate_options = sample_evaluation.OPTIONS
+  sample_options = image_sampling.OPTIONS
   ranges = types.MappingProxyType(
     {
       "mask_ratio.mean": Number(0, 1),
@@ -42,6 +52,7 @@ class MaskedGeneration(Task):
       "mask_ratio.high": Number(0, 1, above=True),
       "noise_draws": Number(1, whole=True),
       "condition_dropout": Number(0, 1),
+      "evaluation.num_samples": Number(0, whole=True),
       "sampling.steps": Number(1, whole=True),
       "sampling.flow_steps": Number(1, whole=True),
       "sampling.guidance": Number(0),
@@ -72,8 +83,8 @@ class MaskedGeneration(Task):
     self.places = int(np.prod(self.model.grid))
     self.most_visible = mask_draws.most_visible(config.mask_ratio, self.places)
     paths.check_patterns("frozen", config.frozen)
-    _check_masks(config.mask_ratio, self.places, self.most_visible)
-    _check_data(config.data, info, self.model)
+    generation_checks.check_masks(config.mask_ratio, self.places)
+    generation_checks.check_data(config.data, info, self.model)
 
   @staticmethod
   def default_config() -> ml_collections.ConfigDict:
@@ -94,6 +105,10 @@ class MaskedGeneration(Task):
     config.frozen = ()
     config.sampling = ml_collections.ConfigDict(
       dict(steps=64, flow_steps=25, guidance=2.4, min_guidance=1.0)
+    )
+    # What `eval.py` makes and measures; see `tasks.sample_evaluation`.
+    config.evaluation = ml_collections.ConfigDict(
+      dict(num_samples=1000, features="", statistics="")
     )
     config.checkpoint = ml_collections.ConfigDict(dict(best_metric="loss"))
     return config
@@ -276,16 +291,66 @@ class MaskedGeneration(Task):
 
   @staticmethod
   def describe(result: Mapping[str, Any]) -> str:
-    """ "loss 0.6312 on 360 images"."""
-    damaged = result["damaged"]
-    return f"loss {result['loss']:.4f} on {result['examples']} images" + (
-      f", {damaged} damaged ones left out" if damaged else ""
-    )
+    """ "loss 0.3912 on 360 images", and what samples are like if some are."""
+    damaged = result.get("damaged", 0)
+    parts = [
+      f"loss {result['loss']:.4f} on {result['examples']} images",
+      *([f"{damaged} damaged ones left out"] if damaged else []),
+    ]
+    if "samples" in result:
+      parts += sample_evaluation.describe(result)
+    return ", ".join(parts)
 
   @staticmethod
   def report(result: Mapping[str, Any]) -> dict[str, Any]:
-    """examples and loss."""
-    return {name: result[name] for name in ("examples", "loss")}
+    """examples, loss, and all that was measured of samples."""
+    return {name: result[name] for name in result if name != "damaged"}
+
+  def evaluate(self, variables, mesh, progress, **options):
+    """The loss of the split; then images are made and measured."""
+    options = sample_evaluation.options_of(self.config, **options)
+    result = self.evaluate_split(mesh).run(variables, progress=progress)
+    if not options["num_samples"]:
+      return result
+    return result | sample_evaluation.measure(
+      self, variables, options, progress
+    )
+
+  def show(
+    self,
+    variables: Variables,
+    evaluations: Sequence[evaluation.Evaluation],
+    workdir: str,
+  ) -> Shown:
+    """Draws images of some classes or texts into samples.png."""
+    del evaluations
+    folder = storage.path(workdir)
+    log = io.StringIO()
+    image_sampling.draw(
+      self.model,
+      variables,
+      image_decoding.create(self.model, variables, self.info),
+      sampling=self.config.sampling,
+      text=self.config.data.text,
+      out=str(folder / "samples.png"),
+      output=log,
+    )
+    of_run = f"--weights={storage.quote(folder)}"
+    return Shown(
+      files=("samples.png",),
+      text=log.getvalue(),
+      commands=(f"python sample.py {of_run}",),
+    )
+
+  def sample(self, variables: Variables, **options: Any) -> None:
+    """Writes a picture of images; see `image_sampling.OPTIONS`."""
+    image_sampling.draw(
+      self.model,
+      variables,
+      image_decoding.create(self.model, variables, self.info),
+      sampling=self.config.sampling,
+      **{"text": self.config.data.text, **options},
+    )
 
   def trainable(self) -> Callable[[str], bool] | None:
     """All but what `config.frozen` takes.
@@ -300,52 +365,3 @@ class MaskedGeneration(Task):
     names = paths.flatten_with_names(shapes)
     paths.group_by_rule("frozen", patterns, names)
     return lambda name: paths.first_match(patterns, name) is None
-
-
-def _check_masks(
-  ratio: ml_collections.ConfigDict, places: int, most_visible: int
-) -> None:
-  """Raises ValueError for a distribution of masks that cannot be drawn."""
-  if ratio.low >= ratio.high:
-    raise ValueError(
-      f"mask_ratio.low={ratio.low} must be below mask_ratio.high={ratio.high}."
-    )
-  if most_visible >= places:
-    raise ValueError(
-      f"mask_ratio.low={ratio.low} of {places} tokens may leave none that is "
-      f"masked; it must be above {0.5 / places:.3g}."
-    )
-
-
-def _check_data(data: ml_collections.ConfigDict, info: Any, model: Any) -> None:
-  """Raises ValueError unless the model is of such images."""
-  if info.many_labels:
-    raise ValueError(
-      f"data.label={data.label!r}: images with several labels do not serve "
-      "masked generation."
-    )
-  p, (rows, columns) = model.patch_size, model.grid
-  want = (rows * p, columns * p, model.token_dim // p**2)
-  have = info.latent_shape or info.image_shape
-  if have != want:
-    what = (
-      f"data.latents={data.latents!r} are latents"
-      if info.latent_shape
-      else f"data.image_size={data.image_size} and data.channels="
-      f"{data.channels} are images"
-    )
-    raise ValueError(
-      f"{what} of {_size(have)}, but model.grid={model.grid}, model.patch_size="
-      f"{p} and model.token_dim={model.token_dim} are for {_size(want)}."
-    )
-  width = info.text_shape[1] if info.text_shape else 0
-  if width != model.text_width:
-    raise ValueError(
-      f"model.text_width={model.text_width} does not fit data.text="
-      f"{data.text!r}, which needs {width}"
-      + ("." if width else ": there is no text but classes.")
-    )
-
-
-def _size(shape: tuple[int, int, int]) -> str:
-  return " x ".join(map(str, shape))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import experiment
-from configs import digits, language
+from configs import digits, language, lina
 from training import summary
 
 LANGUAGE_TEXT = "\n\n".join(topics.topics.values())[:40_000]
@@ -18,6 +18,7 @@ LANGUAGE_TEXT = "\n\n".join(topics.topics.values())[:40_000]
 CONFIGS = {
   "digits": lambda: digits.get_config("tiny"),
   "language": lambda: language.get_config("test"),
+  "lina": lambda: lina.get_config("test"),
 }
 of_every_task = pytest.mark.parametrize(
   "job", CONFIGS, indirect=True, scope="module"

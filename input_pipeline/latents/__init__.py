@@ -4,6 +4,7 @@ from input_pipeline.latents.config import default_config
 from input_pipeline.latents.pipeline import (
   DatasetInfo,
   dataset_info,
+  encoded_fields,
   eval_batches,
   num_train_examples,
   train_iterator,
@@ -13,6 +14,7 @@ __all__ = [
   "DatasetInfo",
   "dataset_info",
   "default_config",
+  "encoded_fields",
   "eval_batches",
   "num_train_examples",
   "train_iterator",

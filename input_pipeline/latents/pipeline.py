@@ -1,7 +1,8 @@
 """Batches of pixels or latents for generators, with labels and texts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import grain
 import ml_collections
@@ -75,6 +76,15 @@ def dataset_info(config: ml_collections.ConfigDict) -> DatasetInfo:
     fingerprint=folder.encoding.fingerprint,
     **texts,
   )
+
+
+def encoded_fields(config: ml_collections.ConfigDict) -> Mapping[str, Any]:
+  """Fields of `config.data` that the images had which became latents.
+
+  Raises:
+    ValueError: for latents that are not there.
+  """
+  return _open_folder(config).encoding.fields
 
 
 def num_train_examples(config: ml_collections.ConfigDict) -> int:
