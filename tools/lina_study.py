@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 from etils import epath
 
 import storage
@@ -80,7 +81,7 @@ class Results:
     made = dict(make())
     made["cpu_seconds"] = round(_cpu_seconds() - cpu, 1)
     made["seconds"] = round(time.perf_counter() - began, 1)
-    self.rows.append({**key, **made})
+    self.rows.append({**made, **key})
     text = "".join(json.dumps(row) + "\n" for row in self.rows)
     storage.write_whole(self._path, text)
 
@@ -135,9 +136,7 @@ def run(
       }
       note(
         {"what": "samples", **key, **made_with},
-        lambda c=config, w=workdir, a=averaged, g=guidance: evaluate(
-          c, w, use_ema=a, guidance=str(g), num_samples=samples
-        ),
+        lambda c=config, w=workdir, m=made_with: _evaluate(c, w, m),
       )
   # Lines of other configs, of a study before this one, are not tabulated.
   return [
@@ -161,6 +160,20 @@ def _train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     )
   sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
   return {"train_steps": int(state.step), "parameters": sum(sizes)}
+
+
+def _evaluate(
+  config: ml_collections.ConfigDict, workdir: str, made_with: Mapping[str, Any]
+) -> dict[str, Any]:
+  result = evaluate(
+    config,
+    workdir,
+    use_ema=made_with["averaged"],
+    guidance=str(made_with["guidance"]),
+    num_samples=made_with["samples"],
+  )
+  # The key's is that of the run.
+  return {"sampling_seed": result.pop("seed"), **result}
 
 
 def _measure_real(
@@ -187,7 +200,6 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
   parser.add_argument("--samples", type=int, default=1000)
   args = parser.parse_args(argv)
-  host_memory.keep_freed_memory()
   out = storage.path(args.out)
   try:
     out.mkdir(parents=True, exist_ok=True)
@@ -210,4 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+  # Orbax warns of options that are given on purpose.
+  logging.set_verbosity(logging.ERROR)
+  host_memory.keep_freed_memory()
   main()

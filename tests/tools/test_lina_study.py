@@ -29,6 +29,9 @@ def done(monkeypatch):
       "frechet_distance": config.seed + float(guidance),
       "class_accuracy": 0.9 if use_ema else 0.8,
       "loss": 0.7,
+      # Of what was sampled, whatever the run's.
+      "seed": 0,
+      "guidance": float(guidance),
     }
 
   monkeypatch.setattr(lina_study, "train_and_evaluate", train)
@@ -62,6 +65,9 @@ def test_what_is_done_is_not_done_again(tmp_path, done):
   lines = [json.loads(line) for line in path.read_text().splitlines()]
   assert len(lines) == 1 + 15 * rows
   assert all(line["cpu_seconds"] >= 0 for line in lines)
+  keys = [{**line, "cpu_seconds": 0, "seconds": 0} for line in lines]
+  assert len({json.dumps(key) for key in keys}) == len(lines)
+  assert {line["seed"] for line in lines[1:]} == {0, 1, 2}
   # One that is missing is done, alone.
   path.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
   _run(tmp_path)
