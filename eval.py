@@ -7,7 +7,9 @@ r"""Evaluates a trained or published model on the evaluation split.
 `--weights` is the workdir of a run (whose own config is used unless --config is
 given), a `.safetensors` file, `timm:<name>`, or `random`. The last line of the
 output is one JSON object: model, examples, top1 and top5 of a classifier;
-model, loss, bits_per_byte and tokens of a language model. Any field of the
+model, loss, bits_per_byte and tokens of a language model; model, loss,
+class_accuracy and frechet_distance of a generator of images. Of a run,
+`averaged` says whether these are weights that were averaged. Any field of the
 config can be set for the test: `--config.data.image_size=256
 --config.dtype=bfloat16`. What only training uses of the config is not looked
 at. A task has options of its own, which `--help` lists.
@@ -24,7 +26,7 @@ import tqdm
 import experiment
 import tasks
 from experiment import program
-from experiment.weights import load_weights
+from experiment.weights import is_averaged, load_weights
 
 
 def evaluate(
@@ -71,11 +73,21 @@ def summarize(
   return {"model": config.model.name, **report}
 
 
-def main(config: ml_collections.ConfigDict, weights: str, **options: Any):
+def main(
+  config: ml_collections.ConfigDict,
+  weights: str,
+  *,
+  use_ema: bool = True,
+  **options: Any,
+) -> None:
   """Evaluates and prints."""
-  result = evaluate(config, weights, **options)
+  result = evaluate(config, weights, use_ema=use_ema, **options)
   print(tasks.find(config.task).describe(result))
-  print(json.dumps(summarize(config, result)))
+  line = summarize(config, result)
+  averaged = is_averaged(weights, use_ema)
+  if averaged is not None:
+    line["averaged"] = averaged
+  print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def load_weights(
     "seed": experiment.config.seed,
   }
   model = experiment.task.model
-  if source.startswith("timm:") or source.endswith(".safetensors"):
+  if not _is_run(source):
     variables = pretrained.load(source, model, **options)
   else:
     records.check_files(source, experiment.task.files(), "weights")
@@ -86,6 +86,26 @@ def load_weights(
     )
   shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.variables)
   return jax.device_put(variables, shardings)
+
+
+def is_averaged(source: str, use_ema: bool) -> bool | None:
+  """Whether `load_weights` takes a moving average; None if nobody knows.
+
+  Args:
+    source: as for `load_weights`.
+    use_ema: likewise.
+  """
+  if not _is_run(source):
+    return None
+  return use_ema and saved.load_config(source).ema.decay > 0
+
+
+def _is_run(source: str) -> bool:
+  return not (
+    source == "random"
+    or source.startswith("timm:")
+    or source.endswith(".safetensors")
+  )
 
 
 def _restore(

@@ -3,13 +3,17 @@
 import functools
 
 import jax
-import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
+import tasks
+from configs import lina as lina_config
+from input_pipeline import latents as latent_data
 from models import lina, pretrained
 from models.flow_head import FlowHead
 from models.lina_attention import GATE_LEAVES, GATES
+from tasks import mask_draws
 from tests import parity_helper
 from tests.models import lina_torch
 
@@ -136,21 +140,23 @@ def test_the_flow_head():
   compare_gradients(grads, model, theirs, 1e-4)
 
 
-def our_loss(model, variables, given, latents, visible, share, noise):
-  """The masked loss of the fact sheet, with the noise given."""
-  apply = functools.partial(model.apply, variables)
-  tokens = model.patchify(latents)
-  condition = apply(given, method="condition")
-  z = apply(condition, tokens, visible, method="encode_decode")
-  noise = jnp.stack([model.patchify(e) for e in noise])
-  sigma = share[..., None]
-  x_t = sigma * noise + (1 - sigma) * tokens[None]
-  velocity = apply(x_t, 1000 * share, z[None], method="velocity")
-  error = jnp.square(velocity - (noise - tokens[None])).mean(-1)
-  rows = jnp.arange(len(visible))[:, None]
-  masked = jnp.ones(tokens.shape[:2]).at[rows, visible].set(0, mode="drop")
-  weights = jnp.broadcast_to(masked[None], error.shape)
-  return (error * weights).sum() / (weights.sum() + 1e-5)
+def create_task(model, **fields):
+  """Masked generation with the model; text if it is of texts."""
+  config = lina_config.get_config("test")
+  config.noise_draws = DRAWS
+  config.model = ml_collections.ConfigDict(
+    {"name": "lina_d48w768", "implementation": "xla", **SMALL, **fields}
+  )
+  del config.model.num_classes
+  p = model.patch_size
+  sides = (n * p for n in model.grid)
+  info = latent_data.DatasetInfo(
+    num_eval_examples=0,
+    class_names=tuple(map(str, range(model.num_classes))),
+    image_shape=(*sides, model.token_dim // p**2),
+    text_shape=(6, model.text_width) if model.text_width else None,
+  )
+  return tasks.create(config, info)
 
 
 # Compiles a whole model with its gradient.
@@ -159,37 +165,50 @@ def our_loss(model, variables, given, latents, visible, share, noise):
 def test_a_training_loss(case):
   torch = parity_helper.import_torch()
   model, variables, theirs = pair(**LOSSES[case])
+  task = create_task(model, **LOSSES[case])
   rng = np.random.default_rng(4)
   p = model.patch_size
-  shape = (3 * p, 5 * p, model.token_dim // p**2)
-  latents, *noise = rng.standard_normal((1 + DRAWS, BATCH, *shape), np.float32)
-  # Times of whole numbers, as they are drawn in training.
-  share = rng.integers(0, 1000, (DRAWS, BATCH, 15)).astype(np.float32) / 1000
+  shape = (BATCH, 3 * p, 5 * p, model.token_dim // p**2)
+  images = rng.standard_normal(shape, np.float32)
   visible = np.array([[7, 0, 14], [3, 9, 1]], np.int32)
+  batch = {
+    "tokens": model.patchify(images),
+    # Padded, in ours.
+    "visible": np.concatenate([visible, np.full((BATCH, 2), 15, np.int32)], 1),
+    "mask": np.ones(BATCH, np.float32),
+    "damaged": np.zeros(BATCH, bool),
+    "key": jax.random.split(jax.random.key(5), BATCH),
+  }
   if model.text_width:
     given = rng.standard_normal((BATCH, 6, model.text_width), np.float32)
+    batch |= {"text": given, "text_length": np.full(BATCH, 6, np.int32)}
   else:
     given = np.array([2, 7], np.int32)
-  noise = np.stack(noise)
-  # Padded, in ours.
-  padded = np.concatenate([np.full((BATCH, 2), 15, np.int32), visible], 1)
+    batch["label"] = given
   others = {k: v for k, v in variables.items() if k != "params"}
 
   @jax.jit
   @jax.value_and_grad
   def run(params):
-    state = {"params": params, **others}
-    return our_loss(model, state, given, latents, padded, share, noise)
+    total, _ = task.loss({"params": params, **others}, batch, None)
+    return total / task.weight(batch)
 
   loss, grads = run(variables["params"])
-  channels_first = lambda x: torch.from_numpy(np.moveaxis(x, -1, -3)).double()
+  # What is drawn is in tests/tasks/test_masked_generation.py.
+  times, noise = jax.vmap(
+    lambda key, x: mask_draws.times_and_noise(key, DRAWS, x)
+  )(batch["key"], batch["tokens"])
+  noise = [model.unpatchify(noise[:, i]) for i in range(DRAWS)]
+  channels_first = lambda x: torch.from_numpy(
+    np.moveaxis(np.asarray(x), -1, -3).copy()
+  ).double()
   of_given = torch.from_numpy(given)
   expected = theirs.loss(
     of_given.double() if model.text_width else of_given,
-    channels_first(latents),
+    channels_first(images),
     torch.from_numpy(visible).long(),
-    torch.from_numpy(share).double(),
-    channels_first(noise),
+    torch.from_numpy(np.array(times.swapaxes(0, 1))).double() / 1000,
+    channels_first(np.stack(noise)),
   )
   expected.backward()
   np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)

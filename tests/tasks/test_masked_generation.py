@@ -128,6 +128,50 @@ def test_pixels_become_tokens():
   assert not tokens[2:4].any()
 
 
+def test_latents_and_texts():
+  task = create(
+    dataclasses.replace(
+      INFO, latent_shape=(4, 6, 2), scale=0.5, text_shape=(3, 5)
+    ),
+    **{
+      "model.grid": (2, 3),
+      "model.patch_size": 2,
+      "model.token_dim": 8,
+      "model.text_width": 5,
+    },
+  )
+  rows, rng = 400, np.random.default_rng(0)
+  mean = rng.standard_normal((rows, 4, 6, 2)).astype(np.float32)
+  batch = {
+    "moments": np.concatenate([mean, np.full_like(mean, -40)], -1),
+    "text": rng.standard_normal((rows, 3, 5)).astype(np.float32),
+    "text_length": rng.integers(1, 4, rows).astype(np.int32),
+    "mask": np.ones(rows, np.float32),
+  }
+  assert {n: (x.shape, x.dtype) for n, x in batch.items()} == {
+    n: (x.shape, x.dtype) for n, x in task.batch_spec(rows, train=True).items()
+  }
+  prepared = jax.jit(task.prepare)(jax.random.key(0), batch)
+  tokens = task.model.patchify(jnp.asarray(mean) * 0.5)
+  np.testing.assert_allclose(prepared["tokens"], tokens, atol=1e-6)
+  length = np.asarray(prepared["text_length"])
+  dropped = length == 0
+  assert 0.05 < dropped.mean() < 0.15
+  assert (length[~dropped] == batch["text_length"][~dropped]).all()
+  few = {name: array[:2] for name, array in prepared.items()}
+  variables = jax.eval_shape(task.init, jax.random.key(0))
+  shape = jax.eval_shape(task.losses, variables, few)
+  assert shape.shape == (2,)
+  # Draws of latents are of each step.
+  batch["moments"] = np.zeros_like(batch["moments"])
+  drawn = [
+    np.asarray(jax.jit(task.prepare)(jax.random.key(seed), batch)["tokens"])
+    for seed in (0, 1)
+  ]
+  assert np.abs(drawn[0] - drawn[1]).mean() > 0.1
+  np.testing.assert_allclose(drawn[0].std(), 0.5, rtol=0.05)
+
+
 def test_the_loss_at_the_start_is_that_of_no_velocity():
   task = create(noise_draws=64)
   variables = jax.jit(task.init)(jax.random.key(0))
