@@ -52,11 +52,7 @@ ROWS = (
   _ablation("LINA"),
   _ablation("subtraction", normalizer="subtraction"),
   _ablation("no gate", "9.11", gate="none"),
-  _ablation(
-    "no gate, subtraction", "9.02", gate="none", normalizer="subtraction"
-  ),
   _ablation("no convolution", convolution=False),
-  _ablation("no gate, no convolution", "13.13", gate="none", convolution=False),
   _ablation("softmax", **_SOFTMAX),
 )
 # Of each figure its heading, a factor, and digits after the point.
@@ -99,7 +95,10 @@ def tables(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     "main": _markdown(_HEADER, main),
     "ablations": _markdown((*_HEADER, "FID published"), ablations),
     "cost": _markdown(
-      ("table", "model", "parameters", "train steps", "CPU s of a run"),
+      (
+        *("table", "model", "parameters", "train steps"),
+        *("CPU s of a run", "CPU min of all runs and samples"),
+      ),
       _cost(measured),
     ),
   }
@@ -166,17 +165,19 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _cost(measured: Sequence[Mapping[str, Any]]) -> list[list[str]]:
   made = []
-  for row in ROWS:
-    if lines := _of(row, measured, "run"):
-      made.append(
-        [
-          row.table,
-          row.name,
-          f"{lines[0]['parameters']:,}",
-          str(lines[0]["train_steps"]),
-          _spread([line["cpu_seconds"] for line in lines], 0),
-        ]
-      )
+  seconds = lambda lines: [line["cpu_seconds"] for line in lines]
+  for table in dict.fromkeys(row.table for row in ROWS):
+    total = 0.0
+    for row in (row for row in ROWS if row.table == table):
+      runs, samples = (_of(row, measured, what) for what in ("run", "samples"))
+      if not runs:
+        continue
+      spent = sum(seconds(runs)) + sum(seconds(samples))
+      total += spent
+      sizes = [f"{runs[0]['parameters']:,}", str(runs[0]["train_steps"])]
+      per_run = _spread(seconds(runs), 0)
+      made.append([table, row.name, *sizes, per_run, f"{spent / 60:.1f}"])
+    made.append([table, "all", "", "", "", f"{total / 60:.1f}"])
   return made
 
 

@@ -108,10 +108,11 @@ def test_rows_differ_in_what_they_name(done, tmp_path):
   assert full.train_for == "12 steps"
   assert configs["test_ablations_lina_3"].train_for == "4 steps"
   assert configs["test_ablations_lina_3"].checkpoint.every == "1 steps"
-  linear = configs["test_ablations_no_gate_no_convolution_3"].model
-  assert (linear.gate, linear.convolution) == ("none", False)
-  assert "attention" not in linear
-  assert configs["test_main_softmax_3"].model.attention == "softmax"
+  assert configs["test_ablations_no_gate_3"].model.gate == "none"
+  assert not configs["test_ablations_no_convolution_3"].model.convolution
+  softmax = configs["test_main_softmax_3"].model
+  assert (softmax.attention, softmax.gate) == ("softmax", "none")
+  assert not softmax.convolution
   subtraction = configs["test_ablations_subtraction_3"].model
   assert subtraction.normalizer == "subtraction"
   assert "gate" not in subtraction
@@ -152,6 +153,7 @@ def test_a_report(tmp_path, done):
   assert [row[-1] for row in ablated] == ["9.11", "", "", ""]
   (cost,) = (row for row in rows if row[:2] == ["ablations", "subtraction"])
   assert cost[2:4] == ["10", "4"]
+  assert [row[0] for row in rows if row[1] == "all"] == ["main", "ablations"]
 
 
 def test_a_report_without_marks(tmp_path, done):
