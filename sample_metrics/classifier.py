@@ -1,8 +1,9 @@
 """A classifier of ours as feature network: of a run, or trained on the spot."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from experiment.batches import create_train_batches
 from experiment.weights import load_weights
 from input_pipeline import images as image_data
 from sample_metrics import reference
-from training import evaluation, paths
+from training import evaluation, paths, sharding
 
 # Images that go through the network at once.
 _ROWS = 256
@@ -109,8 +110,9 @@ def trained_on(data: ml_collections.ConfigDict) -> ClassifierFeatures:
   config = _config(data)
   key = json.dumps([config.to_json(), data.image_size], sort_keys=True)
   if key not in _TRAINED:
-    setup = experiment.create(config, _device())
-    _TRAINED[key] = ClassifierFeatures("", setup, _train(setup), data)
+    with _alone(config) as device:
+      setup = experiment.create(config, device)
+      _TRAINED[key] = ClassifierFeatures("", setup, _train(setup), data)
   return _TRAINED[key]
 
 
@@ -128,24 +130,25 @@ def of_run(workdir: str) -> ClassifierFeatures:
       "classification, or '' for a classifier that is trained now."
     )
   config.mesh = common.get_config().mesh
-  setup = experiment.create_evaluation(config, _device())
-  return ClassifierFeatures(
-    workdir, setup, load_weights(setup, workdir), config.data
-  )
+  with _alone(config) as device:
+    setup = experiment.create_evaluation(config, device)
+    variables = load_weights(setup, workdir)
+    return ClassifierFeatures(workdir, setup, variables, config.data)
 
 
-def _device() -> list[jax.Device]:
-  # Sums over several devices have other roundings, so another fingerprint.
-  return jax.local_devices()[:1]
+@contextlib.contextmanager
+def _alone(config: ml_collections.ConfigDict) -> Iterator[list[jax.Device]]:
+  """Gives one device, in place of the mesh that the caller has set.
+
+  Sums over several devices have other roundings, so another fingerprint.
+  """
+  device = jax.local_devices()[:1]
+  with jax.set_mesh(sharding.create_mesh(config.mesh, device)):
+    yield device
 
 
 def _config(data: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The recipe, of some 10 CPU seconds for the digits."""
-  if data.get("latents"):
-    raise ValueError(
-      f"features='' trains on images, but config.data.latents={data.latents!r}"
-      " has none: give the workdir of a run of classification as features."
-    )
   config = common.get_config("classification")
   for name in set(image_data.default_config()) - {"train_transform"}:
     config.data[name] = data[name]
@@ -172,15 +175,13 @@ def _config(data: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def _train(setup: experiment.Experiment) -> dict[str, Any]:
   batches = create_train_batches(setup)
   try:
-    with jax.set_mesh(setup.mesh):
-      state = setup.init()
-      for _ in range(setup.clock.total_steps):
-        rows = next(batches)
-        batch = {name: rows[name] for name in setup.batch}
-        state, _ = setup.train_step(
-          state, evaluation.put_batch(batch, setup.mesh)
-        )
-      return jax.block_until_ready(state.variables())
+    state = setup.init()
+    for _ in range(setup.clock.total_steps):
+      rows = next(batches)
+      batch = {name: rows[name] for name in setup.batch}
+      batch = evaluation.put_batch(batch, setup.mesh)
+      state, _ = setup.train_step(state, batch)
+    return state.variables()
   finally:
     batches.close()
 

@@ -57,7 +57,8 @@ class InceptionFeatures:
         "uint8 [n, height, width, 1 or 3]."
       )
     images = np.broadcast_to(images, (*images.shape[:-1], 3))
-    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    # A copy, as PyTorch takes no array that cannot be written to.
+    planes = np.array(images.transpose(0, 3, 1, 2), order="C")
     parts = [
       self._network(self._torch.from_numpy(planes[first : first + _ROWS]))
       for first in range(0, max(len(planes), 1), _ROWS)
@@ -80,7 +81,6 @@ class InceptionFeatures:
       )
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
       raise ValueError(
-        f"features={self.spec!r} has no weights of this network: {_INSTEAD}. "
-        f"({str(error).splitlines()[0]})"
+        f"features={self.spec!r} has no weights of this network: {_INSTEAD}."
       ) from error
     return network

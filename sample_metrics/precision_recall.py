@@ -67,9 +67,9 @@ def _radii(rows: np.ndarray, neighbours: int, block_bytes: int) -> np.ndarray:
   """Squared distance of each row [n] to its `neighbours`-th nearest other."""
   radii = []
   for first, distances in _squared_distances(rows, rows, block_bytes):
-    # A row is the nearest to itself, also where another one is equal to it.
+    # A row is the nearest to itself, whatever rounding makes of it.
     itself = np.arange(len(distances))
-    distances[itself, first + itself] = -1.0
+    distances[itself, first + itself] = 0.0
     radii.append(np.partition(distances, neighbours, axis=1)[:, neighbours])
   return np.concatenate(radii)
 

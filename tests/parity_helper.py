@@ -11,25 +11,25 @@ from tools import torch_imports
 
 def import_torch():
   """Returns torch, or skips the test where it is not installed."""
-  return _or_skip(torch_imports.import_torch)
+  return or_skip(torch_imports.import_torch)
 
 
 def import_timm():
   """Returns (torch, timm), or skips the test where they are not installed."""
-  return _or_skip(torch_imports.import_timm)
+  return or_skip(torch_imports.import_timm)
 
 
 def import_transformers(family):
   """Returns torch and transformers' module of a family, or skips the test."""
-  return _or_skip(torch_imports.import_transformers, family)
+  return or_skip(torch_imports.import_transformers, family)
 
 
 def import_diffusers(name):
   """Returns torch and a module of diffusers, or skips the test."""
-  return _or_skip(torch_imports.import_diffusers, name)
+  return or_skip(torch_imports.import_diffusers, name)
 
 
-def _or_skip(load, *args):
+def or_skip(load, *args):
   try:
     return load(*args)
   except ImportError as error:

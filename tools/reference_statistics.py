@@ -28,6 +28,11 @@ def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   ranges.check(args.config)
   data = args.config.data
+  if data.get("latents"):
+    raise ValueError(
+      f"config.data.latents={data.latents!r} are no images: give the config "
+      "that they were encoded with."
+    )
   folder = storage.path(args.out).parent
   if not args.out.endswith(".npz") or not folder.is_dir():
     raise ValueError(

@@ -1,0 +1,228 @@
+r"""LINA against softmax, and its ablations: trains, evaluates and tabulates.
+
+  python -m tools.lina_study --out=runs/lina_study \
+    --report=docs/results/lina.md
+
+Each run is a folder of `--out`, and what was measured is a line of its
+`results.jsonl`; what is there, of the same config, is not done again, and a run
+that was stopped goes on. The tables are printed, and put in place of those of
+`--report`, beside which the lines are copied. `--variant=test` is a small one.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+
+import storage
+from configs import lina
+from eval import evaluate
+from sample_metrics import features, measure, reference
+from tools import lina_tables
+from tools.lina_tables import Row
+from train import train_and_evaluate
+from training import checkpoints, cli, console, host_memory, metrics, reporting
+
+SEEDS = (0, 1, 2)
+GUIDANCE = (1.0, 2.4)
+# Raw weights are judged too: an average may lag behind in a short run.
+AVERAGED = (True, False)
+
+
+def make_config(variant: str, row: Row, seed: int) -> ml_collections.ConfigDict:
+  """The config of a run.
+
+  Raises:
+    ValueError: if there is no such variant.
+  """
+  config = lina.get_config(variant)
+  config.seed = seed
+  config.model.update(row.fields)
+  for field in ("train_for", "evaluate_every"):
+    config[field] = _shortened(config[field], row.share)
+  every = config.checkpoint.every
+  config.checkpoint.every = _shortened(every, row.share)
+  return config
+
+
+def _shortened(duration: str, share: int) -> str:
+  number, unit = duration.split()
+  return f"{max(int(number) // share, 1)} {unit}"
+
+
+class Results:
+  """What was measured, a line of JSON each, in the order of time."""
+
+  def __init__(self, path: epath.Path):
+    self._path = path
+    lines = path.read_text().splitlines() if path.exists() else ()
+    self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+  def find_or_make(
+    self, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]
+  ) -> None:
+    """Adds `make()` and what it cost, unless there is a line of the key."""
+    if any(key.items() <= row.items() for row in self.rows):
+      return
+    console.say(f"lina_study: {_described(key)}")
+    began, cpu = time.perf_counter(), _cpu_seconds()
+    made = dict(make())
+    made["cpu_seconds"] = round(_cpu_seconds() - cpu, 1)
+    made["seconds"] = round(time.perf_counter() - began, 1)
+    self.rows.append({**made, **key})
+    text = "".join(json.dumps(row) + "\n" for row in self.rows)
+    storage.write_whole(self._path, text)
+
+
+def _described(key: Mapping[str, Any]) -> str:
+  return ", ".join(f"{name} {value}" for name, value in key.items())
+
+
+def _cpu_seconds() -> float:
+  """Of all threads of this process and of the children that it waited for."""
+  usages = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+  used = [resource.getrusage(who) for who in usages]
+  return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def run(
+  out: epath.Path, variant: str, seeds: Sequence[int], samples: int
+) -> list[dict[str, Any]]:
+  """Does what is not done, and returns all that was measured of the variant.
+
+  Args:
+    out: the folder of runs and results.
+    variant: of `configs.lina`.
+    seeds: of the runs of each row.
+    samples: of each evaluation.
+  """
+  results = Results(out / "results.jsonl")
+  keys = []
+
+  def note(key, make):
+    keys.append(key)
+    results.find_or_make(key, make)
+
+  data = lina.get_config(variant).data
+  note(
+    {"what": "real", "most": samples, "config": _digest(data)},
+    lambda: _measure_real(data, samples),
+  )
+  for row, seed in itertools.product(lina_tables.ROWS, seeds):
+    config = make_config(variant, row, seed)
+    workdir = str(out / f"{variant}_{row.slug}_{seed}")
+    key = {"table": row.table, "row": row.name, "seed": seed}
+    key["config"] = _digest(config)
+    note({"what": "run", **key}, lambda c=config, w=workdir: _train(c, w))
+    for averaged, guidance in itertools.product(AVERAGED, GUIDANCE):
+      made_with = {
+        "averaged": averaged,
+        "guidance": guidance,
+        "steps": config.sampling.steps,
+        "flow_steps": config.sampling.flow_steps,
+        "samples": samples,
+      }
+      note(
+        {"what": "samples", **key, **made_with},
+        lambda c=config, w=workdir, m=made_with: _evaluate(c, w, m),
+      )
+  # Lines of other configs, of a study before this one, are not tabulated.
+  return [
+    row
+    for row in results.rows
+    if any(key.items() <= row.items() for key in keys)
+  ]
+
+
+def _digest(config: ml_collections.ConfigDict) -> str:
+  text = config.to_json(sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+  state = train_and_evaluate(config, workdir)
+  if f"{int(state.step)} steps" != config.train_for:
+    raise ValueError(
+      f"{workdir} was stopped at step {int(state.step)} of {config.train_for}; "
+      "the same command goes on."
+    )
+  sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
+  return {"train_steps": int(state.step), "parameters": sum(sizes)}
+
+
+def _evaluate(
+  config: ml_collections.ConfigDict, workdir: str, made_with: Mapping[str, Any]
+) -> dict[str, Any]:
+  result = evaluate(
+    config,
+    workdir,
+    use_ema=made_with["averaged"],
+    guidance=str(made_with["guidance"]),
+    num_samples=made_with["samples"],
+  )
+  # The key's is that of the run.
+  return {"sampling_seed": result.pop("seed"), **result}
+
+
+def _measure_real(
+  data: ml_collections.ConfigDict, samples: int
+) -> dict[str, Any]:
+  """The figures of real images: what samples could be at best."""
+  network = features.create("", data)
+  held_out = reference.of_split(data, network)
+  images, labels = (
+    np.concatenate(parts)[:samples]
+    for parts in zip(*reference.examples(data, data.train_split), strict=True)
+  )
+  return measure(images, labels, network, held_out)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Reads the command line, does what is left to do and tabulates."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("--out", required=True, help="folder of the runs")
+  parser.add_argument("--report", help="Markdown file with marks for tables")
+  parser.add_argument("--variant", default="digits", help="of configs/lina.py")
+  parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+  parser.add_argument("--samples", type=int, default=1000)
+  args = parser.parse_args(argv)
+  out = storage.path(args.out)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+      # The seeds of a row are one program.
+      jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
+    measured = run(out, args.variant, args.seeds, args.samples)
+    tables = lina_tables.tables(measured)
+    for name, table in tables.items():
+      console.say(f"\n{name}\n\n{table}")
+    if args.report:
+      lina_tables.write(storage.path(args.report), tables, measured)
+  except (
+    *cli.USER_ERRORS,
+    checkpoints.CheckpointError,
+    metrics.MetricsError,
+    reporting.NonFiniteError,
+  ) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+  # Orbax warns of options that are given on purpose.
+  logging.set_verbosity(logging.ERROR)
+  host_memory.keep_freed_memory()
+  main()

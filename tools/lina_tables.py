@@ -1,0 +1,217 @@
+"""The rows of LINA's study, and the tables of what was measured of them."""
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+import storage
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A model of the study, that is trained with several seeds.
+
+  Attributes:
+    table: "main", or "ablations".
+    name: for people.
+    fields: of `models.lina` that differ from LINA's.
+    share: the run has the config's steps divided by this.
+    published: FID of arXiv 2601.22630's logs for the same layers on ImageNet.
+  """
+
+  table: str
+  name: str
+  fields: Mapping[str, Any]
+  share: int = 1
+  published: str = ""
+
+  @property
+  def slug(self) -> str:
+    """Of the folder of a run."""
+    words = self.name.lower().replace(",", "").split()
+    return "_".join([self.table, *words])
+
+
+_SOFTMAX = types.MappingProxyType(
+  {"attention": "softmax", "gate": "none", "convolution": False}
+)
+
+
+def _ablation(name: str, published: str = "", **fields: Any) -> Row:
+  return Row("ablations", name, fields, share=3, published=published)
+
+
+ROWS = (
+  Row("main", "LINA", {}),
+  Row("main", "softmax", _SOFTMAX),
+  _ablation("LINA"),
+  _ablation("subtraction", normalizer="subtraction"),
+  _ablation("no gate", "9.11", gate="none"),
+  _ablation("no convolution", convolution=False),
+  _ablation("softmax", **_SOFTMAX),
+)
+# Of each figure its heading, a factor, and digits after the point.
+_FIGURES = (
+  ("class_accuracy", "class accuracy %", 100, 1),
+  ("frechet_distance", "Frechet distance", 1, 2),
+  ("inception_score", "Inception Score", 1, 2),
+  ("precision", "precision %", 100, 1),
+  ("recall", "recall %", 100, 1),
+)
+_MADE_WITH = ("averaged", "guidance", "steps", "flow_steps", "samples")
+_HEADER = (
+  "model",
+  "train steps",
+  "seeds",
+  "weights",
+  "guidance",
+  "AR steps",
+  "flow steps",
+  "samples",
+  *(heading for _, heading, _, _ in _FIGURES),
+)
+
+
+def tables(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """The tables in Markdown, by name: main, ablations, cost.
+
+  Args:
+    measured: lines of results.
+  """
+  real = [line for line in measured if line["what"] == "real"]
+  main = [_real_cells(line) for line in real] + _cells("main", measured)
+  ablations = _cells("ablations", measured)
+  published = {row.name: row.published for row in ROWS}
+  for cells in ablations:
+    # Published is guidance 1.
+    same = cells[3:5] == ["averaged", "1"]
+    cells.append(published[cells[0]] if same else "")
+  return {
+    "main": _markdown(_HEADER, main),
+    "ablations": _markdown((*_HEADER, "FID published"), ablations),
+    "cost": _markdown(
+      (
+        *("table", "model", "parameters", "train steps"),
+        *("CPU s of a run", "CPU min of all runs and samples"),
+      ),
+      _cost(measured),
+    ),
+  }
+
+
+def _cells(
+  table: str, measured: Sequence[Mapping[str, Any]]
+) -> list[list[str]]:
+  """A row of cells for each model and each way to make samples of it."""
+  made = []
+  for row in ROWS:
+    if row.table != table:
+      continue
+    steps = {line["train_steps"] for line in _of(row, measured, "run")}
+    lines = _of(row, measured, "samples")
+    ways = dict.fromkeys(tuple(line[n] for n in _MADE_WITH) for line in lines)
+    for way in ways:
+      seeds = [
+        line for line in lines if tuple(line[n] for n in _MADE_WITH) == way
+      ]
+      averaged, guidance, *counts = way
+      made.append(
+        [
+          row.name,
+          ", ".join(map(str, sorted(steps))),
+          ", ".join(str(line["seed"]) for line in seeds),
+          "averaged" if averaged else "raw",
+          f"{guidance:g}",
+          *map(str, counts),
+          *_figures(seeds),
+        ]
+      )
+  return made
+
+
+def _real_cells(line: Mapping[str, Any]) -> list[str]:
+  made_with = ["", "", "", "", "", "", str(line["samples"])]
+  return ["real training images", *made_with, *_figures([line])]
+
+
+def _of(
+  row: Row, measured: Sequence[Mapping[str, Any]], what: str
+) -> list[Mapping[str, Any]]:
+  key = {"what": what, "table": row.table, "row": row.name}
+  return [line for line in measured if key.items() <= line.items()]
+
+
+def _figures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+  return [
+    _spread([factor * line[name] for line in lines], digits)
+    if all(name in line for line in lines)
+    else ""
+    for name, _, factor, digits in _FIGURES
+  ]
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+  """Mean and deviation of what seeds gave."""
+  mean = f"{np.mean(values):.{digits}f}"
+  if len(values) == 1:
+    return mean
+  return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def _cost(measured: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+  made = []
+  seconds = lambda lines: [line["cpu_seconds"] for line in lines]
+  for table in dict.fromkeys(row.table for row in ROWS):
+    total = 0.0
+    for row in (row for row in ROWS if row.table == table):
+      runs, samples = (_of(row, measured, what) for what in ("run", "samples"))
+      if not runs:
+        continue
+      spent = sum(seconds(runs)) + sum(seconds(samples))
+      total += spent
+      sizes = [f"{runs[0]['parameters']:,}", str(runs[0]["train_steps"])]
+      per_run = _spread(seconds(runs), 0)
+      made.append([table, row.name, *sizes, per_run, f"{spent / 60:.1f}"])
+    made.append([table, "all", "", "", "", f"{total / 60:.1f}"])
+  return made
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  lines = [header, ["---"] * len(header), *rows]
+  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write(
+  report: epath.Path,
+  made: Mapping[str, str],
+  measured: Sequence[Mapping[str, Any]],
+) -> None:
+  """Puts tables in place of those in a report, and the results beside it.
+
+  Args:
+    report: a Markdown file with `<!-- begin: NAME -->` and `<!-- end: NAME -->`
+      around each table.
+    made: the tables by name.
+    measured: what they are of.
+
+  Raises:
+    ValueError: if the marks of a table are not there.
+  """
+  text = report.read_text()
+  for name, table in made.items():
+    begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->"
+    before, begun, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (begun and ended):
+      raise ValueError(
+        f"report={str(report)!r} lacks {begin.strip()} or {end}."
+      )
+    text = f"{before}{begin}{table}\n{end}{after}"
+  storage.write_whole(report, text)
+  lines = "".join(json.dumps(line) + "\n" for line in measured)
+  storage.write_whole(report.with_suffix(".jsonl"), lines)
