@@ -1,5 +1,6 @@
 """How good samples are, by what a network sees in them: FID and its kin."""
 
+from sample_metrics.copies import nearness
 from sample_metrics.features import Features
 from sample_metrics.frechet import frechet_distance
 from sample_metrics.inception_score import inception_score
@@ -17,6 +18,7 @@ __all__ = [
   "frechet_distance",
   "inception_score",
   "measure",
+  "nearness",
   "of_split",
   "precision_recall",
 ]

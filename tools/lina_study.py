@@ -26,10 +26,13 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+import experiment
 import storage
 from configs import lina
 from eval import evaluate
-from sample_metrics import features, measure, reference
+from experiment.weights import load_weights
+from sample_metrics import features, measure, nearness, reference
+from tasks import image_decoding, image_sampling
 from tools import lina_tables
 from tools.lina_tables import Row
 from train import train_and_evaluate
@@ -126,6 +129,9 @@ def run(
     key = {"table": row.table, "row": row.name, "seed": seed}
     key["config"] = _digest(config)
     note({"what": "run", **key}, lambda c=config, w=workdir: _train(c, w))
+    if row.table == "main":
+      key_of_copies = {"what": "copies", **key, "samples": samples}
+      note(key_of_copies, lambda c=config, w=workdir: _compare(c, w, samples))
     for averaged, guidance in itertools.product(AVERAGED, GUIDANCE):
       made_with = {
         "averaged": averaged,
@@ -174,6 +180,28 @@ def _evaluate(
   )
   # The key's is that of the run.
   return {"sampling_seed": result.pop("seed"), **result}
+
+
+def _compare(
+  config: ml_collections.ConfigDict, workdir: str, samples: int
+) -> dict[str, Any]:
+  """The control: whether samples are copies of training images."""
+  setup = experiment.create_evaluation(config)
+  task = setup.task
+  with jax.set_mesh(setup.mesh):
+    variables = load_weights(setup, workdir)
+    made = image_sampling.images(
+      task.model,
+      variables,
+      np.arange(samples, dtype=np.int32) % task.model.num_classes,
+      image_decoding.create(task.model, variables, task.info),
+      **config.sampling,
+    )
+  training, held_out = (
+    np.concatenate([i for i, _ in reference.examples(config.data, split)])
+    for split in (config.data.train_split, config.data.eval_split)
+  )
+  return {**config.sampling, **nearness(made, training, held_out)}
 
 
 def _measure_real(

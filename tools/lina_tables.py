@@ -77,8 +77,17 @@ _HEADER = (
 )
 
 
+_COPIES_HEADER = (
+  "model",
+  "seeds",
+  "nearest training image, median",
+  "of held-out images",
+  "nearer than 99 % of these, %",
+)
+
+
 def tables(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-  """The tables in Markdown, by name: main, ablations, cost.
+  """The tables in Markdown, by name: main, copies, ablations, cost.
 
   Args:
     measured: lines of results.
@@ -93,6 +102,7 @@ def tables(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     cells.append(published[cells[0]] if same else "")
   return {
     "main": _markdown(_HEADER, main),
+    "copies": _markdown(_COPIES_HEADER, _copies(measured)),
     "ablations": _markdown((*_HEADER, "FID published"), ablations),
     "cost": _markdown(
       (
@@ -129,6 +139,23 @@ def _cells(
           f"{guidance:g}",
           *map(str, counts),
           *_figures(seeds),
+        ]
+      )
+  return made
+
+
+def _copies(measured: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+  made = []
+  for row in ROWS:
+    if lines := _of(row, measured, "copies"):
+      values = lambda name, lines=lines: [line[name] for line in lines]
+      made.append(
+        [
+          row.name,
+          ", ".join(map(str, values("seed"))),
+          _spread(values("nearest_median"), 1),
+          f"{lines[0]['held_out_nearest_median']:.1f}",
+          _spread([100 * x for x in values("nearer_than_held_out")], 1),
         ]
       )
   return made

@@ -9,7 +9,7 @@ from etils import epath
 
 from tools import lina_study, lina_tables
 
-_NAMES = ("main", "ablations", "cost")
+_NAMES = ("main", "copies", "ablations", "cost")
 
 
 @pytest.fixture
@@ -41,6 +41,15 @@ def done(monkeypatch):
     "_measure_real",
     lambda data, samples: {"samples": samples, "frechet_distance": 0.5},
   )
+  monkeypatch.setattr(
+    lina_study,
+    "_compare",
+    lambda config, workdir, samples: {
+      "nearest_median": 20.0 + config.seed,
+      "held_out_nearest_median": 21.0,
+      "nearer_than_held_out": 0.02,
+    },
+  )
   return calls
 
 
@@ -63,7 +72,8 @@ def test_what_is_done_is_not_done_again(tmp_path, done):
   assert len(done["evaluate"]) == 12 * rows
   path = tmp_path / "study" / "results.jsonl"
   lines = [json.loads(line) for line in path.read_text().splitlines()]
-  assert len(lines) == 1 + 15 * rows
+  # A run, four ways to make samples, and whether those of the main rows copy.
+  assert len(lines) == 1 + 3 * (5 * rows + 2)
   assert all(line["cpu_seconds"] >= 0 for line in lines)
   keys = [{**line, "cpu_seconds": 0, "seconds": 0} for line in lines]
   assert len({json.dumps(key) for key in keys}) == len(lines)
@@ -93,7 +103,7 @@ def test_another_config_is_another_run(tmp_path, done, monkeypatch):
   assert len(done["train"]) == 2 * before
   # Of the first config nothing is in the tables.
   noted = (tmp_path / "lina.jsonl").read_text().splitlines()
-  assert len(noted) == 1 + 5 * len(lina_tables.ROWS)
+  assert len(noted) == 1 + 5 * len(lina_tables.ROWS) + 2
   steps = {json.loads(line).get("train_steps") for line in noted}
   assert steps == {None, 30, 10}
 
@@ -149,6 +159,8 @@ def test_a_report(tmp_path, done):
   ]
   assert main[3][3:5] == ["raw", "2.4"]
   assert main[3][8:10] == ["80.0 ± 0.0", "3.40 ± 1.41"]
+  (copies,) = (row for row in rows if len(row) == 5 and row[0] == "LINA")
+  assert copies == ["LINA", "0, 2", "21.0 ± 1.4", "21.0", "2.0 ± 0.0"]
   ablated = [row for row in rows if row[0] == "no gate" and len(row) > 5]
   assert [row[-1] for row in ablated] == ["9.11", "", "", ""]
   (cost,) = (row for row in rows if row[:2] == ["ablations", "subtraction"])
