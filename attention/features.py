@@ -43,10 +43,10 @@ def sigmoid(x: Array) -> Array:
   return jax.nn.sigmoid(x)
 
 
-def softmax(x: Array) -> Array:
-  """Returns the softmax of `x` over its last axis."""
-  x = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
-  return x / jnp.sum(x, axis=-1, keepdims=True)
+def softmax(x: Array, *, axis: int = -1) -> Array:
+  """Returns the softmax of `x` over its last axis, or another one."""
+  x = jnp.exp(x - jnp.max(x, axis=axis, keepdims=True))
+  return x / jnp.sum(x, axis=axis, keepdims=True)
 
 
 def taylor(x: Array) -> Array:
