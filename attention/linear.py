@@ -5,6 +5,7 @@ Whatever the paper, the values get a last column of ones, so that one memory
 padding are factors of its terms.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -97,15 +98,32 @@ def linear_attention(
   if decay is not None:
     _check_decay(decay, q, k, causal, normalizer)
   target = _target(
-    implementation, q, k, v, feature_map, decay, state, return_state
+    implementation,
+    q,
+    k,
+    v,
+    feature_map=feature_map,
+    normalizer=normalizer,
+    causal=causal,
+    decay=decay,
+    state=state,
+    return_state=return_state,
   )
+  if target is not None and target.platform == "tpu":
+    return _fused(
+      (q, *_repeated(q, k, v), key_gate, value_gate, lengths),
+      target,
+      feature_map=feature_map,
+      normalizer=normalizer,
+      causal=causal,
+    )
   kept = _kept(k, lengths)
   if causal:
     q = _without_padding(q, kept)
   k, v, key_gate, value_gate = (
     _without_padding(x, kept) for x in (k, v, key_gate, value_gate)
   )
-  k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+  k, v = _repeated(q, k, v)
   # One for each key, [batch or 1, kv_len, 1, 1].
   ones = _without_padding(jnp.ones((1, k.shape[1], 1, 1)), kept)
   values, terms = _terms(v, key_gate, value_gate, ones)
@@ -113,7 +131,7 @@ def linear_attention(
   if target is not None:
     if key_gate is None and value_gate is None:
       terms = terms.astype(v.dtype)
-    sums = _fused(q, k, terms, feature_map, causal, target)
+    sums = _weighted_sums(q, k, terms, feature_map, causal, target)
   else:
     phi_q, phi_k = (feature_map(x.astype(jnp.float32)) for x in (q, k))
     memory = _first_memory(phi_k, terms, state)
@@ -134,24 +152,52 @@ def linear_attention(
   return out, _state(memory, values, ones, state)
 
 
-def _target(
-  implementation, q, k, v, feature_map, decay, state, return_state
-) -> dispatch.Target | None:
-  options = {
-    "feature_map": feature_map,
-    "decay": decay,
-    "state": state,
-    "return_state": return_state,
-  }
+def _target(implementation, q, k, v, **options) -> dispatch.Target | None:
   empty = checks.no_scores(q, k)
+  gpu = {
+    name: x
+    for name, x in options.items()
+    if name not in ("normalizer", "causal")
+  }
   return dispatch.choose(
     implementation,
     {
       "tpu": lambda: empty or linear_tpu.unsupported(q, k, v, **options),
-      "gpu": lambda: empty or linear_gpu.unsupported_gpu(q, k, v, **options),
+      "gpu": lambda: empty or linear_gpu.unsupported_gpu(q, k, v, **gpu),
     },
-    # By the estimates in benchmarks/results/kernels_static.md.
-    slower=("tpu",),
+  )
+
+
+def _repeated(q: Array, k: Array, v: Array) -> list[Array]:
+  """Returns keys and values of as many heads as there are queries of."""
+  return [jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v)]
+
+
+def _fused(arrays, target, **options) -> Array:
+  """Returns the output by a kernel that reads what it is given.
+
+  Args:
+    arrays: q, k, v, key_gate, value_gate and lengths, of which the last three
+      may be None.
+    target: what the kernel is built for.
+    **options: what else `kernels.linear.attend` takes.
+  """
+  layouts = ("bnhd",) * 3 + ("bnh",) * 2 + ("b",)
+  given = [x is not None for x in arrays]
+
+  def call(*present):
+    rest = iter(present)
+    return linear_tpu.attend(
+      *(next(rest) if there else None for there in given),
+      interpret=target.interpret,
+      **options,
+    )
+
+  return dispatch.per_device(
+    call,
+    list(itertools.compress(arrays, given)),
+    list(itertools.compress(layouts, given)),
+    "bnhd",
   )
 
 
@@ -186,12 +232,11 @@ def _terms(v, key_gate, value_gate, ones) -> tuple[Array, Array]:
   return values, terms
 
 
-def _fused(q, k, terms, feature_map, causal, target) -> Array:
-  """Returns sum_j phi(q_i) . phi(k_j) terms_j by a kernel."""
-  kernel = linear_tpu if target.platform == "tpu" else linear_gpu
+def _weighted_sums(q, k, terms, feature_map, causal, target) -> Array:
+  """Returns sum_j phi(q_i) . phi(k_j) terms_j by a kernel for GPUs."""
 
   def call(q, k, terms):
-    return kernel.weighted_sums(
+    return linear_gpu.weighted_sums(
       q,
       k,
       terms,

@@ -1,21 +1,16 @@
-"""Linear attention on TPUs: the features live in VMEM only.
-
-One kernel computes out_i = f(a_i) . sum_j g(b_j) h(c_j)^T over all j, j <= i or
-j >= i, with the memory in scratch. Its three gradients are of the same form
-(`linear_sums`): nothing of size length x features x v_dim, and no features,
-ever reach HBM.
-"""
-
-import functools
-from typing import Any, NamedTuple
+"""Linear attention on TPUs: what the kernels take, and how they are called."""
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
-from attention import features
-from attention.kernels import linear_sums, tpu
-from attention.kernels.tpu import Blocked, unsupported_arrays
+from attention import features, linear_normalizers
+from attention.kernels import (
+  linear_causal,
+  linear_memory,
+  linear_plan,
+  linear_tiles,
+)
+from attention.kernels.tpu import SUBLANES, unsupported_arrays
 
 # Maps that Mosaic lowers, with the vector-Jacobian product JAX derives.
 MAPS = (
@@ -27,48 +22,42 @@ MAPS = (
   features.softmax,
   features.taylor,
 )
-VMEM_LIMIT = 64 * 2**20
-
-
-class _Inputs(NamedTuple):
-  """Blocks [1, block, width] of a, b and c, and of where a map is pulled back.
-
-  Rows are pairs of batch and head. `point` is None without a map.
-  """
-
-  a: Any
-  b: Any
-  c: Any
-  point: Any
-
-
-class _Outputs(NamedTuple):
-  out: Any
-
-
-class _Scratch(NamedTuple):
-  """The sum so far of g(b_j) h(c_j)^T, which goes on along a row of the grid.
-
-  [features of b, features of c], float32: it is the only thing that grows with
-  the features, and it never leaves VMEM.
-  """
-
-  memory: Any
+NORMALIZERS = (
+  linear_normalizers.Division,
+  linear_normalizers.Subtraction,
+  linear_normalizers.Identity,
+)
+# Tokens that are worked on at once. In a scan they have scores among
+# themselves, whose cost grows with their number.
+PART = 512
+SCAN_PART = 256
 
 
 def unsupported(
-  q, k, v, *, feature_map, decay, state, return_state
+  q, k, v, *, feature_map, normalizer, causal, decay, state, return_state
 ) -> str | None:
-  """Says why the kernel cannot take these arguments, or returns None."""
+  """Says why the kernels cannot take these arguments, or returns None."""
   if feature_map not in MAPS:
     return (
       f"feature_map is {feature_map!r}; the kernel has "
       f"{', '.join(f.__name__ for f in MAPS)}"
     )
+  if type(normalizer) not in NORMALIZERS:
+    return (
+      f"normalizer is {normalizer!r}; the kernel has "
+      f"{', '.join(kind.__name__ for kind in NORMALIZERS)}"
+    )
+  subtraction = isinstance(normalizer, linear_normalizers.Subtraction)
+  if causal and subtraction:
+    return (
+      "normalizer is Subtraction; the causal kernel keeps no mean of values"
+    )
+  if subtraction and feature_map is features.taylor:
+    return "normalizer is Subtraction; with Taylor features there is no kernel"
   if decay is not None:
     return "decay is given; the kernel's memory does not decay"
   if state is not None or return_state:
-    return "a state is passed on; the kernel keeps its memory in scratch"
+    return "a state is passed on; the kernel keeps its memory to itself"
   reason = unsupported_arrays(q, k, v)
   if reason is not None:
     return reason
@@ -79,158 +68,68 @@ def unsupported(
   return None
 
 
-def weighted_sums(q, k, terms, *, feature_map, causal, interpret=False):
-  """Returns sum_j phi(q_i) . phi(k_j) terms_j, float32.
+def attend(
+  q,
+  k,
+  v,
+  key_gate,
+  value_gate,
+  lengths,
+  *,
+  feature_map,
+  normalizer,
+  causal,
+  interpret=False,
+):
+  """Returns linear attention [batch, q_len, heads, v_dim], like `q`.
 
   Args:
     q: [batch, q_len, heads, dim].
     k: [batch, kv_len, heads, dim].
-    terms: [batch, kv_len, heads, width]; zero rows for padding.
+    v: [batch, kv_len, heads, v_dim]. Padding may hold anything.
+    key_gate: [batch or 1, kv_len, heads or 1], a factor of phi(k), or None.
+    value_gate: likewise, of values.
+    lengths: [batch], how many keys are no padding; all if None. With `causal`
+      queries are padding too, and get zeros.
     feature_map: phi, one of MAPS.
-    causal: whether only j <= i count.
-    interpret: whether Pallas's interpreter runs the kernel.
+    normalizer: what becomes of the sums, one of NORMALIZERS.
+    causal: whether query i sees only keys j <= i.
+    interpret: whether Pallas's interpreter runs the kernels.
   """
-  batch, length, heads, _ = q.shape
-  flat = []
-  for x in (q, k, terms):
-    # [B, N, H, D] -> [B H, N, D]
-    x = x.transpose(0, 2, 1, 3)
-    flat.append(x.reshape(batch * heads, *x.shape[2:]))
-  options = (("interpret", interpret),)
-  out = linear_sums.weighted_sums(_read, options, feature_map, causal, *flat)
-  return out.reshape(batch, heads, length, -1).transpose(0, 2, 1, 3)
-
-
-def _read(a, b, c, maps, order, dtype, pull=None, *, interpret):
-  """Returns f(a_i) . sum_j g(b_j) h(c_j)^T, or its pullback through a map.
-
-  Args:
-    a: [rows, q_len, width]; b, c: [rows, kv_len, ...].
-    maps: f, g and h.
-    order: "all", "before" (j <= i) or "after" (j >= i).
-    dtype: of the result.
-    pull: (phi, x [rows, q_len, dim]): return the vector-Jacobian product of
-      phi at x with the result instead.
-    interpret: whether Pallas's interpreter runs the kernel.
-  """
-  rows, q_len, _ = a.shape
-  kv_len = b.shape[1]
-  scan = order != "all"
-  # A scan makes block x block scores a block besides: shorter ones cost less.
-  most = 256 if scan else 512
-  block = min(most, pl.cdiv(max(q_len, kv_len), 16) * 16)
-  q_blocks, kv_blocks = pl.cdiv(q_len, block), pl.cdiv(kv_len, block)
-
-  # Zeros on both sides of each product, so that padding adds nothing: at least
-  # one of b and c is zero as it is, without a map that could make more of it.
-  def padded(x, blocks):
-    return jnp.pad(x, ((0, 0), (0, blocks * block - x.shape[1]), (0, 0)))
-
-  if order == "before":
-    query = key = lambda row, i: (row, i, 0)
-  elif order == "after":
-    # From the end: the memory then has what comes after.
-    query = key = lambda row, i: (row, q_blocks - 1 - i, 0)
-  else:
-    # First all keys, then all queries: the blocks not in use stay put.
-    query = lambda row, i: (row, jnp.maximum(i - kv_blocks, 0), 0)
-    key = lambda row, i: (row, jnp.minimum(i, kv_blocks - 1), 0)
-
-  def blocked(x, index):
-    return Blocked(x, pl.BlockSpec((1, block, x.shape[-1]), index))
-
-  wide = [
-    jax.eval_shape(f, jax.ShapeDtypeStruct((block, x.shape[-1]), jnp.float32))
-    for f, x in zip(maps, (a, b, c), strict=True)
+  batch, kv_len, _, dim = k.shape
+  v_dim = v.shape[3]
+  # Whole registers of channels, so that the ones come right below.
+  v = jnp.pad(v, ((0, 0),) * 3 + ((0, -v_dim % SUBLANES),))
+  # [B, N, H, D] -> [B, H, D, N]
+  q, k, v = (x.transpose(0, 2, 3, 1) for x in (q, k, v))
+  # [B, N, H] -> [B, H, 1, N]
+  gates = [
+    None
+    if gate is None
+    else gate.astype(jnp.float32).transpose(0, 2, 1)[:, :, None]
+    for gate in (key_gate, value_gate)
   ]
-  memory = (wide[1].shape[-1], wide[2].shape[-1])
-  out_width = memory[1] if pull is None else pull[1].shape[-1]
-  out_shape = jax.ShapeDtypeStruct((rows, q_blocks * block, out_width), dtype)
-  products = 2 * memory[0] * memory[1] * (q_len + kv_len)
-  if scan:
-    products += 2 * block * sum(memory) * q_len
-  point = None if pull is None else blocked(padded(pull[1], q_blocks), query)
-  results = tpu.call(
-    functools.partial(
-      _kernel,
-      maps=maps,
-      order=order,
-      kv_blocks=kv_blocks,
-      pull=None if pull is None else pull[0],
-    ),
-    f"linear_attention_{order}",
-    grid=(rows, q_blocks if scan else q_blocks + kv_blocks),
-    inputs=_Inputs(
-      blocked(padded(a, q_blocks), query),
-      blocked(padded(b, kv_blocks), key),
-      blocked(padded(c, kv_blocks), key),
-      point,
-    ),
-    outputs=_Outputs(blocked(out_shape, query)),
-    scratch=_Scratch(memory),
-    # Heads know nothing of each other; blocks of one follow in order.
-    parallel=1,
-    vmem_bytes=VMEM_LIMIT,
-    flops=rows * products,
-    transcendentals=0,
+  mapped = linear_tiles.feature_map_of_rows(feature_map)
+  features_of_one = jax.eval_shape(
+    mapped, jax.ShapeDtypeStruct((dim, 1), jnp.float32)
+  )
+  plan = linear_plan.Plan(
+    feature_map=mapped,
+    normalizer=normalizer,
+    features=features_of_one.shape[0],
+    v_dim=v.shape[2],
+    dim=dim,
+    dtype=q.dtype.name,
+    part=SCAN_PART if causal else PART,
+    padded=lengths is not None,
     interpret=interpret,
   )
-  return results.out[:, :q_len]
-
-
-def _kernel(inputs, outputs, scratch, *, maps, order, kv_blocks, pull):
-  f, g, h = maps
-  memory_ref = scratch.memory
-  step = pl.program_id(1)
-
-  @pl.when(step == 0)
-  def _():
-    memory_ref[...] = jnp.zeros_like(memory_ref)
-
-  def load(ref, phi):
-    # [1, block, width] -> [block, features]
-    return phi(ref[0].astype(jnp.float32))
-
-  def store(out):
-    if pull is not None:
-      point = inputs.point[0].astype(jnp.float32)
-      (out,) = jax.vjp(pull, point)[1](out)
-    outputs.out[0] = out.astype(outputs.out.dtype)
-
-  if order == "all":
-
-    @pl.when(step < kv_blocks)
-    def _():
-      memory_ref[...] += _dot(load(inputs.b, g), load(inputs.c, h), 0, 0)
-
-    @pl.when(step >= kv_blocks)
-    def _():
-      store(_dot(load(inputs.a, f), memory_ref[...], 1, 0))
-
-    return
-  a, b, c = load(inputs.a, f), load(inputs.b, g), load(inputs.c, h)
-  # Within the block by masked scores [i, j], beyond it by the memory. The own
-  # block is added to that only when it has been read.
-  weights = _dot(a, b, 1, 1)
-  i = jax.lax.broadcasted_iota(jnp.int32, weights.shape, 0)
-  j = jax.lax.broadcasted_iota(jnp.int32, weights.shape, 1)
-  seen = j <= i if order == "before" else j >= i
-  weights = jnp.where(seen, weights, 0.0)
-  out = _dot(weights, c, 1, 0) + _dot(a, memory_ref[...], 1, 0)
-  memory_ref[...] += _dot(b, c, 0, 0)
-  store(out)
-
-
-def _dot(x, y, x_axis, y_axis):
-  """Contracts an axis of each, in full float32: sums here are over thousands.
-
-  A memory is the sum over all positions, so that products rounded to bfloat16
-  would show.
-  """
-  return jax.lax.dot_general(
-    x,
-    y,
-    (((x_axis,), (y_axis,)), ((), ())),
-    precision=jax.lax.Precision.HIGHEST,
-    preferred_element_type=jnp.float32,
-  )
+  if lengths is None:
+    lengths = jnp.full((batch,), kv_len, jnp.int32)
+  lengths = jnp.minimum(lengths.astype(jnp.int32), kv_len)
+  if causal:
+    out = linear_causal.attend(plan, q, k, v, *gates, lengths)
+  else:
+    memory = linear_memory.make(plan, k, v, *gates, lengths)
+    out = linear_memory.read(plan, q, memory, lengths)
+  return out[:, :, :v_dim].transpose(0, 3, 1, 2)
