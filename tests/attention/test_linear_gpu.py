@@ -8,7 +8,7 @@ import pytest
 
 import attention
 from attention import features, linear_normalizers
-from attention.kernels import linear_gpu
+from attention.kernels import linear_gpu, linear_gpu_memory
 from tests.attention.kernel_runs import (
   assert_close,
   assert_same_bits,
@@ -82,7 +82,7 @@ def _with_gradients(case, implementation):
 )
 def test_equals_the_reference_with_all_gradients(case, dtype, monkeypatch):
   # Two programs share the keys of a head.
-  monkeypatch.setattr(linear_gpu, "PROGRAMS", 2 * BATCH * HEADS)
+  monkeypatch.setattr(linear_gpu_memory, "PROGRAMS", 2 * BATCH * HEADS)
   arrays, out_bar = _arguments(case, dtype)
   run = _with_gradients(case, "gpu_interpret")
   actual = run(arrays, out_bar)
@@ -107,6 +107,7 @@ def test_equals_the_reference_with_all_gradients(case, dtype, monkeypatch):
 def test_says_what_it_cannot_take(change, reason):
   x = jnp.zeros((1, 8, 1, 24))
   arguments = {"q": x, "k": x, "v": x, "feature_map": features.relu}
-  arguments |= {"decay": None, "state": None, "return_state": False, **change}
+  arguments |= {"normalizer": None, "causal": True, "decay": None}
+  arguments |= {"state": None, "return_state": False, **change}
   said = linear_gpu.unsupported_gpu(**arguments)
   assert said is None if reason is None else reason in said
