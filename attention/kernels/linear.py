@@ -27,10 +27,10 @@ NORMALIZERS = (
   linear_normalizers.Subtraction,
   linear_normalizers.Identity,
 )
-# Tokens that are worked on at once. In a scan they have scores among
-# themselves, whose cost grows with their number.
+# Tokens that are worked on at once, and how many where features are many.
 PART = 512
-SCAN_PART = 256
+WIDE = 256
+WIDE_PART = 128
 
 
 def unsupported(
@@ -120,7 +120,7 @@ def attend(
     v_dim=v.shape[2],
     dim=dim,
     dtype=q.dtype.name,
-    part=SCAN_PART if causal else PART,
+    part=PART if features_of_one.shape[0] <= WIDE else WIDE_PART,
     padded=lengths is not None,
     interpret=interpret,
   )

@@ -17,6 +17,9 @@ from attention.kernels import linear_tiles as tiles
 from attention.kernels.linear_memory import gate_gradient
 from attention.kernels.linear_plan import Grid, Plan
 
+# Tokens with scores among themselves: a matrix unit's side.
+CHUNK = 128
+
 
 class _Arrays(NamedTuple):
   """What kernels read and write, or gradients to it.
@@ -133,7 +136,7 @@ def _call(grid, kernel, name, lengths, inputs, outputs, *, products):
     _Arrays(*map(grid.tokens, inputs)),
     _Arrays(*map(grid.tokens, shapes)),
     _Scratch((grid.step_heads, *plan.memory)),
-    products=products * (rows * columns + grid.part * (rows + columns) // 2),
+    products=products * (rows * columns + CHUNK * (rows + columns) // 2),
   )
 
 
@@ -185,19 +188,6 @@ def _clear_at_start(memory) -> None:
     memory[...] = jnp.zeros_like(memory)
 
 
-def _sums(plan, x, memory):
-  """Returns the sums of values, and that of weights [1, part].
-
-  Args:
-    plan: the plan.
-    x: the part.
-    memory: that of the parts before, in pieces.
-  """
-  sums = tiles.product(memory, x.q, 1, 0)
-  sums += tiles.product(x.v, _scores(plan, x.k, x.q), 1, 0)
-  return sums[: plan.v_dim], sums[plan.v_dim : plan.v_dim + 1]
-
-
 def _normalize(plan, part):
   """Returns the function of sums and weight that gives the output."""
   count = part.numbers() + 1
@@ -208,16 +198,65 @@ def _normalize(plan, part):
   return lambda sums, weight: part.kept(function(sums, weight, None))
 
 
+def _chunks(grid, part) -> list:
+  """Cuts a part, in the order of the scan."""
+  chunks = part.chunks(min(CHUNK, part.size))
+  return chunks[::-1] if grid.backward else chunks
+
+
+def _memories(plan, ref, head, added) -> list:
+  """Returns the memory before each chunk, in pieces, and keeps the last.
+
+  Args:
+    plan: the plan.
+    ref: memories of the heads of a step.
+    head: which one.
+    added: what each chunk adds.
+  """
+  memory, before = ref[head], []
+  for x in added:
+    before.append(tiles.pieces(plan, memory))
+    memory += x
+  ref[head] = memory
+  return before
+
+
+def _own_sums(plan, arrays) -> list:
+  """Returns for each chunk what its queries get of its own keys."""
+  scores = [_scores(plan, x.k, x.q) for x in arrays]
+  return [
+    tiles.product(x.v, score, 1, 0)
+    for x, score in zip(arrays, scores, strict=True)
+  ]
+
+
+def _sums(plan, x, own, memory) -> tuple:
+  """Returns the sums of values of a chunk, and that of weights [1, chunk]."""
+  sums = own + tiles.product(memory, x.q, 1, 0)
+  return sums[: plan.v_dim], sums[plan.v_dim : plan.v_dim + 1]
+
+
+# Each kernel does one thing for all chunks of a part before it does the next:
+# only the memory goes on from chunk to chunk, and what is loaded first waits
+# for no result. So the products of one chunk run while another's are underway.
+
+
 def _forward_kernel(grid, lengths, inputs, outputs, scratch):
   plan = grid.plan
   _clear_at_start(scratch.memory)
 
   def answer(part):
-    x = _mapped(plan, part, inputs)
-    memory = tiles.pieces(plan, scratch.memory[part.head])
-    out = _normalize(plan, part)(*_sums(plan, x, memory))
-    part.store(outputs.out, out)
-    scratch.memory[part.head] += tiles.product(x.v, x.k, 1, 1)
+    chunks = _chunks(grid, part)
+    arrays = [_mapped(plan, chunk, inputs) for chunk in chunks]
+    own = _own_sums(plan, arrays)
+    added = [tiles.product(x.v, x.k, 1, 1) for x in arrays]
+    memories = _memories(plan, scratch.memory, part.head, added)
+    outs = [
+      _normalize(plan, chunk)(*_sums(plan, *sums))
+      for chunk, *sums in zip(chunks, arrays, own, memories, strict=True)
+    ]
+    for chunk, out in zip(chunks, outs, strict=True):
+      chunk.store(outputs.out, out)
 
   grid.each_part(grid.limit(lengths), answer)
 
@@ -228,18 +267,26 @@ def _backward_q_kernel(grid, lengths, inputs, outputs, scratch):
   _clear_at_start(scratch.memory)
 
   def pull(part):
-    x = _mapped(plan, part, inputs)
-    memory = tiles.pieces(plan, scratch.memory[part.head])
-    sums, weight = _sums(plan, x, memory)
-    _, pull_sums = jax.vjp(_normalize(plan, part), sums, weight)
-    sums_bar, weight_bar = pull_sums(part.kept(part.load(inputs.out)))
-    part.store(outputs.weight, weight)
-    part.store(outputs.weight_bar, weight_bar)
-    bar = tiles.pieces(plan, _rows(sums_bar, weight_bar))
-    q_bar = tiles.product(memory, bar, 0, 0)
-    q_bar += tiles.product(x.k, _scores(plan, x.v, bar), 1, 0)
-    part.store(outputs.q, *x.pull_q(q_bar))
-    scratch.memory[part.head] += tiles.product(x.v, x.k, 1, 1)
+    chunks = _chunks(grid, part)
+    arrays = [_mapped(plan, chunk, inputs) for chunk in chunks]
+    outs = [chunk.kept(chunk.load(inputs.out)) for chunk in chunks]
+    own = _own_sums(plan, arrays)
+    added = [tiles.product(x.v, x.k, 1, 1) for x in arrays]
+    memories = _memories(plan, scratch.memory, part.head, added)
+    sums = [_sums(plan, *x) for x in zip(arrays, own, memories, strict=True)]
+    bars = []
+    for chunk, x, out in zip(chunks, sums, outs, strict=True):
+      bars.append(jax.vjp(_normalize(plan, chunk), *x)[1](out))
+    rows = [tiles.pieces(plan, _rows(*bar)) for bar in bars]
+    q_bars = [
+      tiles.product(x.k, _scores(plan, x.v, bar), 1, 0)
+      + tiles.product(memory, bar, 0, 0)
+      for x, bar, memory in zip(arrays, rows, memories, strict=True)
+    ]
+    for i, chunk in enumerate(chunks):
+      chunk.store(outputs.q, *arrays[i].pull_q(q_bars[i]))
+      chunk.store(outputs.weight, sums[i][1])
+      chunk.store(outputs.weight_bar, bars[i][1])
 
   grid.each_part(grid.limit(lengths), pull)
 
@@ -247,36 +294,55 @@ def _backward_q_kernel(grid, lengths, inputs, outputs, scratch):
 def _backward_k_kernel(grid, lengths, inputs, outputs, scratch):
   """Pulls back to keys, values and gates, from the last part to the first.
 
-  The memory here is the gradient to the memory, from queries of later parts.
+  The memory here is the gradient to the memory, from queries of later chunks.
   """
   plan = grid.plan
   _clear_at_start(scratch.memory)
 
   def pull(part):
-    x = _mapped(plan, part, inputs)
-    bar = part.kept(part.load(inputs.out))
-    weight, weight_bar = (
-      part.kept(part.load(row)) for row in (inputs.weight, inputs.weight_bar)
-    )
-    # Linear in the sums, so that it does not matter at which.
-    _, pull_sums = jax.vjp(
-      lambda sums: _normalize(plan, part)(sums, weight), jnp.zeros_like(bar)
-    )
-    bar = tiles.pieces(plan, _rows(*pull_sums(bar), weight_bar))
-    later = tiles.pieces(plan, scratch.memory[part.head])
-    k_bar = tiles.product(later, x.v, 0, 0)
-    k_bar += tiles.product(x.q, _scores(plan, x.v, bar), 1, 1)
-    v_bar = tiles.product(later, x.k, 1, 0)
-    v_bar += tiles.product(bar, _scores(plan, x.k, x.q), 1, 1)
-    for refs, gradients in (
-      ((outputs.k, outputs.key_gate), x.pull_k(k_bar)),
-      ((outputs.v, outputs.value_gate), x.pull_v(v_bar)),
-    ):
-      for ref, gradient in zip(refs, gradients, strict=True):
-        part.store(ref, gradient)
-    scratch.memory[part.head] += tiles.product(bar, x.q, 1, 1)
+    chunks = _chunks(grid, part)
+    arrays = [_mapped(plan, chunk, inputs) for chunk in chunks]
+    bars = [_sums_bar(plan, chunk, inputs) for chunk in chunks]
+    both = list(zip(arrays, bars, strict=True))
+    scores_bar = [_scores(plan, x.v, bar) for x, bar in both]
+    scores = [_scores(plan, x.k, x.q) for x in arrays]
+    own = [
+      (tiles.product(x.q, score_bar, 1, 1), tiles.product(bar, score, 1, 1))
+      for (x, bar), score_bar, score in zip(
+        both, scores_bar, scores, strict=True
+      )
+    ]
+    added = [tiles.product(bar, x.q, 1, 1) for x, bar in both]
+    memories = _memories(plan, scratch.memory, part.head, added)
+    gradients = [
+      (
+        k_bar + tiles.product(later, x.v, 0, 0),
+        v_bar + tiles.product(later, x.k, 1, 0),
+      )
+      for x, later, (k_bar, v_bar) in zip(arrays, memories, own, strict=True)
+    ]
+    for chunk, x, (k_bar, v_bar) in zip(chunks, arrays, gradients, strict=True):
+      k_bar, key_gate_bar = x.pull_k(k_bar)
+      v_bar, value_gate_bar = x.pull_v(v_bar)
+      chunk.store(outputs.k, k_bar)
+      chunk.store(outputs.v, v_bar)
+      chunk.store(outputs.key_gate, key_gate_bar)
+      chunk.store(outputs.value_gate, value_gate_bar)
 
   grid.each_part(grid.limit(lengths), pull)
+
+
+def _sums_bar(plan, chunk, inputs) -> tuple:
+  """Returns the gradient to the sums and the weight as rows, in pieces."""
+  out, weight, weight_bar = (
+    chunk.kept(chunk.load(ref))
+    for ref in (inputs.out, inputs.weight, inputs.weight_bar)
+  )
+  # Linear in the sums, so that it does not matter at which.
+  _, pull = jax.vjp(
+    lambda sums: _normalize(plan, chunk)(sums, weight), jnp.zeros_like(out)
+  )
+  return tiles.pieces(plan, _rows(*pull(out), weight_bar))
 
 
 def _rows(sums, weight):

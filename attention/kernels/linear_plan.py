@@ -257,6 +257,15 @@ class Part(NamedTuple):
   limit: Any
   size: int
 
+  def chunks(self, size: int) -> list["Part"]:
+    """Cuts the part; a start that is no multiple of `size` is never asked."""
+    return [
+      self._replace(
+        at=pl.ds(self.at.start + i, size), first=self.first + i, size=size
+      )
+      for i in range(0, self.size, size)
+    ]
+
   def load(self, ref):
     """[1, heads or 1, rows, tokens] -> float32 [rows, part], or None."""
     if ref is None:
