@@ -84,13 +84,17 @@ def main(argv: Sequence[str]) -> None:
     raise SystemExit(
       f"tokens={unknown.pop()} is estimated for none but {', '.join(_LENGTHS)}"
     )
-  estimated = [row for tokens in lengths for row in estimate(tokens)]
-  for part in _PARTS.value:
-    rows = [row for row in estimated if row["part"] == part]
+  estimated = []
+  for tokens in lengths:
+    rows = [row for row in estimate(tokens) if row["part"] in _PARTS.value]
     for row in rows:
       show(row)
+    estimated += rows
+  for part in _PARTS.value:
     for name in ("ratio_kernel", "ratio_reference"):
-      ratios = {row["tokens"]: row[name] for row in rows}
+      ratios = {
+        row["tokens"]: row[name] for row in estimated if row["part"] == part
+      }
       show({"part": part, "of": name, "crossover_tokens": crossover(ratios)})
 
 

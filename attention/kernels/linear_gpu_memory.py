@@ -27,6 +27,9 @@ from attention.kernels.linear_gpu_tiles import CHUNK
 # Programs that share the tokens of a call: two for each multiprocessor of an
 # H100. More would write more memories.
 PROGRAMS = 264
+# Tokens that a memory takes in at once: with CHUNK of them, a program would have
+# more numbers at hand than registers.
+TAKEN = 32
 # Columns beside the memory: rows of it then begin where 16 bytes do.
 SIDE = 16
 
@@ -85,11 +88,11 @@ def _make_kernel(
   k_ref, v_ref, key_gate_ref, value_gate_ref, lengths_ref, memory_ref, *, plan
 ):
   part, head, batch = map(pl.program_id, range(3))
-  limit = _limit(k_ref, lengths_ref, batch)
+  limit = _limit(k_ref, lengths_ref, batch, TAKEN)
 
   def add(chunk, sums):
     memory, weights, totals = sums
-    rows = tiles.rows_of(chunk)
+    rows = tiles.rows_of(chunk, TAKEN)
     kept = _kept(rows, limit)
     keys = tiles.load(k_ref, batch, rows, head, plan.feature_map, kept)
     values = tiles.load(v_ref, batch, rows, head, _same, kept)
@@ -146,7 +149,7 @@ def _make_backward_kernel(
 ):
   chunk, head, batch = map(pl.program_id, range(3))
   rows = tiles.rows_of(chunk)
-  kept = _kept(rows, _limit(k_ref, lengths_ref, batch))
+  kept = _kept(rows, _limit(k_ref, lengths_ref, batch, CHUNK))
   keys, pulls = _mapped(plan, k_ref, batch, rows, head, kept)
   values = tiles.load(v_ref, batch, rows, head, _same, kept)
   key_gate = _gate(key_gate_ref, batch, rows, head, kept)
@@ -205,6 +208,7 @@ def read(plan: Plan, keys: tuple[int, int], q, memory, lengths) -> jax.Array:
     grid=(pl.cdiv(length, CHUNK), heads, batch),
     out_shape=out,
     products=length * batch * heads * memory.shape[2] * memory.shape[3],
+    num_warps=4,
   )(q, memory, lengths)
 
 
@@ -230,28 +234,76 @@ def _read_forward(plan, keys, *arrays):
 def _read_backward(plan, keys, arrays, bar):
   q, memory, lengths = arrays
   batch, length, heads, _ = q.shape
-  parts = _parts(batch * heads, length)
-  shape = (batch, heads, parts, *memory.shape[2:])
-  q_bar, memory_bar = _call(
+  products = length * batch * heads * memory.shape[2] * memory.shape[3]
+  q_bar, weight_bar = _call(
     plan,
-    functools.partial(_read_backward_kernel, kv_len=keys[0]),
-    "linear_attention_read_backward",
-    grid=(parts, heads, batch),
+    functools.partial(_queries_kernel, kv_len=keys[0]),
+    "linear_attention_read_backward_queries",
+    grid=(pl.cdiv(length, CHUNK), heads, batch),
     out_shape=(
       jax.ShapeDtypeStruct(q.shape, q.dtype),
-      jax.ShapeDtypeStruct(shape, jnp.float32),
+      jax.ShapeDtypeStruct((batch, length, heads), jnp.float32),
     ),
-    products=3 * length * batch * heads * memory.shape[2] * memory.shape[3],
+    products=2 * products,
   )(q, memory, lengths, bar)
+  parts = _parts(batch * heads, length)
+  shape = (batch, heads, parts, *memory.shape[2:])
+  memory_bar = _call(
+    plan,
+    functools.partial(_memory_kernel, kv_len=keys[0]),
+    "linear_attention_read_backward_memory",
+    grid=(parts, heads, batch),
+    out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
+    products=products,
+  )(q, memory, lengths, bar, weight_bar)
   return q_bar, memory_bar.sum(2), None
 
 
-def _read_backward_kernel(
+def _queries_kernel(
   q_ref,
   memory_ref,
   lengths_ref,
   bar_ref,
   q_bar_ref,
+  weight_bar_ref,
+  *,
+  plan,
+  kv_len,
+):
+  chunk, head, batch = map(pl.program_id, range(3))
+  at = batch, head
+  count = _count(lengths_ref, batch, kv_len)
+  normalize = _normalize(plan, count, q_ref.shape[3])
+  rows = tiles.rows_of(chunk)
+  queries, pulls = _mapped(plan, q_ref, batch, rows, head, None)
+  bars = tiles.load(bar_ref, batch, rows, head, _same)
+  sums, weight = _answers(plan, queries, memory_ref, at, q_ref, bar_ref)
+  weight_bar = jnp.zeros_like(weight)
+  read_bars = []
+  for j, column in enumerate(tiles.pieces(bar_ref)):
+    total = _totals(plan, memory_ref, at, column)
+    _, pull = jax.vjp(normalize, sums[j], weight, total)
+    sums_bar, more, _ = pull(bars[j])
+    weight_bar += more
+    read_bars.append(sums_bar)
+  queries_bar = []
+  for pull, row in zip(pulls, tiles.pieces(q_ref), strict=True):
+    x = weight_bar * _weights(memory_ref, at, row)[None, :]
+    for read_bar, column in zip(read_bars, tiles.pieces(bar_ref), strict=True):
+      tile = triton.load(memory_ref, _tile(at, row, column))
+      x += plan.dot(read_bar, tile, transpose_b=True)
+    queries_bar.append(pull(x)[0])
+  tiles.store(q_bar_ref, batch, rows, head, queries_bar)
+  index, tails = _gate_index(weight_bar_ref, batch, rows, head)
+  triton.store(weight_bar_ref, index, weight_bar, tails=tails)
+
+
+def _memory_kernel(
+  q_ref,
+  memory_ref,
+  lengths_ref,
+  bar_ref,
+  weight_bar_ref,
   memory_bar_ref,
   *,
   plan,
@@ -261,36 +313,28 @@ def _read_backward_kernel(
   at = batch, head
   count = _count(lengths_ref, batch, kv_len)
   normalize = _normalize(plan, count, q_ref.shape[3])
-  limit = _limit(q_ref, None, batch)
+  limit = _limit(q_ref, None, batch, TAKEN)
 
-  def add(chunk, sums_bar):
-    memory_bar, weights_bar, totals_bar = sums_bar
-    rows = tiles.rows_of(chunk)
+  def add(chunk, sums):
+    memory_bar, weights_bar, totals_bar = sums
+    rows = tiles.rows_of(chunk, TAKEN)
     kept = _kept(rows, limit)
-    queries, pulls = _mapped(plan, q_ref, batch, rows, head, kept)
+    queries = tiles.load(q_ref, batch, rows, head, plan.feature_map, kept)
     bars = tiles.load(bar_ref, batch, rows, head, _same, kept)
-    sums, weight = _answers(plan, queries, memory_ref, at, q_ref, bar_ref)
-    # Back through the normalizer.
-    weight_bar = jnp.zeros((CHUNK, 1), jnp.float32)
+    weight = _weight(queries, memory_ref, at, q_ref)
     read_bars = []
     for j, column in enumerate(tiles.pieces(bar_ref)):
       total = _totals(plan, memory_ref, at, column)
-      _, pull = jax.vjp(normalize, sums[j], weight, total)
-      sum_bar, more, total_bar = pull(bars[j])
+      # The output is linear in the sums: the gradient to them needs them not.
+      none = jnp.zeros_like(bars[j])
+      _, pull = jax.vjp(normalize, none, weight, total)
+      sums_bar, _, total_bar = pull(bars[j])
       # Where there is no query, there may be no number either.
-      read_bars.append(tiles.only(sum_bar, kept))
-      weight_bar += tiles.only(more, kept)
+      read_bars.append(tiles.only(sums_bar, kept))
       if plan.means:
         totals_bar[j] += total_bar[0]
-    queries_bar = []
-    for i, row in enumerate(tiles.pieces(q_ref)):
-      x = weight_bar * _weights(memory_ref, at, row)[None, :]
-      for j, column in enumerate(tiles.pieces(bar_ref)):
-        tile = triton.load(memory_ref, _tile(at, row, column))
-        x += plan.dot(read_bars[j], tile, transpose_b=True)
-      queries_bar.append(pulls[i](x)[0])
-    tiles.store(q_bar_ref, batch, rows, head, queries_bar)
     memory_bar = _added(plan, memory_bar, queries, read_bars)
+    weight_bar = _gate(weight_bar_ref, batch, rows, head, kept)
     weights_bar = _summed(weights_bar, _gated(queries, weight_bar))
     return memory_bar, weights_bar, totals_bar
 
@@ -302,8 +346,14 @@ def _read_backward_kernel(
 read.defvjp(_read_forward, _read_backward)
 
 
-def _call(plan, kernel, name, *, grid, out_shape, products) -> Callable:
-  """Returns the function of arrays that runs `kernel` on a grid."""
+def _call(
+  plan, kernel, name, *, grid, out_shape, products, num_warps=8
+) -> Callable:
+  """Returns the function of arrays that runs `kernel` on a grid.
+
+  With eight warps a memory of 96 x 96 is a quarter of a thread's registers;
+  with four the compiler put some of it into memory.
+  """
 
   def call(*arrays):
     return triton.pallas_call(
@@ -314,7 +364,7 @@ def _call(plan, kernel, name, *, grid, out_shape, products) -> Callable:
       flops=2 * products,
       bytes_accessed=triton.nbytes(arrays, out_shape),
       transcendentals=0,
-      num_warps=4,
+      num_warps=num_warps,
       num_stages=2,
       interpret=plan.interpret,
     )(*arrays)
@@ -324,7 +374,7 @@ def _call(plan, kernel, name, *, grid, out_shape, products) -> Callable:
 
 def _parts(heads: int, length: int) -> int:
   """Returns how many programs share the tokens of one of `heads` heads."""
-  chunks = pl.cdiv(length, CHUNK)
+  chunks = pl.cdiv(length, TAKEN)
   parts = min(chunks, max(1, PROGRAMS // heads))
   # None without a chunk.
   return pl.cdiv(chunks, pl.cdiv(chunks, parts))
@@ -332,12 +382,12 @@ def _parts(heads: int, length: int) -> int:
 
 def _chunks(part, ref, memory_ref, limit):
   """Returns the first chunk of a program's share, and the one behind it."""
-  chunks = pl.cdiv(ref.shape[1], CHUNK)
+  chunks = pl.cdiv(ref.shape[1], TAKEN)
   size = pl.cdiv(chunks, memory_ref.shape[2])
   start = part * size
   stop = jnp.minimum(start + size, chunks)
   if limit is not None:
-    stop = jnp.minimum(stop, lax.div(limit + (CHUNK - 1), CHUNK))
+    stop = jnp.minimum(stop, lax.div(limit + (TAKEN - 1), TAKEN))
   return start, stop
 
 
@@ -374,7 +424,7 @@ def _added(plan, memory, keys, values):
 
 
 def _summed(sums, parts):
-  """Adds the sum over tokens of each piece [CHUNK, size] to what is there."""
+  """Adds the sum over tokens of each piece [rows, size] to what is there."""
   return [x + part.sum(0) for x, part in zip(sums, parts, strict=True)]
 
 
@@ -421,7 +471,7 @@ def _totals(plan, ref, at, column):
 
 
 def _answers(plan, queries, memory_ref, at, q_ref, out_ref):
-  """Returns sums of values in pieces, and of weights [CHUNK, 1]."""
+  """Returns sums of values in pieces, and of weights [rows, 1]."""
   sums = [
     sum(
       plan.dot(query, triton.load(memory_ref, _tile(at, row, column)))
@@ -429,11 +479,14 @@ def _answers(plan, queries, memory_ref, at, q_ref, out_ref):
     )
     for column in tiles.pieces(out_ref)
   ]
-  weight = sum(
+  return sums, _weight(queries, memory_ref, at, q_ref)
+
+
+def _weight(queries, memory_ref, at, q_ref):
+  return sum(
     (query * _weights(memory_ref, at, row)[None, :]).sum(1, keepdims=True)
     for query, row in zip(queries, tiles.pieces(q_ref), strict=True)
   )
-  return sums, weight
 
 
 def _normalize(plan, count, dim) -> Callable:
@@ -454,12 +507,12 @@ def _count(lengths_ref, batch, kv_len):
   return jnp.asarray(count).astype(jnp.float32)
 
 
-def _limit(ref, lengths_ref, batch):
+def _limit(ref, lengths_ref, batch, chunk):
   """Returns how many tokens count, None if all do of each chunk."""
   if lengths_ref is not None:
     return triton.load(lengths_ref, (batch,))
   length = ref.shape[1]
-  return jnp.asarray(length, jnp.int32) if length % CHUNK else None
+  return jnp.asarray(length, jnp.int32) if length % chunk else None
 
 
 def _kept(rows, limit):
@@ -482,7 +535,7 @@ def _same(x):
 
 
 def _gate(ref, batch, rows, head, kept):
-  """Returns the gate of some tokens [CHUNK, 1], None for one."""
+  """Returns the gate of some tokens [rows, 1], None for one."""
   if ref is None:
     return None
   index, tails = _gate_index(ref, batch, rows, head)
@@ -496,7 +549,7 @@ def _gate_index(ref, batch, rows, head):
     rows[:, None],
     head if ref.shape[2] > 1 else 0,
   )
-  return index, triton.tail(1, ref.shape[1], CHUNK)
+  return index, triton.tail(1, ref.shape[1], rows.size)
 
 
 def _gated(parts, gate):

@@ -1,24 +1,24 @@
 """Linear attention on NVIDIA GPUs: how kernels get tiles of what is there.
 
-Arrays are [batch, tokens, heads, channels] as models have them, tokens in tiles
-of CHUNK and channels as `triton.pieces` cuts them: 96 are tiles of 64 and 32.
+Arrays are [batch, tokens, heads, channels] as models have them, tokens in chunks
+and channels as `triton.pieces` cuts them: 96 are tiles of 64 and 32.
 """
 
 import jax.numpy as jnp
 
 from attention.kernels import triton
 
-# Tokens in a tile.
+# Tokens in a chunk, if there is no reason for another number.
 CHUNK = 64
 
 
-def rows_of(chunk):
-  """Returns the numbers of the tokens of a chunk."""
-  return chunk * CHUNK + jnp.arange(CHUNK)
+def rows_of(chunk, size: int = CHUNK):
+  """Returns the numbers [size] of the tokens of a chunk."""
+  return chunk * size + jnp.arange(size)
 
 
 def load(ref, batch, rows, head, phi, kept=None):
-  """Returns features of some tokens in pieces [CHUNK, size], float32.
+  """Returns features of some tokens in pieces [rows, size], float32.
 
   Args:
     ref: [batch, tokens, heads, channels].
@@ -26,7 +26,7 @@ def load(ref, batch, rows, head, phi, kept=None):
     rows: numbers of the tokens.
     head: which one.
     phi: the map. Where there is no channel, features are zeros.
-    kept: [CHUNK, 1], which tokens count; the map gets zeros for others, and
+    kept: [rows, 1], which tokens count; the map gets zeros for others, and
       their features are zeros. All if None.
   """
   return [
@@ -73,7 +73,7 @@ def store(ref, batch, rows, head, parts):
 def index_of(ref, batch, rows, head, start, size):
   """Returns the index of a piece, and along which axes it ends beyond."""
   channels = start + jnp.arange(size)[None, :]
-  tails = triton.tail(1, ref.shape[1], CHUNK)
+  tails = triton.tail(1, ref.shape[1], rows.size)
   if start + size > ref.shape[3]:
     tails += (3,)
   return (batch, rows[:, None], head, channels), tails
