@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from attention import features, linear_normalizers
-from attention.kernels import linear_gpu_memory, triton
+from attention.kernels import linear_gpu_make, linear_gpu_read, triton
 from attention.kernels.linear_gpu_memory import Plan
 
 # Maps of one channel by itself; softmax needs all channels in one tile.
@@ -73,6 +73,6 @@ def attend(
   plan = Plan(feature_map, normalizer, q.dtype == jnp.float32, interpret)
   if lengths is not None:
     lengths = jnp.minimum(lengths.astype(jnp.int32), k.shape[1])
-  memory = linear_gpu_memory.make(plan, k, v, key_gate, value_gate, lengths)
+  memory = linear_gpu_make.make(plan, k, v, key_gate, value_gate, lengths)
   keys = k.shape[1], v.shape[3]
-  return linear_gpu_memory.read(plan, keys, q, memory, lengths)
+  return linear_gpu_read.read(plan, keys, q, memory, lengths)

@@ -1,7 +1,7 @@
 """Linear attention on NVIDIA GPUs: how kernels get tiles of what is there.
 
-Arrays are [batch, tokens, heads, channels] as models have them, tokens in chunks
-and channels as `triton.pieces` cuts them: 96 are tiles of 64 and 32.
+Arrays are [batch, tokens, heads, channels] as models have them, in chunks of
+tokens and channels as `triton.pieces` cuts them: 96 are tiles of 64 and 32.
 """
 
 import jax.numpy as jnp

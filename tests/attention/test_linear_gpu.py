@@ -144,6 +144,15 @@ def test_gates_and_padding_of_anything(gates, dtype, monkeypatch):
     assert not actual[name][1, kept:].any()
 
 
+def test_queries_that_see_no_key_get_zeros():
+  x = jnp.ones((2, 5, 1, 16))
+  out = attention.linear_attention(
+    x, x, x, lengths=jnp.array([0, 3]), implementation="gpu_interpret"
+  )
+  np.testing.assert_array_equal(out[0], 0)
+  np.testing.assert_allclose(out[1], 1, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
   ("change", "reason"),
   [
