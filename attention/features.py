@@ -49,7 +49,7 @@ def softmax(x: Array, *, axis: int = -1) -> Array:
   return x / jnp.sum(x, axis=axis, keepdims=True)
 
 
-def taylor(x: Array, *, axis: int = -1) -> Array:
+def taylor(x: Array) -> Array:
   """Returns the second-order Taylor features of exp, the map of Based.
 
   With f = dim: [1, x / f^(1/4), vec(x x^T) / (sqrt(2) f^(1/2))], so that
@@ -58,15 +58,14 @@ def taylor(x: Array, *, axis: int = -1) -> Array:
   selects columns by matrix products: no lane is moved, as a kernel needs.
 
   Args:
-    x: [..., f], or [f, ...] if `axis` is 0.
-    axis: -1 or 0, where the features are.
+    x: [..., f].
 
   Returns:
-    [..., 1 + f + f * f], or [1 + f + f * f, ...].
+    [..., 1 + f + f * f].
   """
   # Columns are selected in the dtype of `x`: integers would make them zeros.
   checks.floating("x", x)
-  f = x.shape[axis]
+  f = x.shape[-1]
   shape = (f, 1 + f + f * f)
   row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
   column = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
@@ -76,11 +75,11 @@ def taylor(x: Array, *, axis: int = -1) -> Array:
   linear = column == row + 1
   left = jnp.where(first, 0.5**0.5 * f**-0.5, jnp.where(linear, f**-0.25, 0.0))
   right = jnp.where(second, 1.0, 0.0)
-  sides = [1] * x.ndim
-  sides[axis] = shape[1]
-  number = jax.lax.broadcasted_iota(jnp.int32, sides, axis % x.ndim)
-  return (_select(x, left, axis) + jnp.where(number == 0, 1.0, 0.0)) * (
-    _select(x, right, axis) + jnp.where(number <= f, 1.0, 0.0)
+  lane = jax.lax.broadcasted_iota(
+    jnp.int32, (1,) * (x.ndim - 1) + shape[1:], x.ndim - 1
+  )
+  return (_select(x, left) + jnp.where(lane == 0, 1.0, 0.0)) * (
+    _select(x, right) + jnp.where(lane <= f, 1.0, 0.0)
   )
 
 
@@ -102,13 +101,11 @@ def taylor_compact(x: Array) -> Array:
   )
 
 
-def _select(x: Array, matrix: Array, axis: int) -> Array:
-  """Contracts the axis of `x`, -1 or 0, with the rows of a matrix."""
-  matrix = matrix.astype(x.dtype)
-  operands, at = ((matrix, x), 0) if axis == 0 else ((x, matrix), x.ndim - 1)
+def _select(x: Array, matrix: Array) -> Array:
   return jax.lax.dot_general(
-    *operands,
-    (((at,), (0,)), ((), ())),
+    x,
+    matrix.astype(x.dtype),
+    (((x.ndim - 1,), (0,)), ((), ())),
     precision=jax.lax.Precision.HIGHEST,
     preferred_element_type=jnp.float32 if x.dtype != jnp.float64 else x.dtype,
   )

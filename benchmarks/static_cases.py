@@ -66,8 +66,12 @@ def cases() -> list[Case]:
     _factored("16k", 1, 16384, 4, 32, 8),
     _decode("32 heads on 8", 8, 32768, 32, 8, 128),
     _decode("8 heads on 8", 8, 32768, 8, 8, 128),
-    _linear("bidirectional", 64, 4096, 8, 64, causal=False),
+    _linear("bidirectional", 64, 4096, 8, 64),
     _linear("causal", 1, 32768, 8, 64, causal=True),
+    # LINA's own, at 1024 pixels.
+    _linear("lina", 1, 5120, 16, 96),
+    _linear("lina gated", 1, 5120, 16, 96, gated=True),
+    _linear("lina gated float32", 1, 5120, 16, 96, gated=True, dtype="float32"),
   ]
   for tokens in LINA_TOKENS:
     for kind in lina_attention.ATTENTIONS:
@@ -212,19 +216,37 @@ def _decode(name, batch, length, heads, k_heads, dim) -> Case:
   )
 
 
-def _linear(name, batch, length, heads, dim, *, causal) -> Case:
-  x = array(batch, length, heads, dim)
+def _linear(
+  name,
+  batch,
+  length,
+  heads,
+  dim,
+  *,
+  causal=False,
+  gated=False,
+  dtype="bfloat16",
+) -> Case:
+  x = array(batch, length, heads, dim, dtype=dtype)
+  # Of keys and of values, learned: they belong to places, not to examples.
+  gates = (array(1, length, heads, dtype=jnp.float32),) * 2 if gated else ()
 
-  def function(implementation, q, k, v):
+  def function(implementation, q, k, v, key_gate=None, value_gate=None):
     return attention.linear_attention(
-      q, k, v, causal=causal, implementation=implementation
+      q,
+      k,
+      v,
+      causal=causal,
+      key_gate=key_gate,
+      value_gate=value_gate,
+      implementation=implementation,
     )
 
   return Case(
     f"linear {name}",
     f"{batch}x{length}x{heads}x{dim}",
     function,
-    (x,) * 3,
+    (x, x, x, *gates),
     4 * batch * length * heads * dim**2,
   )
 

@@ -15,7 +15,7 @@ A public function of `attention` takes `implementation`:
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from absl import logging
@@ -49,10 +49,7 @@ class Target:
 
 
 def choose(
-  implementation: str,
-  reasons: Mapping[str, Callable[[], str | None]],
-  *,
-  slower: Collection[str] = (),
+  implementation: str, reasons: Mapping[str, Callable[[], str | None]]
 ) -> Target | None:
   """Returns the kernel target to use, or None for the reference.
 
@@ -60,8 +57,6 @@ def choose(
     implementation: one of IMPLEMENTATIONS.
     reasons: for each platform that has a kernel, a function that says why the
       kernel cannot take the arguments, or None if it can.
-    slower: platforms on which the reference is faster as far as is known, so
-      that "auto" takes it.
 
   Raises:
     ValueError: if there is no such implementation, or if a kernel was asked
@@ -76,8 +71,6 @@ def choose(
     return None
   named = implementation not in ("auto", "pallas")
   platform = implementation.split("_")[0] if named else jax.default_backend()
-  if implementation == "auto" and platform in slower:
-    return None
   if platform not in reasons:
     reason = f"there is no kernel for the platform {platform!r}"
   else:

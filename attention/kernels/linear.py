@@ -47,13 +47,8 @@ def unsupported(
       f"normalizer is {normalizer!r}; the kernel has "
       f"{', '.join(kind.__name__ for kind in NORMALIZERS)}"
     )
-  subtraction = isinstance(normalizer, linear_normalizers.Subtraction)
-  if causal and subtraction:
-    return (
-      "normalizer is Subtraction; the causal kernel keeps no mean of values"
-    )
-  if subtraction and feature_map is features.taylor:
-    return "normalizer is Subtraction; with Taylor features there is no kernel"
+  if causal and isinstance(normalizer, linear_normalizers.Subtraction):
+    return "normalizer is Subtraction; the causal kernel keeps no mean"
   if decay is not None:
     return "decay is given; the kernel's memory does not decay"
   if state is not None or return_state:
@@ -109,7 +104,7 @@ def attend(
     else gate.astype(jnp.float32).transpose(0, 2, 1)[:, :, None]
     for gate in (key_gate, value_gate)
   ]
-  mapped = linear_tiles.feature_map_of_rows(feature_map)
+  mapped = linear_tiles.of_rows(feature_map)
   features_of_one = jax.eval_shape(
     mapped, jax.ShapeDtypeStruct((dim, 1), jnp.float32)
   )

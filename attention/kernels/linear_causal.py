@@ -1,8 +1,8 @@
 """Causal linear attention on TPUs: scans over parts of the sequence.
 
 The memory of all parts before stays in VMEM. Within a part queries see keys by
-scores, which are those of softmax attention without the exponential, transposed:
-[keys, queries].
+scores, which are those of softmax attention without the exponential,
+transposed: [keys, queries].
 """
 
 import functools

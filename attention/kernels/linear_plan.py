@@ -1,10 +1,10 @@
 """Linear attention on TPUs: sizes, and what a grid step gets of an array.
 
 Tokens lie along lanes, [batch, heads, channels, tokens]. That is how XLA lays
-out [batch, tokens, heads, channels] of less than 128 channels by itself, so that
-nothing is moved, and how a projection writes them at no cost. Heads then are
-sublanes, which need not fill a register together; gates, weights and counts are
-rows, as they are one number a token and head.
+out [batch, tokens, heads, channels] of less than 128 channels by itself, so
+that nothing is moved, and how a projection writes them at no cost. The channels
+of a head are sublanes, which need not fill 128 lanes; gates, weights and counts
+are rows, as they are one number a token and head.
 """
 
 import dataclasses

@@ -132,9 +132,28 @@ def normalize(plan: Plan, count: jax.Array) -> Callable:
   return function
 
 
-@functools.cache
-def feature_map_of_rows(feature_map: Callable) -> Callable:
+def of_rows(feature_map: Callable) -> Callable:
   """Returns the map for channels along the first axis."""
-  if feature_map in (features.softmax, features.taylor):
-    return functools.partial(feature_map, axis=0)
-  return feature_map
+  if feature_map is features.softmax:
+    return _softmax
+  return _taylor if feature_map is features.taylor else feature_map
+
+
+def _softmax(x):
+  return features.softmax(x, axis=0)
+
+
+def _taylor(x):
+  """`features.taylor` in another order, as products of rows.
+
+  [f, n] -> [f + f * f + 8, n]: no matrix product. The one comes last, in a
+  register of its own.
+  """
+  f = len(x)
+  row = lax.broadcasted_iota(jnp.int32, x.shape, 0)
+  scaled = x * (0.5**0.5 * f**-0.5)
+  products = [
+    scaled * jnp.where(row == i, x, 0.0).sum(0, keepdims=True) for i in range(f)
+  ]
+  one = first_row(jnp.ones((1, x.shape[1])))
+  return jnp.concatenate([x * f**-0.25, *products, one])

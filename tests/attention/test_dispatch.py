@@ -34,11 +34,6 @@ def test_auto_falls_back_and_pallas_says_why():
     choose("pallas", {"gpu": can})
 
 
-def test_auto_leaves_a_slower_kernel_that_pallas_takes():
-  assert choose("auto", {"tpu": can}, slower=("tpu",)) is None
-  assert choose("pallas", {"tpu": can}, slower=("tpu",)) == Target("tpu")
-
-
 def test_a_named_kernel_needs_no_such_platform():
   assert choose("gpu", {"gpu": can}) == Target("gpu")
   interpreted = choose("gpu_interpret", {"gpu": can})
