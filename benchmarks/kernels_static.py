@@ -10,7 +10,8 @@ with libtpu and prints
   loops, about one cycle each. What stands under a condition is counted, but of
   several loops under conditions only the dearest, what begins and ends a row of
   tiles in flash attention once a row, and the short loops that the compiler
-  adds where a block goes on beyond its array, whose turns it does not say, once;
+  adds where a block goes on beyond its array, and whose turns it does not say,
+  once;
 - around: XLA's estimate, in cycles, of what it puts around our kernels;
 - reference: XLA's estimate for the reference, the sum of `estimated_cycles` of
   its operations, or where that is not whole its `optimal_seconds`, which is
