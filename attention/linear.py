@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from attention import checks, features, linear_normalizers, recurrence
-from attention.kernels import dispatch, linear_gpu
+from attention.kernels import dispatch, linear_gpu, linear_gpu_causal
 from attention.kernels import linear as linear_tpu
 from attention.linear_normalizers import LinearNormalizer
 
@@ -109,7 +109,7 @@ def linear_attention(
     state=state,
     return_state=return_state,
   )
-  if target is not None and target.platform == "tpu":
+  if target is not None and not (causal and target.platform == "gpu"):
     return _fused(
       (q, *_repeated(q, k, v), key_gate, value_gate, lengths),
       target,
@@ -131,7 +131,7 @@ def linear_attention(
   if target is not None:
     if key_gate is None and value_gate is None:
       terms = terms.astype(v.dtype)
-    sums = _weighted_sums(q, k, terms, feature_map, causal, target)
+    sums = _weighted_sums(q, k, terms, feature_map, target)
   else:
     phi_q, phi_k = (feature_map(x.astype(jnp.float32)) for x in (q, k))
     memory = _first_memory(phi_k, terms, state)
@@ -154,16 +154,11 @@ def linear_attention(
 
 def _target(implementation, q, k, v, **options) -> dispatch.Target | None:
   empty = checks.no_scores(q, k)
-  gpu = {
-    name: x
-    for name, x in options.items()
-    if name not in ("normalizer", "causal")
-  }
   return dispatch.choose(
     implementation,
     {
       "tpu": lambda: empty or linear_tpu.unsupported(q, k, v, **options),
-      "gpu": lambda: empty or linear_gpu.unsupported_gpu(q, k, v, **gpu),
+      "gpu": lambda: empty or linear_gpu.unsupported_gpu(q, k, v, **options),
     },
   )
 
@@ -185,9 +180,11 @@ def _fused(arrays, target, **options) -> Array:
   layouts = ("bnhd",) * 3 + ("bnh",) * 2 + ("b",)
   given = [x is not None for x in arrays]
 
+  kernel = linear_tpu if target.platform == "tpu" else linear_gpu
+
   def call(*present):
     rest = iter(present)
-    return linear_tpu.attend(
+    return kernel.attend(
       *(next(rest) if there else None for there in given),
       interpret=target.interpret,
       **options,
@@ -232,17 +229,12 @@ def _terms(v, key_gate, value_gate, ones) -> tuple[Array, Array]:
   return values, terms
 
 
-def _weighted_sums(q, k, terms, feature_map, causal, target) -> Array:
-  """Returns sum_j phi(q_i) . phi(k_j) terms_j by a kernel for GPUs."""
+def _weighted_sums(q, k, terms, feature_map, target) -> Array:
+  """Returns sum_(j <= i) phi(q_i) . phi(k_j) terms_j by a kernel for GPUs."""
 
   def call(q, k, terms):
-    return linear_gpu.weighted_sums(
-      q,
-      k,
-      terms,
-      feature_map=feature_map,
-      causal=causal,
-      interpret=target.interpret,
+    return linear_gpu_causal.weighted_sums(
+      q, k, terms, feature_map=feature_map, interpret=target.interpret
     )
 
   return dispatch.per_device(call, (q, k, terms), ("bnhd",) * 3, "bnhd")

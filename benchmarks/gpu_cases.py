@@ -157,7 +157,33 @@ def linear(tiny: bool) -> list[Case]:
       flops=4 * batch * length * heads * dim**2,
     )
 
-  return [make(False), make(True)]
+  return [make(False), make(True), _lina(tiny)]
+
+
+def _lina(tiny: bool) -> Case:
+  """A decoder layer of LINA at 1,024 pixels, one image, gates and all."""
+  length, heads, dim = (40, 2, 24) if tiny else (5120, 16, 96)
+  tokens = _shape(1, length, heads, dim)
+  gate = _shape(1, length, heads, dtype=F32)
+
+  def call(implementation, q, k, v, key_gate, value_gate):
+    return attention.linear_attention(
+      q,
+      k,
+      v,
+      key_gate=key_gate,
+      value_gate=value_gate,
+      implementation=implementation,
+    )
+
+  return Case(
+    family="linear",
+    kernel="linear_gated",
+    shape=f"b1 n{length} h{heads} d{dim}",
+    arrays=(tokens, tokens, tokens, gate, gate),
+    call=call,
+    flops=4 * length * heads * dim**2,
+  )
 
 
 def _window(batch, size, heads, grid) -> Case:

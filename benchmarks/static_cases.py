@@ -1,5 +1,6 @@
 """The kernels and sizes of `benchmarks.kernels_static`."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +9,12 @@ import jax.numpy as jnp
 
 import attention
 from attention import masks, scores
+from models import lina_attention
+
+# Tokens of a decoder layer of LINA at 256, 512, 1024 and 2048 pixels: a fifth
+# of them are of the condition.
+LINA_TOKENS = (320, 1280, 5120, 20480)
+LINA_WIDTH, LINA_HEADS = 1536, 16
 
 
 class Case(NamedTuple):
@@ -21,6 +28,8 @@ class Case(NamedTuple):
     flops: useful operations of the forward pass.
     busy: share of the grid's steps that find a tile to work on.
     passes: what of "forward" and "backward" there is.
+    has_reference: whether XLA's reference is compiled too, which takes minutes
+      where there are many scores.
   """
 
   name: str
@@ -30,6 +39,7 @@ class Case(NamedTuple):
   flops: float
   busy: float = 1.0
   passes: tuple[str, ...] = ("forward", "backward")
+  has_reference: bool = True
 
 
 def array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
@@ -63,6 +73,9 @@ def cases() -> list[Case]:
     _linear("lina gated", 1, 5120, 16, 96, gated=True),
     _linear("lina gated float32", 1, 5120, 16, 96, gated=True, dtype="float32"),
   ]
+  for tokens in LINA_TOKENS:
+    for kind in lina_attention.ATTENTIONS:
+      found += [_lina(kind, tokens), _lina_layer(kind, tokens)]
   return found
 
 
@@ -236,3 +249,84 @@ def _linear(
     (x, x, x, *gates),
     4 * batch * length * heads * dim**2,
   )
+
+
+def _lina(kind: str, tokens: int) -> Case:
+  """The attention of a decoder layer of LINA between its projections."""
+  function, arguments = lina_attention_call(kind, tokens)
+  dim = LINA_WIDTH // LINA_HEADS
+  return Case(
+    f"lina {tokens} {kind} attention",
+    f"1x{tokens}x{LINA_HEADS}x{dim}",
+    function,
+    arguments,
+    4 * tokens * (dim if kind == "linear" else tokens) * LINA_WIDTH,
+    has_reference=kind == "linear",
+  )
+
+
+def _lina_layer(kind: str, tokens: int) -> Case:
+  """The same with its projections, and with LINA's convolution if linear."""
+  layer = lina_layer(kind, tokens)
+  x = array(1, tokens, LINA_WIDTH)
+  variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+
+  def function(implementation, variables, x):
+    return layer.clone(implementation=implementation).apply(variables, x)
+
+  alone = _lina(kind, tokens)
+  return Case(
+    f"lina {tokens} {kind} layer",
+    f"1x{tokens}x{LINA_WIDTH}",
+    function,
+    (variables, x),
+    alone.flops + 8 * tokens * LINA_WIDTH**2,
+    has_reference=alone.has_reference,
+  )
+
+
+def lina_layer(
+  kind: str, tokens: int, width: int = LINA_WIDTH, heads: int = LINA_HEADS
+) -> lina_attention.LinaAttention:
+  """Returns the attention of a decoder layer of LINA, in bfloat16.
+
+  Args:
+    kind: "linear", with gates and convolution, or "softmax", without.
+    tokens: of which four fifths are those of a square image.
+    width: channels of a token.
+    heads: heads.
+  """
+  options = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
+  if kind == "linear":
+    side = math.isqrt(tokens * 4 // 5)
+    options |= {"gate": "key_value", "grid": (side, side)}
+  return lina_attention.LinaAttention(heads, kind, **options)
+
+
+def lina_attention_call(
+  kind: str, tokens: int, width: int = LINA_WIDTH, heads: int = LINA_HEADS
+) -> tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]:
+  """Returns what such a layer has between its projections, and its arguments.
+
+  Args are those of `lina_layer`.
+
+  Returns:
+    function(implementation, *arguments), and q, k, v, with gates of keys and
+    values if linear.
+  """
+  x = array(1, tokens, heads, width // heads)
+  gate = array(1, tokens, heads, dtype=jnp.float32)
+
+  def linear(implementation, q, k, v, *gates):
+    gates = lina_attention.Gates(*gates)
+    return lina_attention.mix(q, k, v, gates, implementation=implementation)
+
+  if kind == "linear":
+    return linear, (x, x, x, gate, gate)
+
+  def softmax(implementation, q, k, v):
+    return attention.dot_product_attention(
+      q, k, v, implementation=implementation
+    )
+
+  return softmax, (x, x, x)

@@ -99,8 +99,25 @@ def _linear(batch, length, heads, dim, *, causal):
   return function, (tokens, tokens, tokens)
 
 
+def _gated_linear(batch, length, heads, dim):
+  tokens = _shape(batch, length, heads, dim)
+  gate = _shape(1, length, heads, dtype=F32)
+
+  def function(q, k, v, key_gate, value_gate):
+    return attention.linear_attention(
+      q,
+      k,
+      v,
+      key_gate=key_gate,
+      value_gate=value_gate,
+      implementation="gpu",
+    )
+
+  return function, (tokens, tokens, tokens, gate, gate)
+
+
 # Stages of MaxViT-B at 224 and 384 pixels, long sequences, a step of decoding,
-# HaloNet.
+# HaloNet, a decoder layer of LINA at 1,024 pixels.
 CASES = {
   "window stage 1": _window(256, 56, 3, 32, 7, grid=False),
   "window stage 4": _window(256, 7, 24, 32, 7, grid=False),
@@ -152,6 +169,7 @@ CASES = {
   "halo": _halo(256, 64, 4, 16, 8, 3),
   "linear": _linear(64, 4096, 8, 64, causal=False),
   "linear causal": _linear(64, 4096, 8, 64, causal=True),
+  "linear LINA": _gated_linear(1, 5120, 16, 96),
   "flash float32": _flash(1, 1000, 4, 4, 64, dtype=F32),
 }
 
@@ -166,6 +184,7 @@ ON_A100 = (
   "flash 256 channels",
   "halo",
   "linear causal",
+  "linear LINA",
 )
 # Whose gradients go by other kernels.
 FORWARD = tuple(name for name in CASES if "decode" in name)
@@ -200,7 +219,7 @@ def measure(name, chip) -> dict:
 
 
 _NAMES = re.compile(
-  r"\b[a-z]+_attention_(?:forward|backward\w*|bias_gradient|memory_\w+|read_\w+)"
+  r"\b[a-z]+_attention_(?:forward|backward\w*|bias_gradient|memory_\w+|make\w*|read\w*)"
 )
 
 if __name__ == "__main__":
