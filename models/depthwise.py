@@ -1,8 +1,8 @@
-"""Depthwise convolution that is fast on the CPU too.
+"""Depthwise convolution that is fast on the CPU and on TPUs too.
 
-XLA's grouped convolution is what TPU and GPU want. On the CPU it is some fifty
-times slower than a sum of shifted products, and so is the gradient that
-autodiff makes of such a sum; both are written out here.
+XLA's grouped convolution is what GPUs want. On the CPU it is some fifty times
+slower than a sum of shifted products, and so is the gradient that autodiff
+makes of such a sum; both are written out here. TPUs have a kernel.
 """
 
 import functools
@@ -12,10 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from attention.kernels import dispatch
+from models import depthwise_tpu
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+
 def depthwise_convolution(
-  x: jax.Array, kernel: jax.Array, stride: int = 1
+  x: jax.Array,
+  kernel: jax.Array,
+  stride: int = 1,
+  implementation: str = "xla",
 ) -> jax.Array:
   """Convolves each channel with a filter of its own, TensorFlow's SAME padding.
 
@@ -23,19 +28,39 @@ def depthwise_convolution(
     x: [batch, height, width, channels].
     kernel: [kernel_height, kernel_width, 1, channels].
     stride: step of the window in both directions.
+    implementation: see `attention.kernels.dispatch`; there is a kernel for
+      TPUs, at stride 1.
 
   Returns:
     [batch, ceil(height / stride), ceil(width / stride), channels] in the dtype
-    of `x`. On the CPU products are summed in float32.
+    of `x`. On the CPU and by the kernel products are summed in float32.
 
   Raises:
-    ValueError: if the shape of `kernel` does not fit.
+    ValueError: if the shape of `kernel` does not fit, or the implementation
+      cannot take the arguments.
   """
   if kernel.ndim != 4 or kernel.shape[2:] != (1, x.shape[-1]):
     raise ValueError(
       f"kernel has shape {kernel.shape}; images of shape {x.shape} need "
       f"[kernel_height, kernel_width, 1, {x.shape[-1]}]"
     )
+  target = dispatch.choose(
+    implementation,
+    {"tpu": lambda: depthwise_tpu.unsupported(x, kernel, stride)},
+  )
+  if target is None:
+    return _of_xla(x, kernel, stride)
+  # Channels are split over devices as heads are.
+  return dispatch.per_device(
+    functools.partial(depthwise_tpu.convolve, interpret=target.interpret),
+    (x, kernel),
+    ("byxh", "yxoh"),
+    "byxh",
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _of_xla(x, kernel, stride):
   return lax.platform_dependent(
     x,
     kernel,
@@ -45,7 +70,7 @@ def depthwise_convolution(
 
 
 def _forward(x, kernel, stride):
-  return depthwise_convolution(x, kernel, stride), (x, kernel)
+  return _of_xla(x, kernel, stride), (x, kernel)
 
 
 def _backward(stride, residuals, g):
@@ -57,7 +82,7 @@ def _backward(stride, residuals, g):
   )
 
 
-depthwise_convolution.defvjp(_forward, _backward)
+_of_xla.defvjp(_forward, _backward)
 
 
 def _grouped_convolution(x, kernel, *, stride):

@@ -144,6 +144,7 @@ class DepthwiseConv(nn.Module):
     use_bias: whether each channel has a bias too.
     kernel_init: initializer of the filters.
     bias_init: initializer of the biases.
+    implementation: see `models.depthwise.depthwise_convolution`.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters.
   """
@@ -153,6 +154,7 @@ class DepthwiseConv(nn.Module):
   use_bias: bool = False
   kernel_init: Initializer = nn.initializers.lecun_normal()
   bias_init: Initializer = nn.initializers.zeros
+  implementation: str = "xla"
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
 
@@ -160,7 +162,9 @@ class DepthwiseConv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-    y = depthwise_convolution(x.astype(self.dtype), kernel, self.stride)
+    y = depthwise_convolution(
+      x.astype(self.dtype), kernel, self.stride, self.implementation
+    )
     if not self.use_bias:
       return y
     bias = self.param("bias", self.bias_init, x.shape[-1:], self.param_dtype)

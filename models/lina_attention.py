@@ -166,11 +166,14 @@ class LinaAttention(nn.Module):
     rows, columns = self.grid
     others = tokens - rows * columns
     init = lina_layers.uniform(_KERNEL_SIZE**2)
+    # A kernel of attention may be asked for where the convolution has none.
+    named = self.implementation == "xla" or self.implementation[:3] == "tpu"
     convolve = layers.DepthwiseConv(
       _KERNEL_SIZE,
       use_bias=True,
       kernel_init=init,
       bias_init=init,
+      implementation=self.implementation if named else "auto",
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name="convolution",
