@@ -92,9 +92,10 @@ class LinaAttention(nn.Module):
         padding; all if None. Padding acts on no other token.
     """
     width = x.shape[-1]
-    split = self.heads, width // self.heads
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     q, k, v = (
-      self._dense(split, width, name)(x) for name in ("query", "key", "value")
+      lina_layers.HeadsDense(self.heads, **dtypes, name=name)(x)
+      for name in ("query", "key", "value")
     )
     out = self._attend(q, k, v, self._gates(x), lengths)
     out = out.reshape(x.shape)

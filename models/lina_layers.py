@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import layers, normalization, taps
+from models.dense import dot_general
 from models.feed_forward import exact_gelu
 
 # Longest text; what pads it is stored with the weights.
@@ -32,6 +33,38 @@ def dense(features: int | tuple[int, ...], fan_in: int, **options) -> nn.Module:
   """Returns a dense layer of the last axis, initialised as PyTorch's."""
   inits = {"kernel_init": uniform(fan_in), "bias_init": uniform(fan_in)}
   return layers.DenseGeneral(features, **{**inits, **options})
+
+
+class HeadsDense(nn.Module):
+  """A dense layer of the last axis to heads, initialised as PyTorch's.
+
+  The same as `dense((heads, dim), ...)`, but that the bias is added before the
+  heads are taken apart: XLA then adds it as it writes the product, and does not
+  read and write it once more.
+
+  Attributes:
+    heads: number of heads.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameters.
+  """
+
+  heads: int
+  dtype: layers.Dtype = jnp.float32
+  param_dtype: layers.Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [..., width] to [..., heads, width / heads]."""
+    width = x.shape[-1]
+    split = self.heads, width // self.heads
+    init = uniform(width)
+    kernel = self.param("kernel", init, (width, *split), self.param_dtype)
+    bias = self.param("bias", init, split, self.param_dtype)
+    kernel = kernel.reshape(width, width).astype(self.dtype)
+    numbers = (((x.ndim - 1,), (0,)), ((), ()))
+    out = dot_general(x.astype(self.dtype), kernel, numbers)
+    out += jnp.expand_dims(bias.ravel(), range(x.ndim - 1)).astype(self.dtype)
+    return out.reshape(*x.shape[:-1], *split)
 
 
 class Mlp(nn.Module):
