@@ -99,8 +99,8 @@ class Level(nn.Module):
     return x
 
 
-class Encoder(nn.Module):
-  """From images to what moments are made of.
+class _Half(nn.Module):
+  """What encoder and decoder have in common.
 
   Attributes:
     widths: channels of each level; from one to the next images are halved.
@@ -124,6 +124,10 @@ class Encoder(nn.Module):
   dtype: layers.Dtype = jnp.float32
   param_dtype: layers.Dtype = jnp.float32
 
+
+class Encoder(_Half):
+  """From images to what moments are made of."""
+
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [batch, height, width, any] to [batch, h, w, channels]."""
@@ -145,21 +149,8 @@ class Encoder(nn.Module):
     return convolution(self.channels, name="conv_out", **dtypes)(x)
 
 
-class Decoder(nn.Module):
-  """From latents to images; levels have the encoder's numbers.
-
-  Attributes are those of `Encoder`.
-  """
-
-  widths: Sequence[int]
-  depth: int
-  attention_levels: Sequence[int]
-  channels: int
-  block: functools.partial
-  attention: functools.partial
-  norm: functools.partial
-  dtype: layers.Dtype = jnp.float32
-  param_dtype: layers.Dtype = jnp.float32
+class Decoder(_Half):
+  """From latents to images; levels have the encoder's numbers."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -190,7 +181,7 @@ def upsample_nearest(x: jax.Array) -> jax.Array:
   return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def _level(owner: Encoder | Decoder, i: int, depth: int) -> Level:
+def _level(owner: _Half, i: int, depth: int) -> Level:
   return Level(
     functools.partial(owner.block, owner.widths[i]),
     depth,
@@ -199,7 +190,7 @@ def _level(owner: Encoder | Decoder, i: int, depth: int) -> Level:
   )
 
 
-def _middle(owner: Encoder | Decoder, x: jax.Array) -> jax.Array:
+def _middle(owner: _Half, x: jax.Array) -> jax.Array:
   """Two blocks about an attention, at the lowest resolution."""
   width = owner.widths[-1]
   x = owner.block(width, name="middle_block_0")(x)

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-import models
 import storage
 from input_pipeline import images as image_data
 from models import gaussian_latents
 from tasks import image_decoding, image_grids, predictions
-from tasks.base import Batch, Shown, Task, Variables
+from tasks.base import Batch, Shown, Task, Variables, create_model
 from training import evaluation
 from training.ranges import Number, OneOf
 
@@ -63,24 +62,15 @@ class Autoencoding(Task):
       ValueError: for a field of the config that does not fit.
     """
     super().__init__(config, info)
-    overrides = config.model.to_dict()
-    name = overrides.pop("name")
-    if models.kind(name) != "autoencoder":
-      raise ValueError(
-        f"model.name={name!r} is no autoencoder; see "
-        'models.list(kind="autoencoder").'
-      )
-    self.model = models.create(
-      name,
-      channels=config.data.channels,
-      dtype=jnp.dtype(config.dtype),
-      **overrides,
+    self.model = create_model(
+      config, "autoencoder", channels=config.data.channels
     )
     size, multiple = config.data.image_size, self.model.size_multiple
     if size % multiple:
       raise ValueError(
         f"data.image_size={size} must be a multiple of {multiple}, the pixels "
-        f"that a latent of model.name={name!r} stands for along a side."
+        f"that a latent of model.name={config.model.name!r} stands for along a "
+        "side."
       )
 
   @staticmethod

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+import models
 from training import evaluation, hosts
 from training.ranges import Number, OneOf
 
@@ -266,3 +268,27 @@ class Task(abc.ABC):
     raise ValueError(
       f"task={self.config.task!r} has no samples: its models make nothing up."
     )
+
+
+def create_model(
+  config: ml_collections.ConfigDict, kind: str, **given: Any
+) -> nn.Module:
+  """The model of a config.
+
+  Args:
+    config: of a run.
+    kind: what the task needs, see `models.kind`.
+    **given: fields that the data give.
+
+  Raises:
+    ValueError: if there is no such model, it is of another kind, or a field
+      does not fit.
+  """
+  fields = config.model.to_dict()
+  name = fields.pop("name")
+  if (found := models.kind(name)) != kind:
+    raise ValueError(
+      f"model.name={name!r} is of kind {found!r}, but task={config.task!r} "
+      f"needs one of models.list(kind={kind!r})."
+    )
+  return models.create(name, dtype=jnp.dtype(config.dtype), **given, **fields)

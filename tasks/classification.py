@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-import models
 from input_pipeline import images as image_data
 from input_pipeline.images import mixing
 from models import normalization
 from tasks import class_table, losses, predictions
-from tasks.base import Batch, Shown, Task, Variables
+from tasks.base import Batch, Shown, Task, Variables, create_model
 from training import evaluation, paths, summary
 from training.ranges import Number
 
@@ -69,13 +68,7 @@ class Classification(Task):
     )
     _check_pixel_statistics(config.data)
     self.num_classes = len(info.class_names)
-    overrides = config.model.to_dict()
-    self.model = models.create(
-      overrides.pop("name"),
-      num_classes=self.num_classes,
-      dtype=jnp.dtype(config.dtype),
-      **overrides,
-    )
+    self.model = create_model(config, "image", num_classes=self.num_classes)
 
   @staticmethod
   def default_config() -> ml_collections.ConfigDict:

@@ -14,11 +14,10 @@ import ml_collections
 import numpy as np
 import optax
 
-import models
 import storage
 from input_pipeline import text
 from tasks import text_sampling
-from tasks.base import Batch, Shown, Task, Variables
+from tasks.base import Batch, Shown, Task, Variables, create_model
 from training import evaluation
 
 TOKENIZER = "tokenizer.json"
@@ -49,18 +48,8 @@ class LanguageModeling(Task):
       ValueError: for a field of the config that does not fit.
     """
     super().__init__(config, info)
-    overrides = config.model.to_dict()
-    name = overrides.pop("name")
-    if models.kind(name) != "language":
-      raise ValueError(
-        f"model.name={name!r} is no model of language; see "
-        'models.list(kind="language").'
-      )
-    self.model = models.create(
-      name,
-      vocabulary_size=info.vocabulary_size,
-      dtype=jnp.dtype(config.dtype),
-      **overrides,
+    self.model = create_model(
+      config, "language", vocabulary_size=info.vocabulary_size
     )
     self.units_per_example = config.data.length
     _check_model(self.model, config.data.length)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-import models
 import storage
 from input_pipeline import latents as latent_data
 from models import gaussian_latents
@@ -21,7 +20,7 @@ from tasks import (
   mask_draws,
   sample_evaluation,
 )
-from tasks.base import Batch, Shown, Task, Variables
+from tasks.base import Batch, Shown, Task, Variables, create_model
 from training import evaluation, paths
 from training.ranges import Number
 
@@ -67,18 +66,8 @@ class MaskedGeneration(Task):
       ValueError: for a field of the config that does not fit.
     """
     super().__init__(config, info)
-    overrides = config.model.to_dict()
-    name = overrides.pop("name")
-    if models.kind(name) != "generation":
-      raise ValueError(
-        f"model.name={name!r} makes no images; see "
-        'models.list(kind="generation").'
-      )
-    self.model = models.create(
-      name,
-      num_classes=len(info.class_names),
-      dtype=jnp.dtype(config.dtype),
-      **overrides,
+    self.model = create_model(
+      config, "generation", num_classes=len(info.class_names)
     )
     self.places = int(np.prod(self.model.grid))
     self.most_visible = mask_draws.most_visible(config.mask_ratio, self.places)

@@ -26,12 +26,7 @@ def import_timm() -> tuple[Any, Any]:
   Raises:
     ImportError: if they are not installed.
   """
-  torch = import_torch()
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    _stand_in_for_torchvision(torch)
-    import timm
-  return torch, timm
+  return _import_beside_torch("timm")
 
 
 def import_fidelity() -> tuple[Any, Any]:
@@ -40,12 +35,7 @@ def import_fidelity() -> tuple[Any, Any]:
   Raises:
     ImportError: if they are not installed.
   """
-  torch = import_torch()
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    _stand_in_for_torchvision(torch)
-    import torch_fidelity
-  return torch, torch_fidelity
+  return _import_beside_torch("torch_fidelity")
 
 
 def import_transformers(family: str) -> tuple[Any, Any]:
@@ -57,12 +47,7 @@ def import_transformers(family: str) -> tuple[Any, Any]:
   Raises:
     ImportError: if they are not installed.
   """
-  torch = import_torch()
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    _stand_in_for_torchvision(torch)
-    name = f"transformers.models.{family}.modeling_{family}"
-    return torch, importlib.import_module(name)
+  return _import_beside_torch(f"transformers.models.{family}.modeling_{family}")
 
 
 def import_diffusers(name: str) -> tuple[Any, Any]:
@@ -71,11 +56,15 @@ def import_diffusers(name: str) -> tuple[Any, Any]:
   Raises:
     ImportError: if they are not installed.
   """
+  return _import_beside_torch(f"diffusers.{name}")
+
+
+def _import_beside_torch(name: str) -> tuple[Any, Any]:
   torch = import_torch()
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     _stand_in_for_torchvision(torch)
-    return torch, importlib.import_module(f"diffusers.{name}")
+    return torch, importlib.import_module(name)
 
 
 def _stand_in_for_torchvision(torch: Any) -> None:

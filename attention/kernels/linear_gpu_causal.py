@@ -3,7 +3,8 @@
 The first sums up the memory `sum_j g(b_j) h(c_j)^T`: it walks along the chunks
 of a head and leaves behind the memory before each. The second reads it, out_i =
 f(a_i) . memory, and adds what keys of the own chunk say. All three gradients
-are of the same form (`linear_sums`). Features stay in registers.
+are of the same form, with j >= i for what a key has of the queries after it, so
+that the kernels are their own backward pass. Features stay in registers.
 """
 
 import functools
@@ -16,7 +17,7 @@ from jax.experimental import pallas as pl
 
 from attention import features
 from attention.kernels import linear_gpu_tiles as tiles
-from attention.kernels import linear_sums, triton
+from attention.kernels import triton
 from attention.kernels.linear_gpu_tiles import CHUNK
 
 # Channels of a row that are read at once.
@@ -33,14 +34,36 @@ def weighted_sums(q, k, terms, *, feature_map, interpret=False):
     feature_map: phi.
     interpret: whether Pallas's interpreter runs the kernel.
   """
-  options = (("full", q.dtype == jnp.float32), ("interpret", interpret))
   width = terms.shape[-1]
   # Rows of an odd width would be read element by element.
   terms = jnp.pad(terms, ((0, 0), (0, 0), (0, 0), (0, -width % ALIGNMENT)))
-  sums = linear_sums.weighted_sums(
-    _read, options, feature_map, True, q, k, terms
+  options = (("full", q.dtype == jnp.float32), ("interpret", interpret))
+  return _sums(options, feature_map, q, k, terms)[..., :width]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sums(options, phi, q, k, terms):
+  maps = (phi, phi, features.identity)
+  return _read(q, k, terms, maps, "before", jnp.float32, **dict(options))
+
+
+def _forward(options, phi, q, k, terms):
+  return _sums(options, phi, q, k, terms), (q, k, terms)
+
+
+def _backward(options, phi, residuals, bar):
+  q, k, terms = residuals
+  same = features.identity
+  # A key's gradient comes from the queries that see it, which are after it.
+  read = functools.partial(_read, **dict(options))
+  return (
+    read(bar, terms, k, (same, same, phi), "before", q.dtype, pull=(phi, q)),
+    read(terms, bar, q, (same, same, phi), "after", k.dtype, pull=(phi, k)),
+    read(k, q, bar, (phi, phi, same), "after", terms.dtype),
   )
-  return sums[..., :width]
+
+
+_sums.defvjp(_forward, _backward)
 
 
 def _read(a, b, c, maps, order, dtype, pull=None, *, full, interpret):

@@ -158,7 +158,7 @@ def test_variants():
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"model.name": "lina_d48w768"}, "model.name='lina_d48w768' is no autoenc"),
+    ({"model.name": "lina_d48w768"}, "model.name='lina_d48w768' is of kind"),
     ({"data.image_size": 7}, "data.image_size=7 must be a multiple of 2"),
     ({"model.latent_channel": 2}, "no field of Autoencoder 'latent_channel'"),
   ],

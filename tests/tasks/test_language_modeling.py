@@ -198,7 +198,7 @@ def test_the_text_is_in_the_record_of_the_run(config):
       {"model.position_encoding": "learned", "model.max_length": 23},
       "max_length=23 learned positions are fewer than data.length=24",
     ),
-    ({"model.name": "maxvit_tiny_224"}, "is no model of language"),
+    ({"model.name": "maxvit_tiny_224"}, "is of kind 'image'"),
     ({"model.heads": 3}, "heads is 3, which does not divide width=16"),
   ],
 )

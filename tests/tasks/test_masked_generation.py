@@ -264,7 +264,7 @@ def test_evaluation_is_of_each_example_alone():
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"model.name": "resnet50"}, "'resnet50' makes no images"),
+    ({"model.name": "resnet50"}, "'resnet50' is of kind 'image'"),
     ({"model.grid": (4, 5)}, r"of 8 x 8 x 1, but .* are for 8 x 10 x 1"),
     ({"model.token_dim": 12}, r"data.channels=1 .*8 x 8 x 1.*for 8 x 8 x 3"),
     ({"model.text_width": 8}, r"text_width=8 does not fit data.text='', .* 0"),
