@@ -1,16 +1,16 @@
 """What an attention of LINA's decoder costs, beside one by softmax.
 
   python -m benchmarks.lina_attention [--json] [--tokens=320,1280,5120,20480]
-  python -m benchmarks.lina_attention --measure [--width=1536 --heads=16]
+  python -m benchmarks.lina_attention --timed [--width=1536 --heads=16]
 
-Without `--measure` nothing is run. It counts the multiply-adds of a layer of
+Without `--timed` nothing is run. It counts the multiply-adds of a layer of
 5,120 tokens, an image of 1,024 pixels, as the authors do, and has
 `benchmarks.kernels_static` estimate bytes and times on a TPU v5e: of the
 "attention" between the projections, and of the whole "layer", which has LINA's
 gates and convolution. Linear attention is there twice, by our kernel and by the
 XLA reference; softmax is our flash kernel.
 
-`--measure` times what implementation="auto" takes on the device that JAX has
+`--timed` times what implementation="auto" takes on the device that JAX has
 here, in bfloat16, linear and softmax in turns; the ratio is the median of the
 rounds' ratios. Above one, linear attention is faster.
 """
@@ -38,7 +38,7 @@ _TOKENS = flags.DEFINE_list(
 _PARTS = flag_checks.define_names(
   "parts", ["attention", "layer"], ["attention", "layer"], "What to compare."
 )
-_MEASURE = flags.DEFINE_bool("measure", False, "Time the device here instead.")
+_TIMED = flags.DEFINE_bool("timed", False, "Time the device here instead.")
 _WIDTH = flags.DEFINE_integer(
   "width", static_cases.LINA_WIDTH, "Channels, if measured.", lower_bound=1
 )
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     lengths = [length(text) for text in _TOKENS.value]
   except ValueError as error:
     raise SystemExit(str(error)) from None
-  if _MEASURE.value:
+  if _TIMED.value:
     sizes = _WIDTH.value, _HEADS.value
     if sizes[0] % sizes[1]:
       raise SystemExit(
