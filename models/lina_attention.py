@@ -168,7 +168,7 @@ class LinaAttention(nn.Module):
     others = tokens - rows * columns
     init = lina_layers.uniform(_KERNEL_SIZE**2)
     # A kernel of attention may be asked for where the convolution has none.
-    named = self.implementation == "xla" or self.implementation[:3] == "tpu"
+    named = self.implementation.startswith(("xla", "tpu"))
     convolve = layers.DepthwiseConv(
       _KERNEL_SIZE,
       use_bias=True,

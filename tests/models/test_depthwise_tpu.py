@@ -126,8 +126,6 @@ def test_layer_of_lina():
   kernel_runs.assert_close(run("tpu_interpret"), run("xla"), 1e-5)
 
 
-# The compiler for the chip takes that long.
-@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize(
   ("chip", "side", "window"),
