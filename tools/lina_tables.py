@@ -54,6 +54,8 @@ ROWS = (
   _ablation("no gate", "9.11", gate="none"),
   _ablation("no convolution", convolution=False),
   _ablation("softmax", **_SOFTMAX),
+  # The control: what is left of the difference when both have a convolution.
+  _ablation("softmax, convolution", attention="softmax", gate="none"),
 )
 # Of each figure its heading, a factor, and digits after the point.
 _FIGURES = (
