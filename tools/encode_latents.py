@@ -3,7 +3,8 @@ r"""Encodes the images of a config once, for a generator to learn latents.
   python -m tools.encode_latents --config=configs/lina.py:digits \
     --weights=runs/autoencoder --out=latents --scale=deviation
   python train.py --config=configs/lina.py:digits --workdir=runs/lina \
-    --config.data.latents=latents --config.model.token_dim=8
+    --config.data.latents=latents --config.model.patch_size=1 \
+    --config.model.token_dim=2
 
 `--weights` is the workdir of an autoencoder's run, or a file as
 autoencoder_sdxl:vae.safetensors. Splits are those that the config trains and
