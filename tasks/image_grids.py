@@ -14,7 +14,7 @@ _BACKGROUND = 255
 _BLANK = 112
 # Milliseconds of all steps together, each at least and at most as long, and of
 # the last picture.
-_SECONDS, _SHORTEST, _LONGEST, _PAUSE = 5000, 40, 400, 2500
+_DURATION, _SHORTEST, _LONGEST, _PAUSE = 5000, 40, 400, 2500
 
 
 def grid(images: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ def encode(pictures: Sequence[np.ndarray], suffix: str) -> bytes:
   first, *others = (Image.fromarray(_squeezed(picture)) for picture in pictures)
   options = {}
   if others:
-    step = min(max(_SECONDS // len(others), _SHORTEST), _LONGEST)
+    step = min(max(_DURATION // len(others), _SHORTEST), _LONGEST)
     durations = [step] * len(others) + [_PAUSE]
     options = {
       "save_all": True,
