@@ -23,7 +23,13 @@ from models import (
   transformer_checks,
 )
 from models import sequence_mixers as mixers
-from models.layer_stacking import stack_layers, unstack_layers
+from models.layer_stacking import (
+  empty_caches,
+  stack_layers,
+  unstack_layers,
+  written,
+)
+from models.residual_streams import DepthQueries
 from models.transformer_layers import Embedding, Head, Layer, scanned
 from models.transformer_variants import SIZES
 
@@ -56,6 +62,13 @@ class Transformer(taps.Tapped):
     norm_bias: whether layer norms have a bias.
     norm_offset: whether the factor of an RMS norm is one plus what is stored.
     norm_placement: see `transformer_layers.Layer`; "post" has no final norm.
+    residual: "sum", or "attention" where every branch and the output read the
+      softmax over depth of the embeddings and of what branches before gave, and
+      nothing is added to what they read ("Attention Residuals", arXiv
+      2603.15031); not with norm_placement="post". Taps named "hidden_state" are
+      then sums over the blocks of branches so far.
+    residual_block: branches, of which a layer has two, or one if mlp="none",
+      that are summed before they are attended to; 1 for none.
     first_mixer_norm: whether the first layer normalises what its mixer reads;
       ModernBERT does not, after an embedding norm.
     embedding_norm: whether embeddings are normalised.
@@ -107,6 +120,8 @@ class Transformer(taps.Tapped):
   norm_bias: bool = True
   norm_offset: bool = False
   norm_placement: str = "pre"
+  residual: str = "sum"
+  residual_block: int = 1
   first_mixer_norm: bool = True
   embedding_norm: bool = False
   qk_norm: bool = False
@@ -153,6 +168,14 @@ class Transformer(taps.Tapped):
       self.layers = scanned(self.depth // len(self.mixers))(pattern)
     else:
       self.layer = [self._layer(i)() for i in range(self.depth)]
+    if self.residual == "attention":
+      self.depth_attention = DepthQueries(
+        self.depth * (1 if self.mlp == "none" else 2),
+        self.width,
+        self.residual_block,
+        self.scan_layers,
+        self.param_dtype,
+      )
     if self.norm_placement != "post":
       self.final_norm = self._norm()
     self.head = self._make_head()
@@ -225,15 +248,8 @@ class Transformer(taps.Tapped):
     def of(i):
       return self._mixer(i)(parent=None).init_cache(batch, length)
 
-    if not self.scan_layers:
-      return {f"layer_{i}": of(i) for i in range(self.depth)}
-    repeats = self.depth // len(self.mixers)
-    pattern = {f"layer_{i}": of(i) for i in range(len(self.mixers))}
-    return {
-      "layers": jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (repeats, *x.shape)), pattern
-      )
-    }
+    pattern = len(self.mixers)
+    return empty_caches(of, self.depth, pattern, stacked=self.scan_layers)
 
   def _run(self, tokens, positions, segments, token_types, cache, train):
     transformer_checks.check_arrays(
@@ -244,9 +260,11 @@ class Transformer(taps.Tapped):
       token_types=token_types,
     )
     if cache is not None and positions is None:
-      positions = _written(cache) + jnp.arange(tokens.shape[1])[None, :]
+      positions = written(cache) + jnp.arange(tokens.shape[1])[None, :]
       positions = jnp.broadcast_to(positions, tokens.shape[:2])
     x = self._embedded(tokens, positions, token_types, train)
+    if self.residual == "attention":
+      x = self.depth_attention.begin(x)
     if self.scan_layers:
       own = None if cache is None else cache["layers"]
       x, new = self.layers(x, positions, segments, own, train)
@@ -256,6 +274,8 @@ class Transformer(taps.Tapped):
       for i, layer in enumerate(self.layer):
         own = None if cache is None else cache[f"layer_{i}"]
         x, new[f"layer_{i}"] = layer(x, positions, segments, own, train)
+    if self.residual == "attention":
+      x = self.depth_attention.end(x)
     if self.norm_placement != "post":
       x = self.final_norm(x)
     return x, None if cache is None else new
@@ -367,13 +387,6 @@ class Transformer(taps.Tapped):
   @property
   def _out_init(self) -> layers.Initializer:
     return nn.initializers.normal(self.init_scale / math.sqrt(2 * self.depth))
-
-
-def _written(cache: Cache) -> jax.Array:
-  """Returns how many tokens were written to a cache."""
-  if "layers" in cache:
-    return cache["layers"]["layer_0"]["index"][0]
-  return cache["layer_0"]["index"]
 
 
 VARIANTS = {name: (Transformer, fields) for name, fields in SIZES.items()}
