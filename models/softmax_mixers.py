@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 import attention
-from attention import finishes, masks, normalizers, scales, scores
+from attention import masks, normalizers, scales, scores
 from models import attention_cache, mixer_base, registry, taps
 from models.finite_mask import FiniteMask
 
@@ -85,11 +85,13 @@ class FullAttention(mixer_base.SequenceMixer):
       k, v = seen.keys, seen.values
       slots["mask"] = self._mask_of_cache(new, seen)
       slots["score_mods"] = self._score_mods(positions, seen.positions)
-    out = self._attend(q, k, v, self.gate_logits(x), slots)
-    return self.output(out, x.shape[-1]), cache
+    gate = self.gate((self.heads, v.shape[-1]), x, "output")
+    out = self._attend(q, k, v, gate, slots)
+    out = self.output(out, x.shape[-1])
+    return self.gated(out, x, "projection"), cache
 
   def _attend(self, q, k, v, gate, slots):
-    finish = () if gate is None else (finishes.gate(gate),)
+    finish = () if gate is None else (gate,)
 
     def attend():
       return attention.dot_product_attention(

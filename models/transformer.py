@@ -68,7 +68,8 @@ class Transformer(taps.Tapped):
       the head.
     attention_bias: whether queries, keys, values and gates have biases.
     out_bias: whether the output of a mixer has one.
-    output_gate: see `mixer_base.SequenceMixer`.
+    output_gate: see `mixer_base.SequenceMixer`, and so for
+      `gate_position`, `gate_activation` and `gate_operation`.
     attention_scale: factor of the scores; 0 for head_dim ** -0.5.
     attention_soft_cap: of the scores; 0 for none.
     tied_head: whether the embeddings are the kernel of the logits.
@@ -117,6 +118,9 @@ class Transformer(taps.Tapped):
   attention_bias: bool = False
   out_bias: bool = False
   output_gate: str = "none"
+  gate_position: str = "output"
+  gate_activation: str = "sigmoid"
+  gate_operation: str = "multiply"
   attention_scale: float = 0.0
   attention_soft_cap: float = 0.0
   tied_head: bool = True
@@ -243,6 +247,7 @@ class Transformer(taps.Tapped):
       positions = _written(cache) + jnp.arange(tokens.shape[1])[None, :]
       positions = jnp.broadcast_to(positions, tokens.shape)
     x = self._embedded(tokens, positions, token_types, train)
+    x = taps.tap(self, "embedded_state", x)
     if self.scan_layers:
       own = None if cache is None else cache["layers"]
       x, new = self.layers(x, positions, segments, own, train)
@@ -309,6 +314,9 @@ class Transformer(taps.Tapped):
       "rotary": self.rotary,
       "qk_norm": self._norm if self.qk_norm else None,
       "output_gate": self.output_gate,
+      "gate_position": self.gate_position,
+      "gate_activation": self.gate_activation,
+      "gate_operation": self.gate_operation,
       "attention_bias": self.attention_bias,
       "out_bias": self.out_bias,
       "attention_scale": self.attention_scale,
