@@ -49,6 +49,20 @@ OPTIONS = {
     "output_gate": "elementwise",
   },
   "linear head": {"decay": "head", "normalizer": "identity"},
+  "full value": {"output_gate": "headwise", "gate_position": "value"},
+  "sliding key": {"output_gate": "elementwise", "gate_position": "key"},
+  "full query": {
+    "output_gate": "shared",
+    "gate_position": "query",
+    "gate_activation": "silu",
+  },
+  "linear projection": {
+    "output_gate": "elementwise",
+    "gate_position": "projection",
+    "gate_activation": "half_sigmoid",
+    "gate_operation": "add",
+  },
+  "sliding same": {"output_gate": "input_independent"},
 }
 CASES = [
   *((mixer, scheme) for mixer in ("full", "sliding") for scheme in POSITIONS),
@@ -205,7 +219,6 @@ ERRORS = [
   ("full", {"normaliser": "softmax"}, r"'normaliser'; did you mean normalizer"),
   ("full", {"normalizer": "softmx"}, r"normalizer 'softmx'.*softmax"),
   ("full", {"scale_by": "length"}, r"scale_by 'length'.*log_length"),
-  ("full", {"output_gate": "element"}, r"output_gate.*elementwise"),
   ("full", {"kv_heads": 3}, r"kv_heads is 3; for heads=2.*\[1, 2\]"),
   ("full", {"scale_by": "log_length", "causal": False}, "needs causal=True"),
   ("full", {"head_dim": 5, "position_encoding": "rotary"}, "head_dim 5 is 5"),
