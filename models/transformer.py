@@ -18,13 +18,19 @@ from flax.core import FrozenDict
 from models import (
   feed_forward,
   layers,
-  normalization,
   taps,
+  token_norms,
   transformer_checks,
 )
 from models import sequence_mixers as mixers
 from models.layer_stacking import stack_layers, unstack_layers
-from models.transformer_layers import Embedding, Head, Layer, scanned
+from models.transformer_layers import (
+  Embedding,
+  Head,
+  Layer,
+  clipped,
+  scanned,
+)
 from models.transformer_variants import SIZES
 
 __all__ = ["KIND", "VARIANTS", "Transformer", "stack_layers", "unstack_layers"]
@@ -49,11 +55,17 @@ class Transformer(taps.Tapped):
       that name get, as {"linear": {"feature_map": "taylor"}}.
     window: keys that a "sliding" layer sees on a side, its own included.
     causal: whether a token sees only itself and what is before it.
-    norm: "rms_norm" or "layer_norm".
+    norm: a key of `token_norms.NORMS`, of the layers' branches. The final
+      norm and those of heads, embeddings and the head are like it, but without
+      a gate or a factor before the statistics (`token_norms.PLAIN`).
     norm_epsilon: added to the mean square or the variance.
     norm_bias: whether layer norms have a bias.
     norm_offset: whether the factor of an RMS norm is one plus what is stored.
+    norm_gate_rank: rank of the gates of norms that have one.
+    norm_alpha: what alpha of dynamic tanh begins with.
     norm_placement: see `transformer_layers.Layer`; "post" has no final norm.
+    residual_clip: the residual stream is cut off at this size, below and above;
+      0 for nowhere.
     first_mixer_norm: whether the first layer normalises what its mixer reads;
       ModernBERT does not, after an embedding norm.
     embedding_norm: whether embeddings are normalised.
@@ -104,7 +116,10 @@ class Transformer(taps.Tapped):
   norm_epsilon: float = 1e-6
   norm_bias: bool = True
   norm_offset: bool = False
+  norm_gate_rank: int = 16
+  norm_alpha: float = 0.5
   norm_placement: str = "pre"
+  residual_clip: float = 0.0
   first_mixer_norm: bool = True
   embedding_norm: bool = False
   qk_norm: bool = False
@@ -247,6 +262,7 @@ class Transformer(taps.Tapped):
       positions = _written(cache) + jnp.arange(tokens.shape[1])[None, :]
       positions = jnp.broadcast_to(positions, tokens.shape)
     x = self._embedded(tokens, positions, token_types, train)
+    x = clipped(x, self.residual_clip)
     x = taps.tap(self, "embedded_state", x)
     if self.scan_layers:
       own = None if cache is None else cache["layers"]
@@ -290,7 +306,8 @@ class Transformer(taps.Tapped):
     return functools.partial(
       nn.remat(Layer, static_argnums=(5,)) if self.remat else Layer,
       mixer=self._mixer(i),
-      norm=self._norm,
+      norm=self._block_norm,
+      residual_clip=self.residual_clip,
       norm_placement=self.norm_placement,
       mixer_norm=bool(i) or self.first_mixer_norm,
       mlp=self.mlp,
@@ -352,11 +369,21 @@ class Transformer(taps.Tapped):
 
   @property
   def _norm(self) -> functools.partial:
-    return normalization.of_tokens(
-      self.norm,
+    return self._made_norm(token_norms.PLAIN.get(self.norm, self.norm))
+
+  @property
+  def _block_norm(self) -> functools.partial:
+    return self._made_norm(self.norm)
+
+  def _made_norm(self, name: str) -> functools.partial:
+    return token_norms.of_tokens(
+      name,
       epsilon=self.norm_epsilon,
       use_bias=self.norm_bias,
       offset=self.norm_offset,
+      alpha=self.norm_alpha,
+      gate_rank=self.norm_gate_rank,
+      gate_init=self._kernel_init,
       **self._dtypes,
     )
 
