@@ -158,7 +158,7 @@ def test_identities():
   out = module.apply({"params": params}, x)
   factors = np.where(np.arange(WIDTH) == 2, 100.0, 2.5)
   means = [np.square(y).mean(-1, keepdims=True) for y in (x, factors * x)]
-  expected = whole * factors * np.sqrt(means[0] / means[1])
+  expected = np.asarray(whole) * factors * np.sqrt(means[0] / means[1])
   np.testing.assert_allclose(out, expected, rtol=1e-5)
 
 
