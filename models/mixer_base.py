@@ -1,6 +1,5 @@
 """What mixers of sequences have in common: queries, keys, values, output."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,55 +75,65 @@ class SequenceMixer(nn.Module):
     """
     raise NotImplementedError
 
-  @property
-  def key_heads(self) -> int:
-    """Heads of keys and values.
+  def heads_of(self, name: str) -> int:
+    """How many heads there are of "query", "key" or "value".
 
     Raises:
       ValueError: if they do not divide `heads`.
     """
-    kv_heads = self.kv_heads or self.heads
-    if kv_heads < 1 or self.heads % kv_heads:
+    return self.heads if name == "query" else self.divisor("kv_heads")
+
+  def width_of(self, name: str) -> int:
+    """Channels of a head of "query", "key" or "value", as projected."""
+    del name
+    return self.head_dim
+
+  def divisor(self, field: str) -> int:
+    """Returns the number of heads in a field, `heads` if it is 0.
+
+    Raises:
+      ValueError: if it does not divide `heads`.
+    """
+    number = getattr(self, field)
+    if number < 0 or self.heads % (number or self.heads):
       fits = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
       raise ValueError(
-        f"kv_heads is {self.kv_heads}; for heads={self.heads} it must be one "
-        f"of {fits}"
+        f"{field} is {number}; for heads={self.heads} it must be one of {fits}"
       )
-    return kv_heads
+    return number or self.heads
 
   def queries_keys_values(
     self, x: jax.Array, places: jax.Array | None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Projects to [batch, length, heads or kv_heads, head_dim] each."""
-    into = functools.partial(self._into_heads, x)
-    q = into(self.heads, "query")
-    k = into(self.key_heads, "key")
-    v = into(self.key_heads, "value")
+    """Projects to [batch, length, heads_of(name), width_of(name)] each."""
+    q, k, v = (self.project(x, name) for name in ("query", "key", "value"))
+    places = counted(x) if places is None else places
+    return self.placed(q, "query", places), self.placed(k, "key", places), v
+
+  def project(self, x: jax.Array, name: str) -> jax.Array:
+    """Projects to [batch, length, heads_of(name), width_of(name)]."""
+    return self._dense((self.heads_of(name), self.width_of(name)), name)(x)
+
+  def placed(self, heads: jax.Array, name: str, places: jax.Array) -> jax.Array:
+    """Normalises heads of queries or keys, and turns them to their places."""
     if self.qk_norm is not None:
-      q, k = (
-        self.qk_norm(name="query_norm")(q),
-        self.qk_norm(name="key_norm")(k),
-      )
+      heads = self.qk_norm(name=f"{name}_norm")(heads)
     if self.position_encoding == "rotary":
-      places = counted(x) if places is None else places
-      q, k = (
-        positions.rotate(heads, places, self.rotary, local=self.local)
-        for heads in (q, k)
-      )
-    return q, k, v
+      heads = positions.rotate(heads, places, self.rotary, local=self.local)
+    return heads
 
   def gate_logits(self, x: jax.Array) -> jax.Array | None:
-    """Returns [batch, length, heads, head_dim or nothing], None for no gate."""
+    """Returns [batch, length, heads, channels or nothing], None for no gate."""
     if self.output_gate not in GATES:
       raise registry.unknown("output_gate", self.output_gate, GATES)
     if self.output_gate == "none":
       return None
     if self.output_gate == "headwise":
       return self._dense((self.heads,), "gate")(x)
-    return self._into_heads(x, self.heads, "gate")
+    return self._dense((self.heads, self.width_of("value")), "gate")(x)
 
   def output(self, heads: jax.Array, width: int) -> jax.Array:
-    """Projects [batch, length, heads, head_dim] to [batch, length, width]."""
+    """Projects [batch, length, heads, channels] to [batch, length, width]."""
     return layers.DenseGeneral(
       width,
       axis=(-2, -1),
@@ -134,9 +143,6 @@ class SequenceMixer(nn.Module):
       param_dtype=self.param_dtype,
       name="out",
     )(heads)
-
-  def _into_heads(self, x: jax.Array, heads: int, name: str) -> jax.Array:
-    return self._dense((heads, self.head_dim), name)(x)
 
   def _dense(self, features: tuple[int, ...], name: str) -> nn.Module:
     return layers.DenseGeneral(

@@ -11,7 +11,13 @@ from flax.core import FrozenDict
 
 import attention
 from attention import finishes, masks, normalizers, scales, scores
-from models import attention_cache, mixer_base, registry, taps
+from models import (
+  attention_cache,
+  mixer_base,
+  registry,
+  taps,
+  unequal_heads,
+)
 from models.finite_mask import FiniteMask
 
 # The normalizers that need no more than scores, or a number a head.
@@ -25,7 +31,7 @@ NORMALIZERS = {
 SCALES = ("constant", "log_length")
 
 
-class FullAttention(mixer_base.SequenceMixer):
+class FullAttention(unequal_heads.UnequalHeads):
   """Every token sees all of its segment, or what of it is not after it.
 
   Attributes:
@@ -45,8 +51,11 @@ class FullAttention(mixer_base.SequenceMixer):
 
   def init_cache(self, batch: int, length: int) -> mixer_base.Cache:
     """Returns a cache for `length` tokens."""
+    keys, values = (
+      (self.heads_of(name), self.width_of(name)) for name in ("key", "value")
+    )
     return attention_cache.empty(
-      batch, self._slots(length), self.key_heads, self.head_dim, self.dtype
+      batch, self._slots(length), keys, values, self.dtype
     )
 
   @nn.compact
@@ -71,6 +80,7 @@ class FullAttention(mixer_base.SequenceMixer):
       "scale": self._scale(positions, x),
     }
     if cache is None:
+      k = self.expanded(k, positions)
       slots["mask"] = self._mask(positions, segments)
       slots["score_mods"] = self._score_mods()
     else:
@@ -82,7 +92,7 @@ class FullAttention(mixer_base.SequenceMixer):
         segments = jnp.zeros_like(positions)
       new = attention_cache.Seen(k, v, positions, segments)
       seen, cache = attention_cache.extend(cache, new, ring=self.local)
-      k, v = seen.keys, seen.values
+      k, v = self.expanded(seen.keys, seen.positions), seen.values
       slots["mask"] = self._mask_of_cache(new, seen)
       slots["score_mods"] = self._score_mods(positions, seen.positions)
     out = self._attend(q, k, v, self.gate_logits(x), slots)

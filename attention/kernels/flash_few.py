@@ -2,7 +2,8 @@
 
 What takes time is to read the keys and values, so that they are read once, from
 where they lie. A tile has all query heads that share a key head in its rows: on
-a GPU for each key head by itself, and on a TPU for all of them, whose keys lie
+a GPU for each key head by itself (if values have other heads, those that share
+both; then a key head is read by several programs at a time), and on a TPU for all of them, whose keys lie
 side by side there (token after token, each with all heads) and would have to be
 copied to come apart; scores of a query with the keys of other heads are then
 made and dropped, as the matrix unit has time. Where there are too few tiles of
@@ -24,7 +25,7 @@ from jaxtyping import Array
 
 from attention.kernels import dispatch
 from attention.kernels import flash_plan as planning
-from attention.kernels.flash_few_tiles import FewPlan, Packing
+from attention.kernels.flash_few_tiles import FewPlan, Packing, sharing
 from attention.mask_base import Mask
 from attention.scores import ScoreMod
 from attention.tiles import Operand
@@ -48,10 +49,13 @@ def takes(
   """
   _, q_len, heads, _ = q.shape
   k_heads = k.shape[2]
-  if q_len > MOST_QUERIES or weigh == "ones" or v.shape[2] != k_heads:
+  if q_len > MOST_QUERIES or weigh == "ones":
+    return False
+  # Columns are keys and values of the same heads.
+  if kernels.HEADS_BESIDE and v.shape[2] != k_heads:
     return False
   beside = k_heads if kernels.HEADS_BESIDE else 1
-  if beside * heads // k_heads * q_len > kernels.MOST_FEW_ROWS:
+  if beside * sharing(q, k, v) * q_len > kernels.MOST_FEW_ROWS:
     return False
   if mask is not None and any(mask.tile_multiples()):
     return False
@@ -107,7 +111,7 @@ def few_queries(
 
   def on_device(q, k, v, batch, heads, *rest):
     arrays = rest[len(states) :]
-    packing = Packing.of(kernels, q, k, tokens)
+    packing = Packing.of(kernels, q, k, v, tokens)
     packed = [
       packing.operand(Operand(jnp.asarray(x), a), repeats=i < of_mods)
       for i, (x, a) in enumerate(zip(arrays, axes, strict=True))
