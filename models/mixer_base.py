@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from models import layers, positions, registry
+from models import layers, normalization, positions, registry
 
 Cache = dict[str, jax.Array]
 GATES = ("none", "elementwise", "headwise")
@@ -35,8 +35,9 @@ class SequenceMixer(nn.Module):
     position_encoding: "rotary" turns queries and keys; "alibi" is for mixers
       that have scores; others mean nothing to a mixer.
     rotary: see `positions.rotate`.
-    qk_norm: makes the normalisation of the heads of queries and keys; None for
-      none.
+    qk_norm: makes the normalisation of the heads of queries and keys; "unit"
+      divides them by their length, so that scores are cosines; None or False
+      for none.
     output_gate: what the heads' output is multiplied by before the projection:
       "none", or the sigmoid of a projection of `x`, to each channel
       ("elementwise") or to each head ("headwise"): G1 of arXiv 2505.06708.
@@ -56,7 +57,7 @@ class SequenceMixer(nn.Module):
   causal: bool = True
   position_encoding: str = "none"
   rotary: Mapping[str, Any] = FrozenDict()
-  qk_norm: Callable[..., nn.Module] | None = None
+  qk_norm: Callable[..., nn.Module] | str | bool | None = None
   output_gate: str = "none"
   attention_bias: bool = False
   out_bias: bool = False
@@ -100,11 +101,9 @@ class SequenceMixer(nn.Module):
     q = into(self.heads, "query")
     k = into(self.key_heads, "key")
     v = into(self.key_heads, "value")
-    if self.qk_norm is not None:
-      q, k = (
-        self.qk_norm(name="query_norm")(q),
-        self.qk_norm(name="key_norm")(k),
-      )
+    if self.qk_norm:
+      norm = self._heads_norm()
+      q, k = norm(name="query_norm")(q), norm(name="key_norm")(k)
     if self.position_encoding == "rotary":
       places = counted(x) if places is None else places
       q, k = (
@@ -134,6 +133,16 @@ class SequenceMixer(nn.Module):
       param_dtype=self.param_dtype,
       name="out",
     )(heads)
+
+  def _heads_norm(self) -> Callable[..., nn.Module]:
+    if self.qk_norm == "unit":
+      return functools.partial(normalization.UnitNorm, dtype=self.dtype)
+    if not callable(self.qk_norm):
+      raise ValueError(
+        f"qk_norm is {self.qk_norm!r}; it must be 'unit' or False, or be left "
+        "to the model, whose qk_norm=True takes the model's norm"
+      )
+    return self.qk_norm
 
   def _into_heads(self, x: jax.Array, heads: int, name: str) -> jax.Array:
     return self._dense((heads, self.head_dim), name)(x)
