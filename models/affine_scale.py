@@ -72,7 +72,9 @@ class AffineScale(nn.Module):
     )(x)
     alpha = ACTIVATIONS[self.activation](logits.astype(jnp.float32))
     shape = (self.heads,)
-    average = self.variable(COLLECTION, "alpha", jnp.zeros, shape, jnp.float32)
+    average = self.variable(
+      COLLECTION, "alpha_mean", jnp.zeros, shape, jnp.float32
+    )
     before = average.value
     if train and not self.is_initializing():
       now = _mean(jax.lax.stop_gradient(alpha), positions, before)
