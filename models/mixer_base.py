@@ -1,5 +1,6 @@
 """What mixers of sequences have in common: queries, keys, values, output."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from models import layers, positions, registry
+from models import layers, normalization, positions, registry
 
 Cache = dict[str, jax.Array]
 GATES = ("none", "elementwise", "headwise")
@@ -34,8 +35,9 @@ class SequenceMixer(nn.Module):
     position_encoding: "rotary" turns queries and keys; "alibi" is for mixers
       that have scores; others mean nothing to a mixer.
     rotary: see `positions.rotate`.
-    qk_norm: makes the normalisation of the heads of queries and keys; None for
-      none.
+    qk_norm: makes the normalisation of the heads of queries and keys; "unit"
+      divides them by their length, so that scores are cosines; None or False
+      for none.
     output_gate: what the heads' output is multiplied by before the projection:
       "none", or the sigmoid of a projection of `x`, to each channel
       ("elementwise") or to each head ("headwise"): G1 of arXiv 2505.06708.
@@ -55,7 +57,7 @@ class SequenceMixer(nn.Module):
   causal: bool = True
   position_encoding: str = "none"
   rotary: Mapping[str, Any] = FrozenDict()
-  qk_norm: Callable[..., nn.Module] | None = None
+  qk_norm: Callable[..., nn.Module] | str | bool | None = None
   output_gate: str = "none"
   attention_bias: bool = False
   out_bias: bool = False
@@ -116,8 +118,8 @@ class SequenceMixer(nn.Module):
 
   def placed(self, heads: jax.Array, name: str, places: jax.Array) -> jax.Array:
     """Normalises heads of queries or keys, and turns them to their places."""
-    if self.qk_norm is not None:
-      heads = self.qk_norm(name=f"{name}_norm")(heads)
+    if self.qk_norm:
+      heads = self._heads_norm()(name=f"{name}_norm")(heads)
     if self.position_encoding == "rotary":
       heads = positions.rotate(heads, places, self.rotary, local=self.local)
     return heads
@@ -143,6 +145,16 @@ class SequenceMixer(nn.Module):
       param_dtype=self.param_dtype,
       name="out",
     )(heads)
+
+  def _heads_norm(self) -> Callable[..., nn.Module]:
+    if self.qk_norm == "unit":
+      return functools.partial(normalization.UnitNorm, dtype=self.dtype)
+    if not callable(self.qk_norm):
+      raise ValueError(
+        f"qk_norm is {self.qk_norm!r}; it must be 'unit' or False, or be left "
+        "to the model, whose qk_norm=True takes the model's norm"
+      )
+    return self.qk_norm
 
   def _dense(self, features: tuple[int, ...], name: str) -> nn.Module:
     return layers.DenseGeneral(

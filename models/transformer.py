@@ -57,7 +57,8 @@ class Transformer(taps.Tapped):
     first_mixer_norm: whether the first layer normalises what its mixer reads;
       ModernBERT does not, after an embedding norm.
     embedding_norm: whether embeddings are normalised.
-    qk_norm: whether heads of queries and keys are.
+    qk_norm: whether heads of queries and keys are; "unit" gives them unit
+      length instead.
     position_encoding: "rotary", "learned", "alibi" or "none".
     rotary: base, scaling, ... of rotary positions; see `positions.rotate`.
     max_length: number of learned positions.
@@ -106,7 +107,7 @@ class Transformer(taps.Tapped):
   norm_placement: str = "pre"
   first_mixer_norm: bool = True
   embedding_norm: bool = False
-  qk_norm: bool = False
+  qk_norm: bool | str = False
   position_encoding: str = "rotary"
   rotary: Mapping[str, Any] = FrozenDict()
   max_length: int = 1024
@@ -307,7 +308,7 @@ class Transformer(taps.Tapped):
       "causal": self.causal,
       "position_encoding": self.position_encoding,
       "rotary": self.rotary,
-      "qk_norm": self._norm if self.qk_norm else None,
+      "qk_norm": self._norm if self.qk_norm is True else self.qk_norm,
       "output_gate": self.output_gate,
       "attention_bias": self.attention_bias,
       "out_bias": self.out_bias,

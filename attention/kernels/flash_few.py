@@ -2,14 +2,15 @@
 
 What takes time is to read the keys and values, so that they are read once, from
 where they lie. A tile has all query heads that share a key head in its rows: on
-a GPU for each key head by itself (if values have other heads, those that share
-both; then a key head is read by several programs at a time), and on a TPU for all of them, whose keys lie
+a GPU for each key head by itself, and on a TPU for all of them, whose keys lie
 side by side there (token after token, each with all heads) and would have to be
 copied to come apart; scores of a query with the keys of other heads are then
-made and dropped, as the matrix unit has time. Where there are too few tiles of
-queries to keep a chip busy, the keys are split into parts, each with a copy of
-the queries, and the parts are joined by their log-sum-exp (Flash-Decoding,
-https://pytorch.org/blog/flash-decoding, 2023).
+made and dropped, as the matrix unit has time. Where values have other heads
+than keys, the rows on a GPU are the query heads that share both, and several
+programs at a time read a head of the fewer; a TPU has no such way. Where there
+are too few tiles of queries to keep a chip busy, the keys are split into parts,
+each with a copy of the queries, and the parts are joined by their log-sum-exp
+(Flash-Decoding, https://pytorch.org/blog/flash-decoding, 2023).
 
 There is no kernel here: rows and columns get another meaning, in
 `flash_few_tiles.FewPlan`.
@@ -47,8 +48,7 @@ def takes(
   That is an array with a number a score, or a number for each head and key, as
   it would be read where keys were not.
   """
-  _, q_len, heads, _ = q.shape
-  k_heads = k.shape[2]
+  q_len, k_heads = q.shape[1], k.shape[2]
   if q_len > MOST_QUERIES or weigh == "ones":
     return False
   # Columns are keys and values of the same heads.
