@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from attention import finishes
-from models import layers, positions, registry, taps
+from models import layers, normalization, positions, registry, taps
 
 Cache = dict[str, jax.Array]
 GATES = ("none", "elementwise", "headwise", "shared", "input_independent")
@@ -38,8 +38,9 @@ class SequenceMixer(nn.Module):
     position_encoding: "rotary" turns queries and keys; "alibi" is for mixers
       that have scores; others mean nothing to a mixer.
     rotary: see `positions.rotate`.
-    qk_norm: makes the normalisation of the heads of queries and keys; None for
-      none.
+    qk_norm: makes the normalisation of the heads of queries and keys; "unit"
+      divides them by their length, so that scores are cosines; None or False
+      for none.
     output_gate: what the heads' output is multiplied by before the projection,
       "Gated Attention" (arXiv 2505.06708): "none", or the sigmoid of a
       projection of `x`, to each channel ("elementwise"), to each head
@@ -68,7 +69,7 @@ class SequenceMixer(nn.Module):
   causal: bool = True
   position_encoding: str = "none"
   rotary: Mapping[str, Any] = FrozenDict()
-  qk_norm: Callable[..., nn.Module] | None = None
+  qk_norm: Callable[..., nn.Module] | str | bool | None = None
   output_gate: str = "none"
   gate_position: str = "output"
   gate_activation: str = "sigmoid"
@@ -91,42 +92,55 @@ class SequenceMixer(nn.Module):
     """
     raise NotImplementedError
 
-  @property
-  def key_heads(self) -> int:
-    """Heads of keys and values.
+  def heads_of(self, name: str) -> int:
+    """How many heads there are of "query", "key" or "value".
 
     Raises:
       ValueError: if they do not divide `heads`.
     """
-    kv_heads = self.kv_heads or self.heads
-    if kv_heads < 1 or self.heads % kv_heads:
+    return self.heads if name == "query" else self.divisor("kv_heads")
+
+  def width_of(self, name: str) -> int:
+    """Channels of a head of "query", "key" or "value", as projected."""
+    del name
+    return self.head_dim
+
+  def divisor(self, field: str) -> int:
+    """Returns the number of heads in a field, `heads` if it is 0.
+
+    Raises:
+      ValueError: if it does not divide `heads`.
+    """
+    number = getattr(self, field)
+    if number < 0 or self.heads % (number or self.heads):
       fits = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
       raise ValueError(
-        f"kv_heads is {self.kv_heads}; for heads={self.heads} it must be one "
-        f"of {fits}"
+        f"{field} is {number}; for heads={self.heads} it must be one of {fits}"
       )
-    return kv_heads
+    return number or self.heads
 
   def queries_keys_values(
     self, x: jax.Array, places: jax.Array | None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Projects to [batch, length, heads or kv_heads, head_dim] each."""
-    into = functools.partial(self._into_heads, x)
-    q = self.gated(into(self.heads, "query"), x, "query")
-    k = self.gated(into(self.key_heads, "key"), x, "key")
-    v = self.gated(into(self.key_heads, "value"), x, "value")
-    if self.qk_norm is not None:
-      q, k = (
-        self.qk_norm(name="query_norm")(q),
-        self.qk_norm(name="key_norm")(k),
-      )
+    """Projects to [batch, length, heads_of(name), width_of(name)] each."""
+    q, k, v = (
+      self.gated(self.project(x, name), x, name)
+      for name in ("query", "key", "value")
+    )
+    places = counted(x) if places is None else places
+    return self.placed(q, "query", places), self.placed(k, "key", places), v
+
+  def project(self, x: jax.Array, name: str) -> jax.Array:
+    """Projects to [batch, length, heads_of(name), width_of(name)]."""
+    return self._dense((self.heads_of(name), self.width_of(name)), name)(x)
+
+  def placed(self, heads: jax.Array, name: str, places: jax.Array) -> jax.Array:
+    """Normalises heads of queries or keys, and turns them to their places."""
+    if self.qk_norm:
+      heads = self._heads_norm()(name=f"{name}_norm")(heads)
     if self.position_encoding == "rotary":
-      places = counted(x) if places is None else places
-      q, k = (
-        positions.rotate(heads, places, self.rotary, local=self.local)
-        for heads in (q, k)
-      )
-    return q, k, v
+      heads = positions.rotate(heads, places, self.rotary, local=self.local)
+    return heads
 
   def gate(
     self, shape: tuple[int, ...], x: jax.Array, position: str
@@ -181,7 +195,7 @@ class SequenceMixer(nn.Module):
     return out.astype(values.dtype)
 
   def output(self, heads: jax.Array, width: int) -> jax.Array:
-    """Projects [batch, length, heads, head_dim] to [batch, length, width]."""
+    """Projects [batch, length, heads, channels] to [batch, length, width]."""
     return layers.DenseGeneral(
       width,
       axis=(-2, -1),
@@ -197,13 +211,18 @@ class SequenceMixer(nn.Module):
     if self.output_gate == "input_independent":
       zeros = nn.initializers.zeros
       return self.param("gate", zeros, shape, self.param_dtype)[None, None]
-    return self._dense(
-      shape[: 1 if self.output_gate == "headwise" else 2],
-      "gate",
-    )(x)
+    shape = shape[:1] if self.output_gate == "headwise" else shape
+    return self._dense(shape, "gate")(x)
 
-  def _into_heads(self, x: jax.Array, heads: int, name: str) -> jax.Array:
-    return self._dense((heads, self.head_dim), name)(x)
+  def _heads_norm(self) -> Callable[..., nn.Module]:
+    if self.qk_norm == "unit":
+      return functools.partial(normalization.UnitNorm, dtype=self.dtype)
+    if not callable(self.qk_norm):
+      raise ValueError(
+        f"qk_norm is {self.qk_norm!r}; it must be 'unit' or False, or be left "
+        "to the model, whose qk_norm=True takes the model's norm"
+      )
+    return self.qk_norm
 
   def _dense(self, features: tuple[int, ...], name: str) -> nn.Module:
     return layers.DenseGeneral(

@@ -50,6 +50,23 @@ class RMSNorm(nn.Module):
     return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
 
 
+class UnitNorm(nn.Module):
+  """x / |x| along the last axis, in float32; a vector of zeros stays one.
+
+  Attributes:
+    dtype: dtype of the result.
+  """
+
+  dtype: Any = jnp.float32
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Gives the vectors of an array unit length."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # A bound of the square and not of its root, whose slope at 0 is infinite.
+    return (x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(self.dtype)
+
+
 class Scale(nn.Module):
   """Multiplies float32 by "scale", for each channel or one of all.
 

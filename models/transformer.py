@@ -69,7 +69,8 @@ class Transformer(taps.Tapped):
     first_mixer_norm: whether the first layer normalises what its mixer reads;
       ModernBERT does not, after an embedding norm.
     embedding_norm: whether embeddings are normalised.
-    qk_norm: whether heads of queries and keys are.
+    qk_norm: whether heads of queries and keys are; "unit" gives them unit
+      length instead.
     position_encoding: "rotary", "learned", "alibi" or "none".
     rotary: base, scaling, ... of rotary positions; see `positions.rotate`.
     max_length: number of learned positions.
@@ -122,7 +123,7 @@ class Transformer(taps.Tapped):
   residual_clip: float = 0.0
   first_mixer_norm: bool = True
   embedding_norm: bool = False
-  qk_norm: bool = False
+  qk_norm: bool | str = False
   position_encoding: str = "rotary"
   rotary: Mapping[str, Any] = FrozenDict()
   max_length: int = 1024
@@ -321,26 +322,11 @@ class Transformer(taps.Tapped):
 
   def _mixer(self, i: int) -> functools.partial:
     """Returns what makes the mixer of layer number `i`, given a name."""
-    offered = {
-      "heads": self.heads,
-      "kv_heads": self.kv_heads,
+    offered = {field: getattr(self, field) for field in mixers.OFFERED} | {
       "head_dim": self.head_dim or self.width // self.heads,
-      "window": self.window,
-      "causal": self.causal,
-      "position_encoding": self.position_encoding,
-      "rotary": self.rotary,
-      "qk_norm": self._norm if self.qk_norm else None,
-      "output_gate": self.output_gate,
-      "gate_position": self.gate_position,
-      "gate_activation": self.gate_activation,
-      "gate_operation": self.gate_operation,
-      "attention_bias": self.attention_bias,
-      "out_bias": self.out_bias,
-      "attention_scale": self.attention_scale,
-      "attention_soft_cap": self.attention_soft_cap,
+      "qk_norm": self._norm if self.qk_norm is True else self.qk_norm,
       "kernel_init": self._kernel_init,
       "out_init": self._out_init,
-      "implementation": self.implementation,
       **self._dtypes,
     }
     name = self.mixers[i % len(self.mixers)]

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import dense, feed_forward, layers, mixer_base, taps
+from models import affine_scale, dense, feed_forward, layers, mixer_base, taps
 
 Norm = Callable[..., nn.Module]
 
@@ -157,7 +157,9 @@ def scanned(repeats: int) -> Callable[..., nn.Module]:
   """Returns what makes `Repeat`s that are run by a scan, stacked."""
   return nn.scan(
     Repeat,
-    variable_axes=dict.fromkeys(("params", *taps.COLLECTIONS), 0),
+    variable_axes=dict.fromkeys(
+      ("params", affine_scale.COLLECTION, *taps.COLLECTIONS), 0
+    ),
     split_rngs={"params": True, "dropout": True},
     in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
     length=repeats,

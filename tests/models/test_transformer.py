@@ -25,6 +25,8 @@ COUNTS = {
   "qwen3_8b": 8190735360,
   "gemma2_2b": 2614341888,
   "gemma2_9b": 9241705984,
+  "sigma_1_5b": 1912186880,
+  "sigma_10b": 9976418304,
   "bert_base": 109514298,
   "bert_large": 335174458,
   "modernbert_base": 149655232,
