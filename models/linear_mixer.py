@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import attention
-from attention import features, finishes, linear_normalizers
+from attention import features, linear_normalizers
 from models import layers, mixer_base, registry, taps
 
 FEATURE_MAPS = {
@@ -106,10 +106,9 @@ class LinearAttention(mixer_base.SequenceMixer):
         "segment": cache["segment"] if segments is None else segments[:, -1],
         "index": cache["index"] + x.shape[1],
       }
-    gate = self.gate_logits(x)
-    if gate is not None:
-      out = finishes.gate(gate).apply(out.astype(jnp.float32), None)
-    return self.output(out.astype(self.dtype), x.shape[-1]), cache
+    out = self.gated(out, x, "output").astype(self.dtype)
+    out = self.output(out, x.shape[-1])
+    return self.gated(out, x, "projection"), cache
 
   def _attend(self, q, k, v, options) -> jax.Array:
     """Runs the attention; its map is what it makes of one value for each key.

@@ -41,6 +41,20 @@ OPTIONS = {
     "attention_scale": 0.7,
     "output_gate": "elementwise",
   },
+  "full unequal": {
+    "key_heads": 1,
+    "value_heads": 4,
+    "value_dim": 6,
+    "query_hidden": 10,
+    "output_gate": "elementwise",
+  },
+  "full narrow keys": {"key_heads": 2, "value_heads": 1, "key_dim": 3},
+  "sliding narrow keys": {"value_heads": 4, "key_dim": 2},
+  # As many as there are: all weights.
+  "full selective": {
+    "value_heads": 4,
+    "selective_values": {"count": 11, "renormalize": True},
+  },
   "linear data": {
     "decay": "data",
     "key_gate": True,
@@ -49,6 +63,20 @@ OPTIONS = {
     "output_gate": "elementwise",
   },
   "linear head": {"decay": "head", "normalizer": "identity"},
+  "full value": {"output_gate": "headwise", "gate_position": "value"},
+  "sliding key": {"output_gate": "elementwise", "gate_position": "key"},
+  "full query": {
+    "output_gate": "shared",
+    "gate_position": "query",
+    "gate_activation": "silu",
+  },
+  "linear projection": {
+    "output_gate": "elementwise",
+    "gate_position": "projection",
+    "gate_activation": "half_sigmoid",
+    "gate_operation": "add",
+  },
+  "sliding same": {"output_gate": "input_independent"},
 }
 CASES = [
   *((mixer, scheme) for mixer in ("full", "sliding") for scheme in POSITIONS),
@@ -205,8 +233,14 @@ ERRORS = [
   ("full", {"normaliser": "softmax"}, r"'normaliser'; did you mean normalizer"),
   ("full", {"normalizer": "softmx"}, r"normalizer 'softmx'.*softmax"),
   ("full", {"scale_by": "length"}, r"scale_by 'length'.*log_length"),
-  ("full", {"output_gate": "element"}, r"output_gate.*elementwise"),
   ("full", {"kv_heads": 3}, r"kv_heads is 3; for heads=2.*\[1, 2\]"),
+  ("full", {"key_heads": 3}, r"key_heads is 3; for heads=2.*\[1, 2\]"),
+  ("full", {"value_dim": -1}, "value_dim is -1.*0 for head_dim=4"),
+  (
+    "full",
+    {"query_hidden": 3, "query_form": "gate"},
+    "query_form 'gate'; did you mean gated",
+  ),
   ("full", {"scale_by": "log_length", "causal": False}, "needs causal=True"),
   ("full", {"head_dim": 5, "position_encoding": "rotary"}, "head_dim 5 is 5"),
   ("sliding", {}, "window is 0.*at least 1"),
