@@ -77,6 +77,23 @@ OPTIONS = {
     "gate_operation": "add",
   },
   "sliding same": {"output_gate": "input_independent"},
+  "linear feature": {"decay": "feature", "decay_rank": 3},
+  "linear delta": {
+    "update": "delta",
+    "feature_map": "identity",
+    "normalizer": "identity",
+    "qk_norm": "unit",
+  },
+  "linear gated delta": {
+    "update": "delta",
+    "feature_map": "identity",
+    "normalizer": "identity",
+    "qk_norm": "unit",
+    "decay": "data",
+    "short_convolution": 4,
+    "output_norm": True,
+    "output_gate": "elementwise",
+  },
 }
 CASES = [
   *((mixer, scheme) for mixer in ("full", "sliding") for scheme in POSITIONS),
@@ -174,8 +191,10 @@ def test_a_ring_holds_no_more_than_the_window():
   assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)
 
 
-def test_padding_moves_no_state():
-  options = {"decay": "data", "key_gate": True}
+@pytest.mark.parametrize("update", ["sum", "delta"])
+def test_padding_moves_no_state(update):
+  options = {"decay": "data", "key_gate": True, "update": update}
+  options |= {"normalizer": "identity", "feature_map": "softmax"}
   offered = {"heads": 2, "head_dim": 4, "position_encoding": "rotary"}
   mixer = sequence_mixers.create("linear", offered, options)
   x = jax.random.normal(jax.random.key(0), (2, 3, 8))
@@ -249,6 +268,15 @@ ERRORS = [
   ("linear", {"normalizer": "subtraction"}, "normalizer of linear"),
   ("linear", {"position_encoding": "alibi"}, "'alibi', a bias of scores"),
   ("linear", {"decay": "head", "causal": False}, "causal is False"),
+  ("linear", {"short_convolution": 2, "causal": False}, "causal is False"),
+  ("linear", {"short_convolution": 1}, "convolution is 1; it must be at least"),
+  ("linear", {"update": "Delta"}, r"update of linear.*delta"),
+  ("linear", {"update": "delta"}, "update='delta' needs 'identity'"),
+  (
+    "linear",
+    {"update": "delta", "normalizer": "identity", "qk_norm": "unit"},
+    "feature_map is 'elu_plus_one' and qk_norm 'unit'.*without bound",
+  ),
 ]
 
 
