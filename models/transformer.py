@@ -6,7 +6,6 @@ gradients equal to those of the `transformers` library.
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,14 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from models import (
-  feed_forward,
-  layers,
-  normalization,
-  taps,
-  transformer_checks,
-)
-from models import sequence_mixers as mixers
+from models import layers, taps, transformer_checks
 from models.layer_stacking import (
   empty_caches,
   stack_layers,
@@ -30,7 +22,8 @@ from models.layer_stacking import (
   written,
 )
 from models.residual_streams import DepthQueries
-from models.transformer_layers import Embedding, Head, Layer, scanned
+from models.transformer_layers import Embedding, clipped, scanned
+from models.transformer_parts import TransformerParts
 from models.transformer_variants import SIZES
 
 __all__ = ["KIND", "VARIANTS", "Transformer", "stack_layers", "unstack_layers"]
@@ -39,7 +32,7 @@ KIND = "language"
 Cache = dict[str, Any]
 
 
-class Transformer(taps.Tapped):
+class Transformer(TransformerParts):
   """From tokens to logits, decoder-only or, with causal=False, an encoder.
 
   Attributes:
@@ -57,10 +50,14 @@ class Transformer(taps.Tapped):
       that name get, as {"linear": {"feature_map": "taylor"}}.
     window: keys that a "sliding" layer sees on a side, its own included.
     causal: whether a token sees only itself and what is before it.
-    norm: "rms_norm" or "layer_norm".
+    norm: a key of `token_norms.NORMS`, of the layers' branches. The final
+      norm and those of heads, embeddings and the head are like it, but without
+      a gate or a factor before the statistics (`token_norms.PLAIN`).
     norm_epsilon: added to the mean square or the variance.
     norm_bias: whether layer norms have a bias.
     norm_offset: whether the factor of an RMS norm is one plus what is stored.
+    norm_gate_rank: rank of the gates of norms that have one.
+    norm_alpha: what alpha of dynamic tanh begins with.
     norm_placement: see `transformer_layers.Layer`; "post" has no final norm.
     residual: "sum", or "attention" where every branch and the output read the
       softmax over depth of the embeddings and of what branches before gave, and
@@ -69,10 +66,13 @@ class Transformer(taps.Tapped):
       then sums over the blocks of branches so far.
     residual_block: branches, of which a layer has two, or one if mlp="none",
       that are summed before they are attended to; 1 for none.
+    residual_clip: the residual stream is cut off at this size, below and above;
+      0 for nowhere.
     first_mixer_norm: whether the first layer normalises what its mixer reads;
       ModernBERT does not, after an embedding norm.
     embedding_norm: whether embeddings are normalised.
-    qk_norm: whether heads of queries and keys are.
+    qk_norm: whether heads of queries and keys are; "unit" gives them unit
+      length instead.
     position_encoding: "rotary", "learned", "alibi" or "none".
     rotary: base, scaling, ... of rotary positions; see `positions.rotate`.
     max_length: number of learned positions.
@@ -83,7 +83,8 @@ class Transformer(taps.Tapped):
       the head.
     attention_bias: whether queries, keys, values and gates have biases.
     out_bias: whether the output of a mixer has one.
-    output_gate: see `mixer_base.SequenceMixer`.
+    output_gate: see `mixer_base.SequenceMixer`, and so for
+      `gate_position`, `gate_activation` and `gate_operation`.
     attention_scale: factor of the scores; 0 for head_dim ** -0.5.
     attention_soft_cap: of the scores; 0 for none.
     tied_head: whether the embeddings are the kernel of the logits.
@@ -119,12 +120,15 @@ class Transformer(taps.Tapped):
   norm_epsilon: float = 1e-6
   norm_bias: bool = True
   norm_offset: bool = False
+  norm_gate_rank: int = 16
+  norm_alpha: float = 0.5
   norm_placement: str = "pre"
   residual: str = "sum"
   residual_block: int = 1
+  residual_clip: float = 0.0
   first_mixer_norm: bool = True
   embedding_norm: bool = False
-  qk_norm: bool = False
+  qk_norm: bool | str = False
   position_encoding: str = "rotary"
   rotary: Mapping[str, Any] = FrozenDict()
   max_length: int = 1024
@@ -135,6 +139,9 @@ class Transformer(taps.Tapped):
   attention_bias: bool = False
   out_bias: bool = False
   output_gate: str = "none"
+  gate_position: str = "output"
+  gate_activation: str = "sigmoid"
+  gate_operation: str = "multiply"
   attention_scale: float = 0.0
   attention_soft_cap: float = 0.0
   tied_head: bool = True
@@ -263,6 +270,8 @@ class Transformer(taps.Tapped):
       positions = written(cache) + jnp.arange(tokens.shape[1])[None, :]
       positions = jnp.broadcast_to(positions, tokens.shape[:2])
     x = self._embedded(tokens, positions, token_types, train)
+    x = clipped(x, self.residual_clip)
+    x = taps.tap(self, "embedded_state", x)
     if self.residual == "attention":
       x = self.depth_attention.begin(x)
     if self.scan_layers:
@@ -303,90 +312,6 @@ class Transformer(taps.Tapped):
     if self.embedding_norm:
       x = self.embed_norm(x)
     return self.embed_dropout(x, deterministic=not train)
-
-  def _layer(self, i: int) -> functools.partial:
-    """Returns what makes layer number `i`, given a name."""
-    return functools.partial(
-      nn.remat(Layer, static_argnums=(5,)) if self.remat else Layer,
-      mixer=self._mixer(i),
-      norm=self._norm,
-      norm_placement=self.norm_placement,
-      mixer_norm=bool(i) or self.first_mixer_norm,
-      mlp=self.mlp,
-      mlp_width=self.mlp_width or 4 * self.width,
-      mlp_bias=self.mlp_bias,
-      dropout_rate=self.dropout_rate,
-      kernel_init=self._kernel_init,
-      out_init=self._out_init,
-      **self._dtypes,
-    )
-
-  def _mixer(self, i: int) -> functools.partial:
-    """Returns what makes the mixer of layer number `i`, given a name."""
-    offered = {
-      "heads": self.heads,
-      "kv_heads": self.kv_heads,
-      "head_dim": self.head_dim or self.width // self.heads,
-      "window": self.window,
-      "causal": self.causal,
-      "position_encoding": self.position_encoding,
-      "rotary": self.rotary,
-      "qk_norm": self._norm if self.qk_norm else None,
-      "output_gate": self.output_gate,
-      "attention_bias": self.attention_bias,
-      "out_bias": self.out_bias,
-      "attention_scale": self.attention_scale,
-      "attention_soft_cap": self.attention_soft_cap,
-      "kernel_init": self._kernel_init,
-      "out_init": self._out_init,
-      "implementation": self.implementation,
-      **self._dtypes,
-    }
-    name = self.mixers[i % len(self.mixers)]
-    return functools.partial(
-      mixers.create, name, offered, self.mixer_options.get(name)
-    )
-
-  def _make_head(self) -> Head:
-    transform = functools.partial(
-      layers.Dense,
-      self.width,
-      use_bias=self.mlp_bias,
-      kernel_init=self._kernel_init,
-      **self._dtypes,
-    )
-    return Head(
-      self.classes or self.vocabulary_size,
-      self.head_bias,
-      self.logit_soft_cap,
-      transform if self.head_transform else None,
-      feed_forward.find(self.mlp)[0] if self.head_transform else None,
-      self._norm,
-      self._kernel_init,
-      **self._dtypes,
-    )
-
-  @property
-  def _norm(self) -> functools.partial:
-    return normalization.of_tokens(
-      self.norm,
-      epsilon=self.norm_epsilon,
-      use_bias=self.norm_bias,
-      offset=self.norm_offset,
-      **self._dtypes,
-    )
-
-  @property
-  def _dtypes(self) -> dict[str, layers.Dtype]:
-    return {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
-  @property
-  def _kernel_init(self) -> layers.Initializer:
-    return nn.initializers.normal(self.init_scale)
-
-  @property
-  def _out_init(self) -> layers.Initializer:
-    return nn.initializers.normal(self.init_scale / math.sqrt(2 * self.depth))
 
 
 VARIANTS = {name: (Transformer, fields) for name, fields in SIZES.items()}

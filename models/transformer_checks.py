@@ -29,6 +29,11 @@ def check_fields(model: Any) -> None:
       f"heads is {model.heads}, which does not divide width={model.width}; "
       "give head_dim, or a number of heads that does"
     )
+  if not model.residual_clip >= 0:
+    raise ValueError(
+      f"residual_clip is {model.residual_clip}; it must be a size, or 0 for "
+      "none"
+    )
   if model.classes and model.tied_head:
     raise ValueError(
       f"classes is {model.classes}, and with tied_head=True logits are those "
@@ -93,6 +98,11 @@ def _check_residual(model: Any) -> None:
     raise ValueError(
       "norm_placement is 'post', which normalises a sum that "
       "residual='attention' does not have; it goes with 'pre' and 'sandwich'"
+    )
+  if model.residual == "attention" and model.residual_clip:
+    raise ValueError(
+      f"residual_clip is {model.residual_clip}, and residual='attention' has "
+      "no stream that grows; it goes with residual='sum'"
     )
 
 
