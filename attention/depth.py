@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float
 
 from attention import checks
 
-Sources = Sequence[Array] | Float[Array, "n *lead width"]
+# [*lead, width] each, or stacked along a first axis.
+Sources = Sequence[Array] | Array
 
 
 class EarlyAttention(NamedTuple):
@@ -103,9 +104,9 @@ def apply_depth_weights(
 
 
 def early_depth_attention(
-  queries: Sequence[Array],
+  queries: Sources,
   sources: Sources,
-  norm_weights: Sequence[Array],
+  norm_weights: Sources,
   *,
   epsilon: float = 1e-6,
 ) -> list[EarlyAttention]:
@@ -201,8 +202,9 @@ def _check(query, sources, norm_weight, valid) -> None:
         f"{first.shape[-1:]}"
       )
   if valid is not None:
-    checks.booleans("valid", valid)
-    if valid.shape != (len(sources),):
+    wanted = (len(sources),)
+    if valid.shape != wanted or valid.dtype != jnp.bool_:
       raise ValueError(
-        f"valid has shape {valid.shape}; there are {len(sources)} sources"
+        f"valid is {valid.dtype} of shape {valid.shape}; it must be bool "
+        f"{wanted}, True for sources that there are"
       )
