@@ -209,6 +209,10 @@ def _last_evaluation(workdir: str) -> study.Line:
   }
 
 
+def _pictures(module: Any, lines: Sequence[study.Line]) -> Mapping[str, bytes]:
+  return module.pictures(lines) if hasattr(module, "pictures") else {}
+
+
 def _cost(
   lines: Sequence[study.Line],
 ) -> str:
@@ -236,8 +240,8 @@ def run(
     chosen: names of studies.
     variant: of VARIANTS.
     seeds: of the runs of each row.
-    report: Markdown with marks for the tables. Lines of studies that are not
-      chosen stay in the file of lines beside it.
+    report: Markdown with marks for the tables; pictures go beside it. Lines of
+      studies that are not chosen stay in the file of lines beside it.
 
   Returns:
     A sentence on each run that failed.
@@ -259,6 +263,8 @@ def run(
     done += lines
     if report is not None:
       study.write_tables(report, made)
+      for picture, content in _pictures(find(name), lines).items():
+        storage.write_whole(report.parent / picture, content)
   if report is not None and done:
     kept = report.with_suffix(".jsonl")
     anew = {line["study"] for line in done}
