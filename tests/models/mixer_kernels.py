@@ -17,7 +17,7 @@ from jax.extend import core
 
 from models.transformer import Transformer
 
-LENGTH = 1024
+LENGTH = 512
 FIELDS = {
   "vocabulary_size": 64,
   "width": 64,
