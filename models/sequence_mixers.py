@@ -21,6 +21,24 @@ SEQUENCE_MIXERS: dict[str, type[SequenceMixer]] = {
   "sliding": SlidingAttention,
   "linear": LinearAttention,
 }
+# Fields of a transformer that are offered to its mixers as they are.
+OFFERED = (
+  "heads",
+  "kv_heads",
+  "window",
+  "causal",
+  "position_encoding",
+  "rotary",
+  "output_gate",
+  "gate_position",
+  "gate_activation",
+  "gate_operation",
+  "attention_bias",
+  "out_bias",
+  "attention_scale",
+  "attention_soft_cap",
+  "implementation",
+)
 
 
 def find(mixer: str) -> type[SequenceMixer]:

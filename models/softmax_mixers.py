@@ -11,8 +11,15 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 import attention
-from attention import finishes, masks, normalizers, scales, scores
-from models import affine_scale, attention_cache, mixer_base, registry, taps
+from attention import masks, normalizers, scales, scores
+from models import (
+  affine_scale,
+  attention_cache,
+  mixer_base,
+  registry,
+  taps,
+  unequal_heads,
+)
 from models.finite_mask import FiniteMask
 
 # The normalizers that need no more than scores, or a number a head. "affine"
@@ -27,7 +34,7 @@ NORMALIZERS = {
 SCALES = ("constant", "log_length")
 
 
-class FullAttention(mixer_base.SequenceMixer):
+class FullAttention(unequal_heads.UnequalHeads):
   """Every token sees all of its segment, or what of it is not after it.
 
   Attributes:
@@ -38,6 +45,9 @@ class FullAttention(mixer_base.SequenceMixer):
       `affine_scale.AffineScale` that are its own: length, activation, momentum.
     scale_by: "constant", or "log_length" for ln(head_dim) ln(keys seen) in the
       place of `attention_scale`; see `attention.scales`.
+    selective_values: `count`, and `renormalize`, of the values that a step of
+      decoding reads (DiffQKV's selective V); all if empty. See
+      `attention.apply_top_weights`.
   """
 
   attention_scale: float = 0.0
@@ -45,11 +55,15 @@ class FullAttention(mixer_base.SequenceMixer):
   normalizer: str = "softmax"
   normalizer_options: Mapping[str, Any] = FrozenDict()
   scale_by: str = "constant"
+  selective_values: Mapping[str, Any] = FrozenDict()
 
   def init_cache(self, batch: int, length: int) -> mixer_base.Cache:
     """Returns a cache for `length` tokens."""
+    keys, values = (
+      (self.heads_of(name), self.width_of(name)) for name in ("key", "value")
+    )
     return attention_cache.empty(
-      batch, self._slots(length), self.key_heads, self.head_dim, self.dtype
+      batch, self._slots(length), keys, values, self.dtype
     )
 
   @nn.compact
@@ -73,6 +87,7 @@ class FullAttention(mixer_base.SequenceMixer):
       "scale": self._scale(x, positions, segments),
     }
     if cache is None:
+      k = self.expanded(k, positions)
       slots["mask"] = self._mask(positions, segments)
       slots["score_mods"] = self._score_mods()
     else:
@@ -84,14 +99,18 @@ class FullAttention(mixer_base.SequenceMixer):
         segments = jnp.zeros_like(positions)
       new = attention_cache.Seen(k, v, positions, segments)
       seen, cache = attention_cache.extend(cache, new, ring=self.local)
-      k, v = seen.keys, seen.values
+      k, v = self.expanded(seen.keys, seen.positions), seen.values
       slots["mask"] = self._mask_of_cache(new, seen)
       slots["score_mods"] = self._score_mods(positions, seen.positions)
-    out = self._attend(q, k, v, self.gate_logits(x), slots)
-    return self.output(out, x.shape[-1]), cache
+    step = cache is not None and x.shape[1] == 1
+    values = self._top_values() if step else None
+    gate = self.gate((self.heads, v.shape[-1]), x, "output")
+    out = self._attend(q, k, v, gate, slots, values)
+    out = self.output(out, x.shape[-1])
+    return self.gated(out, x, "projection"), cache
 
-  def _attend(self, q, k, v, gate, slots):
-    finish = () if gate is None else (finishes.gate(gate),)
+  def _attend(self, q, k, v, gate, slots, top_values=None):
+    finish = () if gate is None else (gate,)
 
     def attend():
       return attention.dot_product_attention(
@@ -102,13 +121,27 @@ class FullAttention(mixer_base.SequenceMixer):
       return attention.attention_weights(q, k, **slots)
 
     def apply(weights):
-      out = attention.apply_attention_weights(weights, v)
+      if top_values is None:
+        out = attention.apply_attention_weights(weights, v)
+      else:
+        out = attention.apply_top_weights(weights, v, **top_values)
       for step in finish:
         # A gate asks for no sum of values.
         out = step.apply(out.astype(jnp.float32), None).astype(v.dtype)
       return out
 
+    if top_values is not None:
+      attend = lambda: apply(weigh())
     return taps.with_open_map(self, attend, weigh, apply)
+
+  def _top_values(self) -> Mapping[str, Any] | None:
+    """The options of `attention.apply_top_weights`, None for all values."""
+    unknown = {*self.selective_values} - {"count", "renormalize"}
+    if unknown:
+      raise registry.unknown(
+        "option of selective_values", min(unknown), ("count", "renormalize")
+      )
+    return self.selective_values or None
 
   def _slots(self, length: int) -> int:
     return length

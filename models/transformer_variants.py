@@ -68,6 +68,9 @@ _MODERNBERT = {
   "head_bias": True,
 }
 
+# Of no config.json that we know, but of table 14 of the paper.
+_SIGMA = {"vocabulary_size": 128256}
+
 
 def _size(width: int, depth: int, heads: int, **more: Any) -> dict[str, Any]:
   return {"width": width, "depth": depth, "heads": heads, **more}
@@ -113,6 +116,17 @@ def _gemma2(width, depth, heads, kv_heads, head_dim, hidden, scale):
   }
 
 
+def _sigma(width, depth, hidden, query_hidden, base, tied):
+  heads = {"key_heads": 4, "value_heads": 16, "query_hidden": query_hidden}
+  return {
+    **_SIGMA,
+    **_size(width, depth, 32, mlp_width=hidden, tied_head=tied),
+    # That augmented queries are gated is reconstructed (`UnequalHeads`).
+    "mixer_options": {"full": {**heads, "query_form": "gated"}},
+    "rotary": {"base": base},
+  }
+
+
 # Radford et al. 2019; arXiv 2407.21783; 2505.09388; 2408.00118; 1810.04805;
 # 2412.13663: from the config.json that each is published with.
 SIZES: dict[str, dict[str, Any]] = {
@@ -132,6 +146,10 @@ SIZES: dict[str, dict[str, Any]] = {
   "qwen3_8b": _qwen3(4096, 36, 32, 12288, False),
   "gemma2_2b": _gemma2(2304, 26, 8, 4, 256, 9216, 256),
   "gemma2_9b": _gemma2(3584, 42, 16, 8, 256, 14336, 256),
+  # arXiv 2501.13629: whether embeddings are tied is not printed, but the names
+  # fit so.
+  "sigma_1_5b": _sigma(2048, 26, 6144, 3072, 50000.0, True),
+  "sigma_10b": _sigma(4096, 32, 14336, 6144, 500000.0, False),
   "bert_base": {**_BERT, **_size(768, 12, 12)},
   "bert_large": {**_BERT, **_size(1024, 24, 16)},
   "modernbert_base": _modernbert(768, 22, 12, 1152),
