@@ -96,7 +96,8 @@ class Study:
       and a sentence on each run that failed.
 
     Raises:
-      ValueError: if two rows have one name.
+      ValueError: if two rows have one name, or a run was stopped: others do
+        not begin then.
     """
     module = find(name)
     rows = module.rows(self._variant)
@@ -110,6 +111,8 @@ class Study:
       for seed in seeds:
         try:
           lines.append(self._line(name, module, row, seed))
+        except study.StoppedError:
+          raise
         except _ERRORS as error:
           what = f"{name}, {row.name}, seed {seed}"
           failures.append(f"{what}: {type(error).__name__}: {error}")
