@@ -35,7 +35,7 @@ def losses(
   data: ml_collections.ConfigDict,
   *,
   factors: Sequence[int] = (1, 2, 4, 8, 16),
-  windows: int = 8,
+  windows: int = 16,
 ) -> dict[int, float]:
   """Evaluates at multiples of the length of training.
 
@@ -49,14 +49,14 @@ def losses(
     data: `config.data` of its training, whose `length` is 1.
     factors: lengths, in units of the length of training; each divides the
       largest.
-    windows: of the largest length.
+    windows: the most of the largest length.
 
   Returns:
     The mean cross entropy in nats, by factor.
 
   Raises:
-    ValueError: if a factor does not divide the largest, or the documents to
-      evaluate on have too few windows.
+    ValueError: if a factor does not divide the largest, or no document to
+      evaluate on is as long.
   """
   longest = max(factors)
   if any(factor < 1 or longest % factor for factor in factors):
@@ -95,15 +95,15 @@ def loss(
 def evaluation_windows(
   data: ml_collections.ConfigDict, length: int, count: int
 ) -> Windows:
-  """Windows of documents to evaluate on, spread over all there are.
+  """At most `count` windows to evaluate on, spread over all there are.
 
   Args:
     data: `config.data` of a language model.
     length: tokens of a window, all of one document.
-    count: of windows.
+    count: the most windows.
 
   Raises:
-    ValueError: if there are fewer.
+    ValueError: if there is none.
   """
   data = data.copy_and_resolve_references()
   data.update(length=length, packing="documents", random_offsets=False)
@@ -112,11 +112,12 @@ def evaluation_windows(
   for batch in text.eval_batches(data, batch_size=_ROWS):
     full = batch["positions"][:, -1] == length - 1
     found += zip(batch["tokens"][full], batch["targets"][full], strict=True)
-  if len(found) < count:
+  if not found:
     raise ValueError(
-      f"windows={count} of {length} tokens are wanted, but the documents to "
-      f"evaluate on have {len(found)}: give longer ones or a smaller factor."
+      f"No document to evaluate on has {length} tokens and one to predict: "
+      "give longer ones or a smaller factor."
     )
+  count = min(count, len(found))
   chosen = np.linspace(0, len(found) - 1, count).round().astype(int)
   return Windows(*(np.stack([found[i][n] for i in chosen]) for n in (0, 1)))
 
