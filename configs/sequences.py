@@ -3,6 +3,7 @@
   python train.py --config=configs/sequences.py:mqar --workdir=runs/mqar
 
 Each trains in a minute or less on two cores. Variants:
+- `digits`: which of ten a handwritten digit is, 16 patches of 2 x 2 pixels.
 - `mqar`: multi-query associative recall, which value came with a key.
 """
 
@@ -40,4 +41,19 @@ def _mqar(config: ml_collections.ConfigDict) -> None:
   config.optimizer.final_learning_rate = 1e-4
 
 
-VARIANTS = {"mqar": _mqar}
+def _digits(config: ml_collections.ConfigDict) -> None:
+  config.data.update(train_examples=1437, eval_examples=1000)
+  config.model.update(dict(width=32, depth=6, heads=4, mlp="gelu"))
+  config.model.update(dict(causal=False, tied_head=False, scan_layers=True))
+  config.model.update(dict(position_encoding="learned", max_length=16))
+  config.model.update(dict(norm="layer_norm", mlp_bias=True))
+  config.batch_size = 32
+  config.eval_batch_size = 200
+  config.train_for = "400 steps"
+  config.evaluate_every = "400 steps"
+  config.checkpoint.every = "400 steps"
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.final_learning_rate = 1e-4
+
+
+VARIANTS = {"digits": _digits, "mqar": _mqar}
