@@ -39,7 +39,9 @@ class Source(Protocol):
       tokens int32 [length], or inputs float32 [length, vocabulary_size], which
       are mixtures of tokens; targets int32 and weights float32, both [length],
       or [1] for a label of the whole sequence; and, if there are groups, group
-      int32, as targets or []. segments and positions int32 [length] are left
+      int32, as targets or []; and, if places that follow each other are to be
+      answered together, the number of each one's element, elements int32
+      [length], -1 for padding. segments and positions int32 [length] are left
       out where a sequence fills its row; see `models.transformer`.
     """
 
