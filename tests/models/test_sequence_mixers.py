@@ -28,6 +28,7 @@ OPTIONS = {
   "full": {},
   "sliding": {},
   "linear": {},
+  "convolution": {},
   "full softplus": {"normalizer": "softplus", "scale_by": "log_length"},
   "sliding sink": {"normalizer": "softmax_with_sink", "scale_by": "log_length"},
   "full sharp": {
@@ -61,6 +62,17 @@ OPTIONS = {
     "value_gate": True,
     "feature_map": "taylor",
     "output_gate": "elementwise",
+  },
+  "linear narrow": {
+    "feature_map": "taylor",
+    "feature_dim": 2,
+    "epsilon": 1e-12,
+  },
+  "convolution wide": {
+    "size": 5,
+    "expansion": 1,
+    "attention_bias": True,
+    "out_bias": True,
   },
   "linear head": {"decay": "head", "normalizer": "identity"},
   "full value": {"output_gate": "headwise", "gate_position": "value"},
@@ -98,6 +110,7 @@ OPTIONS = {
 CASES = [
   *((mixer, scheme) for mixer in ("full", "sliding") for scheme in POSITIONS),
   *(("linear", scheme) for scheme in POSITIONS if scheme != "alibi"),
+  *(("convolution", scheme) for scheme in ("rotary", "learned")),
   *((mixer, "rotary") for mixer in OPTIONS if " " in mixer),
 ]
 
@@ -264,6 +277,8 @@ ERRORS = [
   ("full", {"head_dim": 5, "position_encoding": "rotary"}, "head_dim 5 is 5"),
   ("sliding", {}, "window is 0.*at least 1"),
   ("linear", {"feature_map": "tailor"}, r"feature_map.*taylor"),
+  ("convolution", {"causal": False}, "'convolution' sees what is before"),
+  ("convolution", {"size": 1}, "convolution is 1; it must be at least"),
   ("linear", {"decay": "date"}, r"decay.*did you mean data"),
   ("linear", {"normalizer": "subtraction"}, "normalizer of linear"),
   ("linear", {"position_encoding": "alibi"}, "'alibi', a bias of scores"),
