@@ -72,6 +72,9 @@ def _mqar(config: ml_collections.ConfigDict) -> None:
 def _grammar(config: ml_collections.ConfigDict) -> None:
   config.data.options.update(vocabulary_size=9, ambiguities=8, depth=4)
   config.data.options.update(elements=40, gaps=(1, 10), length=320)
+  # Of the first seeds the one whose strings begin with two pairs of states that
+  # have the same symbol, so that even a perfect predictor cannot tell all.
+  config.data.options.grammar_seed = 5
   config.data.eval_options.gaps = (1, 10)
   config.data.eval_examples = 200
   config.model.update(dict(width=64, depth=2, heads=2, mlp_width=128))
