@@ -90,6 +90,8 @@ def hierarchical_attention(
       read = _with_embeddings(nodes, sibling_embeddings[i], level, sizes, scale)
     if log_partition is None:
       log_partition = _of_leaves(*read[:2], scale, self_term)
+    if level.width == 1 and level.parents is None:
+      continue  # Nodes without siblings are their children.
     options = {"scale": scale, "implementation": implementation}
     out, siblings = _among_siblings(level, read, sizes, **options)
     both = _log_add(log_partition, siblings)
