@@ -9,7 +9,7 @@ import pytest
 
 from interpret import capacity
 
-TRIALS = 30
+TRIALS = 80
 # How many associations there are for each width: the curves' ends.
 NUMBERS = {64: 64, 128: 41, 256: 82, 512: 164}
 # RMS error and worst interference at n = floor(sqrt(d)), d / 4 and d.
