@@ -3,6 +3,7 @@
   python train.py --config=configs/sequences.py:mqar --workdir=runs/mqar
 
 Each trains in a minute or less on two cores. Variants:
+- `marked_word`: which sentence holds the marked word, for encoders.
 - `mqar`: multi-query associative recall, which value came with a key.
 """
 
@@ -40,4 +41,17 @@ def _mqar(config: ml_collections.ConfigDict) -> None:
   config.optimizer.final_learning_rate = 1e-4
 
 
-VARIANTS = {"mqar": _mqar}
+def _marked_word(config: ml_collections.ConfigDict) -> None:
+  config.model.update(dict(width=64, depth=1, heads=4, mlp_width=128))
+  config.model.update(dict(causal=False, tied_head=False, max_length=64))
+  config.model.position_encoding = "learned"
+  config.batch_size = 32
+  config.eval_batch_size = 100
+  config.train_for = "600 steps"
+  config.evaluate_every = "600 steps"
+  config.checkpoint.every = "600 steps"
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.final_learning_rate = 1e-4
+
+
+VARIANTS = {"marked_word": _marked_word, "mqar": _mqar}

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from input_pipeline.sequences.marked_word import MarkedWord
 from input_pipeline.sequences.mqar import MultiQueryRecall
 from input_pipeline.stream import Example
 
@@ -45,6 +46,7 @@ class Source(Protocol):
 
 # To add one, write its module and put it here.
 SOURCES: dict[str, type[Source]] = {
+  "marked_word": MarkedWord,
   "mqar": MultiQueryRecall,
 }
 
