@@ -2,8 +2,13 @@
 
   python train.py --config=configs/sequences.py:mqar --workdir=runs/mqar
 
+<<<<<<< HEAD
 Variants that train in minutes on two cores:
 - `digits`: which of ten a handwritten digit is, 16 patches of 2 x 2 pixels.
+=======
+Each trains in a minute or less on two cores. Variants:
+- `marked_word`: which sentence holds the marked word, for encoders.
+>>>>>>> trees
 - `mqar`: multi-query associative recall, which value came with a key.
 - `grammar`: the hidden state of a small random grammar at each of its symbols,
   across gaps.
@@ -70,6 +75,7 @@ def _mqar(config: ml_collections.ConfigDict) -> None:
   config.optimizer.final_learning_rate = 1e-4
 
 
+<<<<<<< HEAD
 def _digits(config: ml_collections.ConfigDict) -> None:
   config.data.update(train_examples=1437, eval_examples=1000)
   config.model.update(dict(width=32, depth=6, heads=4, mlp="gelu"))
@@ -102,10 +108,22 @@ def _grammar(config: ml_collections.ConfigDict) -> None:
   config.train_for = "600 steps"
   config.evaluate_every = "200 steps"
   config.checkpoint.every = "200 steps"
+=======
+def _marked_word(config: ml_collections.ConfigDict) -> None:
+  config.model.update(dict(width=64, depth=1, heads=4, mlp_width=128))
+  config.model.update(dict(causal=False, tied_head=False, max_length=64))
+  config.model.position_encoding = "learned"
+  config.batch_size = 32
+  config.eval_batch_size = 100
+  config.train_for = "600 steps"
+  config.evaluate_every = "600 steps"
+  config.checkpoint.every = "600 steps"
+>>>>>>> trees
   config.optimizer.learning_rate = 3e-3
   config.optimizer.final_learning_rate = 1e-4
 
 
+<<<<<<< HEAD
 def _selectivbench(config: ml_collections.ConfigDict) -> None:
   """What the paper's four tasks have in common; a learning rate of three."""
   config.data.train_examples = 200_000
@@ -158,3 +176,6 @@ VARIANTS = {
   "grammar_wrong_symbols": _wrong_symbols,
   "grammar_generalization": _generalization,
 }
+=======
+VARIANTS = {"marked_word": _marked_word, "mqar": _mqar}
+>>>>>>> trees
