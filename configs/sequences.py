@@ -2,13 +2,9 @@
 
   python train.py --config=configs/sequences.py:mqar --workdir=runs/mqar
 
-<<<<<<< HEAD
 Variants that train in minutes on two cores:
 - `digits`: which of ten a handwritten digit is, 16 patches of 2 x 2 pixels.
-=======
-Each trains in a minute or less on two cores. Variants:
 - `marked_word`: which sentence holds the marked word, for encoders.
->>>>>>> trees
 - `mqar`: multi-query associative recall, which value came with a key.
 - `grammar`: the hidden state of a small random grammar at each of its symbols,
   across gaps.
@@ -27,6 +23,7 @@ SelectivBench's four tasks (arXiv 2601.12598), whose smallest model has width
 import ml_collections
 
 from configs import common
+from input_pipeline.sequences import sources
 
 # Linear mixers in one frame, as fla's layers have it.
 _RECURRENT = {
@@ -54,7 +51,8 @@ def get_config(variant: str = "mqar") -> ml_collections.ConfigDict:
   """
   common.check_variant("sequences", variant, VARIANTS)
   config = common.get_config("sequence_labeling")
-  config.data.source = variant.split("_")[0]
+  # As "grammar" of "grammar_gaps".
+  config.data.source = next(filter(variant.startswith, sources.SOURCES))
   config.optimizer.clip_norm = 1.0
   config.optimizer.weight_decay = 0.1
   config.optimizer.decay_exclude = ("scale", "bias")
@@ -75,7 +73,6 @@ def _mqar(config: ml_collections.ConfigDict) -> None:
   config.optimizer.final_learning_rate = 1e-4
 
 
-<<<<<<< HEAD
 def _digits(config: ml_collections.ConfigDict) -> None:
   config.data.update(train_examples=1437, eval_examples=1000)
   config.model.update(dict(width=32, depth=6, heads=4, mlp="gelu"))
@@ -108,7 +105,10 @@ def _grammar(config: ml_collections.ConfigDict) -> None:
   config.train_for = "600 steps"
   config.evaluate_every = "200 steps"
   config.checkpoint.every = "200 steps"
-=======
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.final_learning_rate = 1e-4
+
+
 def _marked_word(config: ml_collections.ConfigDict) -> None:
   config.model.update(dict(width=64, depth=1, heads=4, mlp_width=128))
   config.model.update(dict(causal=False, tied_head=False, max_length=64))
@@ -118,12 +118,10 @@ def _marked_word(config: ml_collections.ConfigDict) -> None:
   config.train_for = "600 steps"
   config.evaluate_every = "600 steps"
   config.checkpoint.every = "600 steps"
->>>>>>> trees
   config.optimizer.learning_rate = 3e-3
   config.optimizer.final_learning_rate = 1e-4
 
 
-<<<<<<< HEAD
 def _selectivbench(config: ml_collections.ConfigDict) -> None:
   """What the paper's four tasks have in common; a learning rate of three."""
   config.data.train_examples = 200_000
@@ -168,6 +166,7 @@ def _generalization(config: ml_collections.ConfigDict) -> None:
 
 VARIANTS = {
   "digits": _digits,
+  "marked_word": _marked_word,
   "mqar": _mqar,
   "grammar": _grammar,
   "grammar_complexity": _complexity,
@@ -176,6 +175,3 @@ VARIANTS = {
   "grammar_wrong_symbols": _wrong_symbols,
   "grammar_generalization": _generalization,
 }
-=======
-VARIANTS = {"marked_word": _marked_word, "mqar": _mqar}
->>>>>>> trees
