@@ -50,6 +50,8 @@ class LinearAttention(mixer_base.SequenceMixer):
 
   Attributes:
     feature_map: phi, a key of FEATURE_MAPS.
+    feature_dim: channels of queries and keys of a head, which phi maps; 0 for
+      head_dim.
     normalizer: "division" by the sum of the weights, or "identity". Others of
       `attention.linear_normalizers` count keys, padding and other segments
       among them.
@@ -73,6 +75,7 @@ class LinearAttention(mixer_base.SequenceMixer):
   """
 
   feature_map: str = "elu_plus_one"
+  feature_dim: int = 0
   normalizer: str = "division"
   epsilon: float = 1e-6
   key_gate: bool = False
@@ -103,6 +106,12 @@ class LinearAttention(mixer_base.SequenceMixer):
       )
       cache[f"{name}_inputs"] = recent["inputs"]
     return {**cache, "recent_segments": recent["segments"]}
+
+  def width_of(self, name: str) -> int:
+    """Channels of a head of "query", "key" or "value", as projected."""
+    return (
+      self.head_dim if name == "value" else (self.feature_dim or self.head_dim)
+    )
 
   @nn.compact
   def __call__(
@@ -282,7 +291,7 @@ class LinearAttention(mixer_base.SequenceMixer):
     return linear_normalizers.division(self.epsilon, per_key=False)
 
   def _features(self) -> int:
-    head = jax.ShapeDtypeStruct((self.head_dim,), jnp.float32)
+    head = jax.ShapeDtypeStruct((self.width_of("key"),), jnp.float32)
     return jax.eval_shape(FEATURE_MAPS[self.feature_map], head).shape[-1]
 
   def _check(self, segments, cache) -> None:

@@ -19,7 +19,8 @@ MIXER_MAP = f"mixer/{MAP}"
 MIXERS = [
   *token_mixers.TOKEN_MIXERS,
   "global_attention",
-  *sequence_mixers.SEQUENCE_MIXERS,
+  # A convolution has no map.
+  *(m for m in sequence_mixers.SEQUENCE_MIXERS if m != "convolution"),
 ]
 
 
@@ -66,6 +67,7 @@ def create(mixer="block_attention", implementation="xla", **fields):
     inputs = inputs.reshape(2, 16, 8)
     options |= {"kv_heads": 1, "window": 5}
     options |= {"output_gate": "headwise", "key_gate": True}
+    options["causal"] = mixer != "hierarchical"
     # Its kernel has no decay.
     options["decay"] = "none" if implementation == "tpu" else "data"
     make = functools.partial(sequence_mixers.create, mixer, options)

@@ -27,6 +27,8 @@ COUNTS = {
   "gemma2_9b": 9241705984,
   "sigma_1_5b": 1912186880,
   "sigma_10b": 9976418304,
+  "based_360m": 362620928,
+  "based_1b": 1349453056,
   "bert_base": 109514298,
   "bert_large": 335174458,
   "modernbert_base": 149655232,
