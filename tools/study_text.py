@@ -23,7 +23,7 @@ def rows(run: study.Run) -> dict[str, np.ndarray]:
 
 
 def some(batch: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-  """Returns `count` rows, from the first to the last, or all if there are fewer.
+  """Returns `count` rows, evenly spaced, or all if there are fewer.
 
   Args:
     batch: arrays [rows, ...].
