@@ -3,6 +3,8 @@
   python train.py --config=configs/sequences.py:mqar --workdir=runs/mqar
 
 Variants that train in minutes on two cores:
+- `digits`: which of ten a handwritten digit is, 16 patches of 2 x 2 pixels.
+- `marked_word`: which sentence holds the marked word, for encoders.
 - `mqar`: multi-query associative recall, which value came with a key.
 - `grammar`: the hidden state of a small random grammar at each of its symbols,
   across gaps.
@@ -21,6 +23,7 @@ SelectivBench's four tasks (arXiv 2601.12598), whose smallest model has width
 import ml_collections
 
 from configs import common
+from input_pipeline.sequences import sources
 
 # Linear mixers in one frame, as fla's layers have it.
 _RECURRENT = {
@@ -48,7 +51,8 @@ def get_config(variant: str = "mqar") -> ml_collections.ConfigDict:
   """
   common.check_variant("sequences", variant, VARIANTS)
   config = common.get_config("sequence_labeling")
-  config.data.source = variant.split("_")[0]
+  # As "grammar" of "grammar_gaps".
+  config.data.source = next(filter(variant.startswith, sources.SOURCES))
   config.optimizer.clip_norm = 1.0
   config.optimizer.weight_decay = 0.1
   config.optimizer.decay_exclude = ("scale", "bias")
@@ -65,6 +69,21 @@ def _mqar(config: ml_collections.ConfigDict) -> None:
   config.train_for = "600 steps"
   config.evaluate_every = "200 steps"
   config.checkpoint.every = "200 steps"
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.final_learning_rate = 1e-4
+
+
+def _digits(config: ml_collections.ConfigDict) -> None:
+  config.data.update(train_examples=1437, eval_examples=1000)
+  config.model.update(dict(width=32, depth=6, heads=4, mlp="gelu"))
+  config.model.update(dict(causal=False, tied_head=False, scan_layers=True))
+  config.model.update(dict(position_encoding="learned", max_length=16))
+  config.model.update(dict(norm="layer_norm", mlp_bias=True))
+  config.batch_size = 32
+  config.eval_batch_size = 200
+  config.train_for = "400 steps"
+  config.evaluate_every = "400 steps"
+  config.checkpoint.every = "400 steps"
   config.optimizer.learning_rate = 3e-3
   config.optimizer.final_learning_rate = 1e-4
 
@@ -86,6 +105,19 @@ def _grammar(config: ml_collections.ConfigDict) -> None:
   config.train_for = "600 steps"
   config.evaluate_every = "200 steps"
   config.checkpoint.every = "200 steps"
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.final_learning_rate = 1e-4
+
+
+def _marked_word(config: ml_collections.ConfigDict) -> None:
+  config.model.update(dict(width=64, depth=1, heads=4, mlp_width=128))
+  config.model.update(dict(causal=False, tied_head=False, max_length=64))
+  config.model.position_encoding = "learned"
+  config.batch_size = 32
+  config.eval_batch_size = 100
+  config.train_for = "600 steps"
+  config.evaluate_every = "600 steps"
+  config.checkpoint.every = "600 steps"
   config.optimizer.learning_rate = 3e-3
   config.optimizer.final_learning_rate = 1e-4
 
@@ -133,6 +165,8 @@ def _generalization(config: ml_collections.ConfigDict) -> None:
 
 
 VARIANTS = {
+  "digits": _digits,
+  "marked_word": _marked_word,
   "mqar": _mqar,
   "grammar": _grammar,
   "grammar_complexity": _complexity,

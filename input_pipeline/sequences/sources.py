@@ -7,7 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from input_pipeline.sequences.digits import Digits
 from input_pipeline.sequences.grammar_states import GrammarStates
+from input_pipeline.sequences.marked_word import MarkedWord
 from input_pipeline.sequences.mqar import MultiQueryRecall
 from input_pipeline.stream import Example
 
@@ -48,7 +50,9 @@ class Source(Protocol):
 
 # To add one, write its module and put it here.
 SOURCES: dict[str, type[Source]] = {
+  "digits": Digits,
   "grammar": GrammarStates,
+  "marked_word": MarkedWord,
   "mqar": MultiQueryRecall,
 }
 

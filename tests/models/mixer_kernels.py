@@ -55,6 +55,16 @@ FUSED = {
   "full, shared keys": {"kv_heads": 2} | of("full"),
   "full, gated": of("full", output_gate="elementwise"),
   "full, gated by head": of("full", output_gate="headwise"),
+  "full, gate added": of(
+    "full",
+    output_gate="elementwise",
+    gate_activation="silu",
+    gate_operation="add",
+  ),
+  "full, shared gate": of("full", output_gate="shared"),
+  "full, gated values": of(
+    "full", output_gate="elementwise", gate_position="value"
+  ),
   "full, soft cap": of("full", attention_soft_cap=30.0),
   "full, ALiBi": {"position_encoding": "alibi"} | of("full"),
   "full, sink": of("full", normalizer="softmax_with_sink"),
