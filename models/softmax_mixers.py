@@ -17,6 +17,7 @@ from models import (
   attention_cache,
   mixer_base,
   registry,
+  sparse_steps,
   taps,
   unequal_heads,
 )
@@ -48,6 +49,9 @@ class FullAttention(unequal_heads.UnequalHeads):
     selective_values: `count`, and `renormalize`, of the values that a step of
       decoding reads (DiffQKV's selective V); all if empty. See
       `attention.apply_top_weights`.
+    sparse_decoding: fields of `attention.sparse_decoding.Budget`, the tokens
+      that a step of decoding sees (of softmax in `full` alone); all if empty. A
+      call with more than one token, as a prefill, sees all.
   """
 
   attention_scale: float = 0.0
@@ -56,15 +60,17 @@ class FullAttention(unequal_heads.UnequalHeads):
   normalizer_options: Mapping[str, Any] = FrozenDict()
   scale_by: str = "constant"
   selective_values: Mapping[str, Any] = FrozenDict()
+  sparse_decoding: Mapping[str, Any] = FrozenDict()
 
   def init_cache(self, batch: int, length: int) -> mixer_base.Cache:
     """Returns a cache for `length` tokens."""
     keys, values = (
       (self.heads_of(name), self.width_of(name)) for name in ("key", "value")
     )
-    return attention_cache.empty(
+    cache = attention_cache.empty(
       batch, self._slots(length), keys, values, self.dtype
     )
+    return cache | sparse_steps.empty(self._budget(), cache["keys"])
 
   @nn.compact
   def __call__(
@@ -81,6 +87,7 @@ class FullAttention(unequal_heads.UnequalHeads):
       ValueError: if there is a cache and the mixer is not causal, the cache is
         too short, or an option is not known.
     """
+    budget = self._budget()
     q, k, v = self.queries_keys_values(x, positions)
     slots = {
       "normalizer": self._normalizer(x, positions, train),
@@ -98,17 +105,33 @@ class FullAttention(unequal_heads.UnequalHeads):
       if segments is None:
         segments = jnp.zeros_like(positions)
       new = attention_cache.Seen(k, v, positions, segments)
+      sums = cache.get(sparse_steps.SUMS)
       seen, cache = attention_cache.extend(cache, new, ring=self.local)
+      if sums is not None:
+        sums = sparse_steps.extended(sums, new, budget)
+        cache[sparse_steps.SUMS] = sums
       k, v = self.expanded(seen.keys, seen.positions), seen.values
       slots["mask"] = self._mask_of_cache(new, seen)
       slots["score_mods"] = self._score_mods(positions, seen.positions)
+    gate = self.gate_logits(x)
     step = cache is not None and x.shape[1] == 1
-    values = self._top_values() if step else None
-    out = self._attend(q, k, v, self.gate_logits(x), slots, values)
+    if step and budget is not None:
+      out = sparse_steps.attend(
+        q,
+        cache,
+        positions,
+        budget,
+        scale=slots["scale"],
+        implementation=self.implementation,
+      )
+      out = _finished(out, _gates(gate))
+    else:
+      values = self._top_values() if step else None
+      out = self._attend(q, k, v, gate, slots, values)
     return self.output(out, x.shape[-1]), cache
 
   def _attend(self, q, k, v, gate, slots, top_values=None):
-    finish = () if gate is None else (finishes.gate(gate),)
+    finish = _gates(gate)
 
     def attend():
       return attention.dot_product_attention(
@@ -123,14 +146,36 @@ class FullAttention(unequal_heads.UnequalHeads):
         out = attention.apply_attention_weights(weights, v)
       else:
         out = attention.apply_top_weights(weights, v, **top_values)
-      for step in finish:
-        # A gate asks for no sum of values.
-        out = step.apply(out.astype(jnp.float32), None).astype(v.dtype)
-      return out
+      return _finished(out, finish)
 
     if top_values is not None:
       attend = lambda: apply(weigh())
     return taps.with_open_map(self, attend, weigh, apply)
+
+  def _budget(self) -> sparse_steps.Budget | None:
+    """What a sparse step sees, None where steps are dense."""
+    budget = sparse_steps.budget(self.sparse_decoding)
+    if budget is None:
+      return None
+    usual = {
+      "local": False,
+      "key_dim": 0,
+      "normalizer": "softmax",
+      "scale_by": "constant",
+      "attention_soft_cap": 0.0,
+    }
+    for name, wanted in usual.items():
+      if getattr(self, name) != wanted:
+        raise ValueError(
+          f"sparse_decoding is {dict(self.sparse_decoding)}, and {name} is "
+          f"{getattr(self, name)!r}; it needs {name}={wanted!r}"
+        )
+    if self.position_encoding == "alibi" or self.selective_values:
+      raise ValueError(
+        "sparse_decoding is given, and so is selective_values or the "
+        "position_encoding 'alibi', which go with dense steps alone"
+      )
+    return budget
 
   def _top_values(self) -> Mapping[str, Any] | None:
     """The options of `attention.apply_top_weights`, None for all values."""
@@ -277,6 +322,17 @@ def _places_in_segments(places: jax.Array, segments: jax.Array) -> jax.Array:
   first = jnp.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
   starts = jnp.where(first, places, 0)
   return places - jax.lax.cummax(starts, axis=1)
+
+
+def _gates(gate: jax.Array | None) -> tuple[finishes.Finish, ...]:
+  return () if gate is None else (finishes.gate(gate),)
+
+
+def _finished(out: jax.Array, finish: tuple[finishes.Finish, ...]) -> jax.Array:
+  """Applies gates, which ask for no sum of values."""
+  for step in finish:
+    out = step.apply(out.astype(jnp.float32), None).astype(out.dtype)
+  return out
 
 
 def _alibi(score, batch, head, q_index, k_index, slope, q_position, k_position):
