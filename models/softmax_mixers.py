@@ -70,7 +70,9 @@ class FullAttention(unequal_heads.UnequalHeads):
     cache = attention_cache.empty(
       batch, self._slots(length), keys, values, self.dtype
     )
-    return cache | sparse_steps.empty(self._budget(), cache["keys"])
+    return cache | sparse_steps.empty(
+      sparse_steps.budget_of(self), cache["keys"]
+    )
 
   @nn.compact
   def __call__(
@@ -87,7 +89,7 @@ class FullAttention(unequal_heads.UnequalHeads):
       ValueError: if there is a cache and the mixer is not causal, the cache is
         too short, or an option is not known.
     """
-    budget = self._budget()
+    budget = sparse_steps.budget_of(self)
     q, k, v = self.queries_keys_values(x, positions)
     slots = {
       "normalizer": self._normalizer(x, positions, train),
@@ -113,8 +115,9 @@ class FullAttention(unequal_heads.UnequalHeads):
       k, v = self.expanded(seen.keys, seen.positions), seen.values
       slots["mask"] = self._mask_of_cache(new, seen)
       slots["score_mods"] = self._score_mods(positions, seen.positions)
-    gate = self.gate_logits(x)
     step = cache is not None and x.shape[1] == 1
+    gate = self.gate((self.heads, v.shape[-1]), x, "output")
+    finish = () if gate is None else (gate,)
     if step and budget is not None:
       out = sparse_steps.attend(
         q,
@@ -124,15 +127,14 @@ class FullAttention(unequal_heads.UnequalHeads):
         scale=slots["scale"],
         implementation=self.implementation,
       )
-      out = _finished(out, _gates(gate))
+      out = _finished(out, finish)
     else:
       values = self._top_values() if step else None
-      out = self._attend(q, k, v, gate, slots, values)
-    return self.output(out, x.shape[-1]), cache
+      out = self._attend(q, k, v, finish, slots, values)
+    out = self.output(out, x.shape[-1])
+    return self.gated(out, x, "projection"), cache
 
-  def _attend(self, q, k, v, gate, slots, top_values=None):
-    finish = _gates(gate)
-
+  def _attend(self, q, k, v, finish, slots, top_values=None):
     def attend():
       return attention.dot_product_attention(
         q, k, v, finish=finish, implementation=self.implementation, **slots
@@ -151,31 +153,6 @@ class FullAttention(unequal_heads.UnequalHeads):
     if top_values is not None:
       attend = lambda: apply(weigh())
     return taps.with_open_map(self, attend, weigh, apply)
-
-  def _budget(self) -> sparse_steps.Budget | None:
-    """What a sparse step sees, None where steps are dense."""
-    budget = sparse_steps.budget(self.sparse_decoding)
-    if budget is None:
-      return None
-    usual = {
-      "local": False,
-      "key_dim": 0,
-      "normalizer": "softmax",
-      "scale_by": "constant",
-      "attention_soft_cap": 0.0,
-    }
-    for name, wanted in usual.items():
-      if getattr(self, name) != wanted:
-        raise ValueError(
-          f"sparse_decoding is {dict(self.sparse_decoding)}, and {name} is "
-          f"{getattr(self, name)!r}; it needs {name}={wanted!r}"
-        )
-    if self.position_encoding == "alibi" or self.selective_values:
-      raise ValueError(
-        "sparse_decoding is given, and so is selective_values or the "
-        "position_encoding 'alibi', which go with dense steps alone"
-      )
-    return budget
 
   def _top_values(self) -> Mapping[str, Any] | None:
     """The options of `attention.apply_top_weights`, None for all values."""
@@ -322,10 +299,6 @@ def _places_in_segments(places: jax.Array, segments: jax.Array) -> jax.Array:
   first = jnp.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
   starts = jnp.where(first, places, 0)
   return places - jax.lax.cummax(starts, axis=1)
-
-
-def _gates(gate: jax.Array | None) -> tuple[finishes.Finish, ...]:
-  return () if gate is None else (finishes.gate(gate),)
 
 
 def _finished(out: jax.Array, finish: tuple[finishes.Finish, ...]) -> jax.Array:

@@ -12,20 +12,42 @@ from attention.sparse_decoding import Budget
 from models import attention_cache, registry
 
 SUMS = "block_sums"
+# Where scores are products, and a softmax follows.
+_NEEDS = {
+  "local": False,
+  "key_dim": 0,
+  "normalizer": "softmax",
+  "scale_by": "constant",
+  "attention_soft_cap": 0.0,
+}
 
 
-def budget(options: Mapping[str, Any]) -> Budget | None:
-  """Returns the budget with these fields, None for dense steps.
+def budget_of(mixer: Any) -> Budget | None:
+  """Returns what a step of a softmax mixer sees, None for dense steps.
 
   Raises:
-    ValueError: if there is no such field, or it is out of its range.
+    ValueError: if `sparse_decoding` has no such field, or one out of its range,
+      or the mixer has other options that steps cannot be sparse with.
   """
+  options = mixer.sparse_decoding
   if not options:
     return None
   known = [field.name for field in dataclasses.fields(Budget)]
   for name in options:
     if name not in known:
       raise registry.unknown("option of sparse_decoding", name, known)
+  for name, wanted in _NEEDS.items():
+    value = getattr(mixer, name)
+    if value != wanted:
+      raise ValueError(
+        f"sparse_decoding is {dict(options)}, and {name} is {value!r}; it "
+        f"needs {name}={wanted!r}"
+      )
+  if mixer.position_encoding == "alibi" or mixer.selective_values:
+    raise ValueError(
+      "sparse_decoding is given, and so is selective_values or the "
+      "position_encoding 'alibi', which go with dense steps alone"
+    )
   return Budget(**options)
 
 

@@ -34,7 +34,9 @@ class Embedding(nn.Module):
     self.embedding = self.param("embedding", self.init, shape, self.param_dtype)
 
   def __call__(self, numbers: jax.Array) -> jax.Array:
-    """Maps integers [...] to [..., width]."""
+    """Maps integers [...], or sums of rows [..., rows], to [..., width]."""
+    if jnp.issubdtype(numbers.dtype, jnp.floating):
+      return numbers.astype(self.dtype) @ self.embedding.astype(self.dtype)
     return jnp.take(self.embedding, numbers, axis=0).astype(self.dtype)
 
 
@@ -44,6 +46,7 @@ class Layer(nn.Module):
   Attributes:
     mixer: makes the mixer, given a name.
     norm: makes a normalisation, given a name.
+    residual_clip: see `clipped`.
     norm_placement: "pre" normalises what a branch reads, "post" the sum that
       it was added to, "sandwich" what it reads and what it gives.
     mixer_norm: whether the mixer's input is normalised at all, if it would be.
@@ -59,6 +62,7 @@ class Layer(nn.Module):
 
   mixer: functools.partial
   norm: functools.partial
+  residual_clip: float
   norm_placement: str
   mixer_norm: bool
   mlp: str
@@ -110,9 +114,18 @@ class Layer(nn.Module):
     y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
     if self.norm_placement == "sandwich":
       y = self.norm(name=f"{branch}_post_norm")(y)
+    x = x + y
     if self.norm_placement == "post":
-      return self.norm(name=f"{branch}_norm")(x + y)
-    return x + y
+      x = self.norm(name=f"{branch}_norm")(x)
+    return clipped(x, self.residual_clip)
+
+
+def clipped(x: jax.Array, size: float) -> jax.Array:
+  """Returns a residual stream within [-size, size], as it is if that is 0.
+
+  A control of arXiv 2601.22966, which takes 10, 100 and 1000.
+  """
+  return jnp.clip(x, -size, size) if size else x
 
 
 class Repeat(nn.Module):
@@ -159,7 +172,7 @@ class Head(nn.Module):
   """From the residual stream to logits.
 
   Attributes:
-    vocabulary_size: number of logits.
+    classes: number of logits.
     use_bias: whether each has a bias.
     soft_cap: logits become cap * tanh(logits / cap); 0 for none.
     transform: makes a dense layer before them, given a name; None for none.
@@ -170,7 +183,7 @@ class Head(nn.Module):
     param_dtype: dtype of the parameters.
   """
 
-  vocabulary_size: int
+  classes: int
   use_bias: bool
   soft_cap: float
   transform: functools.partial | None
@@ -182,7 +195,7 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, table: jax.Array | None) -> jax.Array:
-    """Maps [batch, length, width] to logits [batch, length, vocabulary].
+    """Maps [batch, length, width] to logits [batch, length, classes].
 
     Args:
       x: the residual stream.
@@ -192,7 +205,7 @@ class Head(nn.Module):
       x = self.activation(self.transform(name="transform")(x))
       x = self.norm(name="transform_norm")(x)
     logits = Logits(
-      self.vocabulary_size,
+      self.classes,
       self.use_bias,
       self.kernel_init,
       self.dtype,
@@ -207,7 +220,7 @@ class Head(nn.Module):
 class Logits(nn.Module):
   """A dense layer to float32, whose kernel may be the table of embeddings."""
 
-  vocabulary_size: int
+  classes: int
   use_bias: bool
   kernel_init: layers.Initializer
   dtype: layers.Dtype
@@ -215,7 +228,7 @@ class Logits(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, table: jax.Array | None) -> jax.Array:
-    shape = (x.shape[-1], self.vocabulary_size)
+    shape = (x.shape[-1], self.classes)
     if table is None:
       kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
       table = kernel.T
