@@ -1,7 +1,6 @@
 """Sparse steps of decoding, and what a cache keeps for them."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
