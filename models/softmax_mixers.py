@@ -15,11 +15,11 @@ from attention import finishes, masks, normalizers, scales, scores
 from models import (
   affine_scale,
   attention_cache,
+  fewer_projections,
   mixer_base,
   registry,
   sparse_steps,
   taps,
-  unequal_heads,
 )
 from models.finite_mask import FiniteMask
 
@@ -35,7 +35,7 @@ NORMALIZERS = {
 SCALES = ("constant", "log_length")
 
 
-class FullAttention(unequal_heads.UnequalHeads):
+class FullAttention(fewer_projections.FewerProjections):
   """Every token sees all of its segment, or what of it is not after it.
 
   Attributes:
@@ -253,7 +253,7 @@ class FullAttention(unequal_heads.UnequalHeads):
     if positions is None:
       positions = mixer_base.counted(x)
       if segments is not None:
-        positions = _places_in_segments(positions, segments)
+        positions = mixer_base.places_in_segments(positions, segments)
     # [batch or 1, 1, length]
     return scales.log_length(self._keys_seen(positions)[:, None], self.head_dim)
 
@@ -291,14 +291,6 @@ class SlidingAttention(FullAttention):
         "that a token sees, its own included"
       )
     return self.window
-
-
-def _places_in_segments(places: jax.Array, segments: jax.Array) -> jax.Array:
-  """Returns how many tokens of its segment are before each, [batch, length]."""
-  first = jnp.ones_like(segments[:, :1], bool)
-  first = jnp.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
-  starts = jnp.where(first, places, 0)
-  return places - jax.lax.cummax(starts, axis=1)
 
 
 def _finished(out: jax.Array, finish: tuple[finishes.Finish, ...]) -> jax.Array:
