@@ -74,6 +74,10 @@ FUSED = {
   "full, affine, N visible": of("full", normalizer="affine"),
   "full, LSSA": of("full", **LSSA),
   "full, LSSAR": of("full", **reweighted(15.0)),
+  "full, fewer heads of keys": of(
+    "full", key_heads=1, value_heads=2, query_hidden=48
+  ),
+  "full, narrow keys and values": of("full", key_dim=8, value_dim=24),
   "sliding": of("sliding"),
   "sliding, sink, shared keys": {"kv_heads": 2}
   | of("sliding", normalizer="softmax_with_sink"),
