@@ -55,7 +55,10 @@ def test_what_no_kernel_takes(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("chip", "names"),
-  [("v5e", ["full, affine"]), ("h100", ["full, affine", "full, LSSAR"])],
+  [
+    ("v5e", ["full, affine", "full, gate added"]),
+    ("h100", ["full, affine", "full, LSSAR", "full, gate added"]),
+  ],
 )
 def test_compiles_without_the_memory_of_scores(chip, names):
   pytest.importorskip("libtpu" if chip == "v5e" else "jax_plugins.xla_cuda13")

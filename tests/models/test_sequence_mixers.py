@@ -23,6 +23,7 @@ POSITIONS = {
   "alibi": {"position_encoding": "alibi"},
   "none": {"position_encoding": "none"},
 }
+ONE_HEAD = {"heads": 1, "kv_heads": 1, "head_dim": 16}
 # Options of mixers beside their defaults.
 OPTIONS = {
   "full": {},
@@ -63,6 +64,10 @@ OPTIONS = {
   "full narrow keys": {"key_heads": 2, "value_heads": 1, "key_dim": 3},
   "sliding narrow keys": {"value_heads": 4, "key_dim": 2},
   # As many as there are: all weights.
+  "full symmetric": {"projections": "symmetric", "kv_heads": 4},
+  "sliding merged": {"projections": "merged", **ONE_HEAD},
+  "full cholesky": {"projections": "cholesky", **ONE_HEAD},
+  "full none": {"projections": "none", **ONE_HEAD},
   "full selective": {
     "value_heads": 4,
     "selective_values": {"count": 11, "renormalize": True},
