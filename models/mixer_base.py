@@ -96,6 +96,11 @@ class SequenceMixer(nn.Module):
     self, x: jax.Array, places: jax.Array | None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Projects to [batch, length, heads or kv_heads, head_dim] each."""
+    q, k, v = self.projected(x)
+    return (*self.placed(q, k, places), v)
+
+  def projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns queries, keys and values that know no positions."""
     into = functools.partial(self._into_heads, x)
     q = into(self.heads, "query")
     k = into(self.key_heads, "key")
@@ -105,13 +110,19 @@ class SequenceMixer(nn.Module):
         self.qk_norm(name="query_norm")(q),
         self.qk_norm(name="key_norm")(k),
       )
+    return q, k, v
+
+  def placed(
+    self, q: jax.Array, k: jax.Array, places: jax.Array | None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Turns queries and keys by their positions, if these are rotary."""
     if self.position_encoding == "rotary":
-      places = counted(x) if places is None else places
+      places = counted(q) if places is None else places
       q, k = (
         positions.rotate(heads, places, self.rotary, local=self.local)
         for heads in (q, k)
       )
-    return q, k, v
+    return q, k
 
   def gate_logits(self, x: jax.Array) -> jax.Array | None:
     """Returns [batch, length, heads, head_dim or nothing], None for no gate."""

@@ -14,12 +14,14 @@ from typing import Any
 from models import registry
 from models.linear_mixer import LinearAttention
 from models.mixer_base import SequenceMixer
+from models.routed_mixer import RoutedAttention
 from models.softmax_mixers import FullAttention, SlidingAttention
 
 SEQUENCE_MIXERS: dict[str, type[SequenceMixer]] = {
   "full": FullAttention,
   "sliding": SlidingAttention,
   "linear": LinearAttention,
+  "routed": RoutedAttention,
 }
 
 

@@ -85,10 +85,11 @@ class FullAttention(mixer_base.SequenceMixer):
       k, v = seen.keys, seen.values
       slots["mask"] = self._mask_of_cache(new, seen)
       slots["score_mods"] = self._score_mods(positions, seen.positions)
-    out = self._attend(q, k, v, self.gate_logits(x), slots)
-    return self.output(out, x.shape[-1]), cache
+    parts = self._parts(q, k, v, self.gate_logits(x), slots)
+    return self.output(taps.with_open_map(self, *parts), x.shape[-1]), cache
 
-  def _attend(self, q, k, v, gate, slots):
+  def _parts(self, q, k, v, gate, slots):
+    """What `taps.with_open_map` takes: attention whole, its map, the rest."""
     finish = () if gate is None else (finishes.gate(gate),)
 
     def attend():
@@ -106,7 +107,7 @@ class FullAttention(mixer_base.SequenceMixer):
         out = step.apply(out.astype(jnp.float32), None).astype(v.dtype)
       return out
 
-    return taps.with_open_map(self, attend, weigh, apply)
+    return attend, weigh, apply
 
   def _slots(self, length: int) -> int:
     return length

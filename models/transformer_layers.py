@@ -147,7 +147,7 @@ def scanned(repeats: int) -> Callable[..., nn.Module]:
   return nn.scan(
     Repeat,
     variable_axes=dict.fromkeys(("params", *taps.COLLECTIONS), 0),
-    split_rngs={"params": True, "dropout": True},
+    split_rngs=dict.fromkeys(("params", "dropout", "routing"), True),
     in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
     length=repeats,
   )
