@@ -39,6 +39,7 @@ def train_and_evaluate(
   *,
   override_config: bool = False,
   profile: bool = False,
+  show: bool = True,
 ) -> train_state.TrainState:
   """Trains from the newest checkpoint in `workdir`, or from scratch.
 
@@ -48,6 +49,8 @@ def train_and_evaluate(
       record of the run go there.
     override_config: accept a config that differs from the workdir's.
     profile: write an XProf trace of a few steps to `<workdir>/profile`.
+    show: draw curves at the end and what the model does, as a sample; it takes
+      longer than the training of a small model.
 
   Returns:
     The state after the last step, or after the one at which SIGTERM came.
@@ -181,7 +184,7 @@ def train_and_evaluate(
     say(f"took {metrics.format_seconds(seconds)}, of all starts together")
     if guard.should_stop():
       say(f"stopped at step {step}, saved; the same command goes on from there")
-    else:
+    elif show:
       summary.finish(task, state.variables(), evaluations, workdir, store)
   return state
 

@@ -8,6 +8,8 @@ Variants:
 - `shakespeare_cpu`: nanoGPT's setting for a CPU, to compare with; it needs
   --config.data.files=<tiny Shakespeare>.
 - `gpt2`: GPT-2 of 124M parameters with a tokenizer.json and files of yours.
+- `study`: what the studies of `tools/studies` have in common, some 25 CPU
+  seconds; see docs/results/language.md.
 - `test`: a few steps of a very small model, for tests and notebooks.
 """
 
@@ -15,7 +17,7 @@ import ml_collections
 
 from configs import common
 
-VARIANTS = ("tiny", "shakespeare_cpu", "gpt2", "test")
+VARIANTS = ("tiny", "shakespeare_cpu", "gpt2", "study", "test")
 
 
 def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
@@ -34,6 +36,7 @@ def get_config(variant: str = "tiny") -> ml_collections.ConfigDict:
     "tiny": _tiny,
     "shakespeare_cpu": _shakespeare_cpu,
     "gpt2": _gpt2,
+    "study": _study,
     "test": _test,
   }[variant](config)
   return config
@@ -88,6 +91,20 @@ def _gpt2(config: ml_collections.ConfigDict) -> None:
   config.optimizer.final_learning_rate = 6e-5
   config.optimizer.warmup = "2000 steps"
   config.optimizer.b2 = 0.95
+
+
+def _study(config: ml_collections.ConfigDict) -> None:
+  config.model.update(dict(name="transformer", width=64, depth=4, heads=4))
+  config.model.mlp_width = 172
+  config.data.length = 128
+  config.batch_size = 16
+  config.eval_batch_size = 32
+  config.train_for = "400 steps"
+  config.evaluate_every = "400 steps"
+  config.checkpoint.every = "400 steps"
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.final_learning_rate = 1e-4
+  config.optimizer.warmup = "5 percent"
 
 
 def _test(config: ml_collections.ConfigDict) -> None:

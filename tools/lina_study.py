@@ -10,14 +10,10 @@ that was stopped goes on. The tables are printed, and put in place of those of
 """
 
 import argparse
-import hashlib
 import itertools
-import json
 import os
-import resource
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,9 +29,8 @@ from eval import evaluate
 from experiment.weights import load_weights
 from sample_metrics import features, measure, nearness, reference
 from tasks import image_decoding, image_sampling
-from tools import lina_tables
+from tools import lina_tables, study
 from tools.lina_tables import Row
-from train import train_and_evaluate
 from training import checkpoints, cli, console, host_memory, metrics, reporting
 
 SEEDS = (0, 1, 2)
@@ -65,41 +60,6 @@ def _shortened(duration: str, share: int) -> str:
   return f"{max(int(number) // share, 1)} {unit}"
 
 
-class Results:
-  """What was measured, a line of JSON each, in the order of time."""
-
-  def __init__(self, path: epath.Path):
-    self._path = path
-    lines = path.read_text().splitlines() if path.exists() else ()
-    self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-
-  def find_or_make(
-    self, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]
-  ) -> None:
-    """Adds `make()` and what it cost, unless there is a line of the key."""
-    if any(key.items() <= row.items() for row in self.rows):
-      return
-    console.say(f"lina_study: {_described(key)}")
-    began, cpu = time.perf_counter(), _cpu_seconds()
-    made = dict(make())
-    made["cpu_seconds"] = round(_cpu_seconds() - cpu, 1)
-    made["seconds"] = round(time.perf_counter() - began, 1)
-    self.rows.append({**made, **key})
-    text = "".join(json.dumps(row) + "\n" for row in self.rows)
-    storage.write_whole(self._path, text)
-
-
-def _described(key: Mapping[str, Any]) -> str:
-  return ", ".join(f"{name} {value}" for name, value in key.items())
-
-
-def _cpu_seconds() -> float:
-  """Of all threads of this process and of the children that it waited for."""
-  usages = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-  used = [resource.getrusage(who) for who in usages]
-  return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
 def run(
   out: epath.Path, variant: str, seeds: Sequence[int], samples: int
 ) -> list[dict[str, Any]]:
@@ -111,7 +71,7 @@ def run(
     seeds: of the runs of each row.
     samples: of each evaluation.
   """
-  results = Results(out / "results.jsonl")
+  results = study.Results(out / "results.jsonl", "lina_study")
   keys = []
 
   def note(key, make):
@@ -120,15 +80,17 @@ def run(
 
   data = lina.get_config(variant).data
   note(
-    {"what": "real", "most": samples, "config": _digest(data)},
+    {"what": "real", "most": samples, "config": study.digest(data)},
     lambda: _measure_real(data, samples),
   )
   for row, seed in itertools.product(lina_tables.ROWS, seeds):
     config = make_config(variant, row, seed)
     workdir = str(out / f"{variant}_{row.slug}_{seed}")
     key = {"table": row.table, "row": row.name, "seed": seed}
-    key["config"] = _digest(config)
-    note({"what": "run", **key}, lambda c=config, w=workdir: _train(c, w))
+    key["config"] = study.digest(config)
+    note(
+      {"what": "run", **key}, lambda c=config, w=workdir: study.train(c, w)[1]
+    )
     if row.table == "main":
       key_of_copies = {"what": "copies", **key, "samples": samples}
       note(key_of_copies, lambda c=config, w=workdir: _compare(c, w, samples))
@@ -150,22 +112,6 @@ def run(
     for row in results.rows
     if any(key.items() <= row.items() for key in keys)
   ]
-
-
-def _digest(config: ml_collections.ConfigDict) -> str:
-  text = config.to_json(sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
-  state = train_and_evaluate(config, workdir)
-  if f"{int(state.step)} steps" != config.train_for:
-    raise ValueError(
-      f"{workdir} was stopped at step {int(state.step)} of {config.train_for}; "
-      "the same command goes on."
-    )
-  sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
-  return {"train_steps": int(state.step), "parameters": sum(sizes)}
 
 
 def _evaluate(
@@ -239,7 +185,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, table in tables.items():
       console.say(f"\n{name}\n\n{table}")
     if args.report:
-      lina_tables.write(storage.path(args.report), tables, measured)
+      report = storage.path(args.report)
+      study.write_tables(report, tables)
+      study.write_lines(report.with_suffix(".jsonl"), measured)
   except (
     *cli.USER_ERRORS,
     checkpoints.CheckpointError,

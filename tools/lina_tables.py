@@ -1,15 +1,11 @@
 """The rows of LINA's study, and the tables of what was measured of them."""
 
 import dataclasses
-import json
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from etils import epath
-
-import storage
+from tools import study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +99,10 @@ def tables(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     same = cells[3:5] == ["averaged", "1"]
     cells.append(published[cells[0]] if same else "")
   return {
-    "main": _markdown(_HEADER, main),
-    "copies": _markdown(_COPIES_HEADER, _copies(measured)),
-    "ablations": _markdown((*_HEADER, "FID published"), ablations),
-    "cost": _markdown(
+    "main": study.markdown(_HEADER, main),
+    "copies": study.markdown(_COPIES_HEADER, _copies(measured)),
+    "ablations": study.markdown((*_HEADER, "FID published"), ablations),
+    "cost": study.markdown(
       (
         *("table", "model", "parameters", "train steps"),
         *("CPU s of a run", "CPU min of all runs and samples"),
@@ -155,9 +151,9 @@ def _copies(measured: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         [
           row.name,
           ", ".join(map(str, values("seed"))),
-          _spread(values("nearest_median"), 1),
+          study.spread(values("nearest_median"), 1),
           f"{lines[0]['held_out_nearest_median']:.1f}",
-          _spread([100 * x for x in values("nearer_than_held_out")], 1),
+          study.spread([100 * x for x in values("nearer_than_held_out")], 1),
         ]
       )
   return made
@@ -177,19 +173,11 @@ def _of(
 
 def _figures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
   return [
-    _spread([factor * line[name] for line in lines], digits)
+    study.spread([factor * line[name] for line in lines], digits)
     if all(name in line for line in lines)
     else ""
     for name, _, factor, digits in _FIGURES
   ]
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-  """Mean and deviation of what seeds gave."""
-  mean = f"{np.mean(values):.{digits}f}"
-  if len(values) == 1:
-    return mean
-  return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def _cost(measured: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -204,43 +192,7 @@ def _cost(measured: Sequence[Mapping[str, Any]]) -> list[list[str]]:
       spent = sum(seconds(runs)) + sum(seconds(samples))
       total += spent
       sizes = [f"{runs[0]['parameters']:,}", str(runs[0]["train_steps"])]
-      per_run = _spread(seconds(runs), 0)
+      per_run = study.spread(seconds(runs), 0)
       made.append([table, row.name, *sizes, per_run, f"{spent / 60:.1f}"])
     made.append([table, "all", "", "", "", f"{total / 60:.1f}"])
   return made
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  lines = [header, ["---"] * len(header), *rows]
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write(
-  report: epath.Path,
-  made: Mapping[str, str],
-  measured: Sequence[Mapping[str, Any]],
-) -> None:
-  """Puts tables in place of those in a report, and the results beside it.
-
-  Args:
-    report: a Markdown file with `<!-- begin: NAME -->` and `<!-- end: NAME -->`
-      around each table.
-    made: the tables by name.
-    measured: what they are of.
-
-  Raises:
-    ValueError: if the marks of a table are not there.
-  """
-  text = report.read_text()
-  for name, table in made.items():
-    begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->"
-    before, begun, rest = text.partition(begin)
-    _, ended, after = rest.partition(end)
-    if not (begun and ended):
-      raise ValueError(
-        f"report={str(report)!r} lacks {begin.strip()} or {end}."
-      )
-    text = f"{before}{begin}{table}\n{end}{after}"
-  storage.write_whole(report, text)
-  lines = "".join(json.dumps(line) + "\n" for line in measured)
-  storage.write_whole(report.with_suffix(".jsonl"), lines)

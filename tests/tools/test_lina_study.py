@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from tools import lina_study, lina_tables
+from tools import lina_study, lina_tables, study
 
 _NAMES = ("main", "copies", "ablations", "cost")
 
@@ -17,7 +17,8 @@ def done(monkeypatch):
   """What was trained and evaluated, in place of doing it."""
   calls = {"train": [], "evaluate": []}
 
-  def train(config, workdir):
+  def train(config, workdir, *, show):
+    assert show
     calls["train"].append((workdir, config))
     step, _ = config.train_for.split()
     params = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(4)}
@@ -34,7 +35,7 @@ def done(monkeypatch):
       "guidance": float(guidance),
     }
 
-  monkeypatch.setattr(lina_study, "train_and_evaluate", train)
+  monkeypatch.setattr(study, "train_and_evaluate", train)
   monkeypatch.setattr(lina_study, "evaluate", evaluate)
   monkeypatch.setattr(
     lina_study,
@@ -178,7 +179,7 @@ def test_a_report_without_marks(tmp_path, done):
 def test_a_run_that_was_stopped(tmp_path, done, monkeypatch):
   stopped = types.SimpleNamespace(step=5, params={})
   monkeypatch.setattr(
-    lina_study, "train_and_evaluate", lambda config, workdir: stopped
+    study, "train_and_evaluate", lambda config, workdir, show: stopped
   )
   with pytest.raises(SystemExit, match="stopped at step 5 of 12 steps"):
     _run(tmp_path)
