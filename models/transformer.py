@@ -38,6 +38,8 @@ class Transformer(taps.Tapped):
 
   Attributes:
     vocabulary_size: number of tokens there are, and of logits.
+    classes: number of logits where they are not of tokens, which needs
+      tied_head=False; 0 for vocabulary_size.
     width: channels of the residual stream.
     depth: number of layers.
     heads: query heads of a layer.
@@ -90,6 +92,7 @@ class Transformer(taps.Tapped):
   """
 
   vocabulary_size: int = 256
+  classes: int = 0
   width: int = 256
   depth: int = 4
   heads: int = 4
@@ -167,7 +170,8 @@ class Transformer(taps.Tapped):
     """Maps tokens to logits.
 
     Args:
-      tokens: integers [batch, length].
+      tokens: integers [batch, length], or floats [batch, length,
+        vocabulary_size], of which each is a mixture of embeddings.
       positions: integers [batch, length], going up by one in each segment; -1
         is padding, which is not between tokens of a row, is seen by nobody and
         has finite logits that mean nothing. 0, 1, 2, ... from the end of the
@@ -180,8 +184,7 @@ class Transformer(taps.Tapped):
       train: whether dropout drops; it takes its bits from "dropout".
 
     Returns:
-      float32 [batch, length, vocabulary_size], and the new cache if one was
-      given.
+      float32 [batch, length, classes], and the new cache if one was given.
 
     Raises:
       ValueError: if the fields contradict each other, an argument has another
@@ -234,6 +237,7 @@ class Transformer(taps.Tapped):
 
   def _run(self, tokens, positions, segments, token_types, cache, train):
     transformer_checks.check_arrays(
+      self.vocabulary_size,
       tokens=tokens,
       positions=positions,
       segments=segments,
@@ -241,7 +245,7 @@ class Transformer(taps.Tapped):
     )
     if cache is not None and positions is None:
       positions = _written(cache) + jnp.arange(tokens.shape[1])[None, :]
-      positions = jnp.broadcast_to(positions, tokens.shape)
+      positions = jnp.broadcast_to(positions, tokens.shape[:2])
     x = self._embedded(tokens, positions, token_types, train)
     if self.scan_layers:
       own = None if cache is None else cache["layers"]
@@ -272,7 +276,7 @@ class Transformer(taps.Tapped):
       x = x + self.position_embed(jnp.maximum(positions, 0))
     if self.token_types:
       if token_types is None:
-        token_types = jnp.zeros_like(tokens)
+        token_types = jnp.zeros(tokens.shape[:2], jnp.int32)
       x = x + self.token_type_embed(token_types)
     elif token_types is not None:
       raise ValueError("token_types is given, but the model has token_types=0")
@@ -332,7 +336,7 @@ class Transformer(taps.Tapped):
       **self._dtypes,
     )
     return Head(
-      self.vocabulary_size,
+      self.classes or self.vocabulary_size,
       self.head_bias,
       self.logit_soft_cap,
       transform if self.head_transform else None,

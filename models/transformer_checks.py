@@ -27,25 +27,52 @@ def check_fields(model: Any) -> None:
       f"heads is {model.heads}, which does not divide width={model.width}; "
       "give head_dim, or a number of heads that does"
     )
+  if model.classes and model.tied_head:
+    raise ValueError(
+      f"classes is {model.classes}, and with tied_head=True logits are those "
+      "of tokens; it needs tied_head=False"
+    )
   _check_pattern(model)
 
 
-def check_arrays(tokens: jax.Array, **others: jax.Array | None) -> None:
-  """Raises ValueError unless all are integers [batch, length], or None."""
-  if tokens.ndim != 2:
+def check_arrays(
+  vocabulary_size: int, tokens: jax.Array, **others: jax.Array | None
+) -> None:
+  """Raises ValueError unless all are integers [batch, length], or None.
+
+  Tokens may be mixtures, [batch, length, vocabulary_size] and not integers.
+  """
+  if tokens.ndim == 3:
+    _check_mixtures(vocabulary_size, tokens)
+  elif tokens.ndim != 2:
     raise ValueError(
       f"tokens has shape {tokens.shape}; it must be [batch, length]"
     )
-  for name, x in {"tokens": tokens, **others}.items():
+  else:
+    others = {"tokens": tokens, **others}
+  for name, x in others.items():
     if x is None:
       continue
     if not jnp.issubdtype(x.dtype, jnp.integer):
       raise ValueError(f"{name} is {x.dtype}; it must be integers, as int32")
-    if x.shape != tokens.shape:
+    if x.shape != tokens.shape[:2]:
       raise ValueError(
-        f"{name} has shape {x.shape}; tokens of shape {tokens.shape} need the "
-        "same"
+        f"{name} has shape {x.shape}; tokens of shape {tokens.shape} need "
+        f"{tokens.shape[:2]}"
       )
+
+
+def _check_mixtures(vocabulary_size: int, tokens: jax.Array) -> None:
+  if tokens.shape[-1] != vocabulary_size:
+    raise ValueError(
+      f"tokens has shape {tokens.shape}; mixtures of tokens need "
+      f"vocabulary_size={vocabulary_size} numbers each, tokens none"
+    )
+  if not jnp.issubdtype(tokens.dtype, jnp.floating):
+    raise ValueError(
+      f"tokens is {tokens.dtype} [batch, length, vocabulary_size]; mixtures of "
+      "tokens must be floating, as float32"
+    )
 
 
 def _check_pattern(model: Any) -> None:

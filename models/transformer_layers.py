@@ -34,7 +34,9 @@ class Embedding(nn.Module):
     self.embedding = self.param("embedding", self.init, shape, self.param_dtype)
 
   def __call__(self, numbers: jax.Array) -> jax.Array:
-    """Maps integers [...] to [..., width]."""
+    """Maps integers [...], or sums of rows [..., rows], to [..., width]."""
+    if jnp.issubdtype(numbers.dtype, jnp.floating):
+      return numbers.astype(self.dtype) @ self.embedding.astype(self.dtype)
     return jnp.take(self.embedding, numbers, axis=0).astype(self.dtype)
 
 
@@ -157,7 +159,7 @@ class Head(nn.Module):
   """From the residual stream to logits.
 
   Attributes:
-    vocabulary_size: number of logits.
+    classes: number of logits.
     use_bias: whether each has a bias.
     soft_cap: logits become cap * tanh(logits / cap); 0 for none.
     transform: makes a dense layer before them, given a name; None for none.
@@ -168,7 +170,7 @@ class Head(nn.Module):
     param_dtype: dtype of the parameters.
   """
 
-  vocabulary_size: int
+  classes: int
   use_bias: bool
   soft_cap: float
   transform: functools.partial | None
@@ -180,7 +182,7 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, table: jax.Array | None) -> jax.Array:
-    """Maps [batch, length, width] to logits [batch, length, vocabulary].
+    """Maps [batch, length, width] to logits [batch, length, classes].
 
     Args:
       x: the residual stream.
@@ -190,7 +192,7 @@ class Head(nn.Module):
       x = self.activation(self.transform(name="transform")(x))
       x = self.norm(name="transform_norm")(x)
     logits = Logits(
-      self.vocabulary_size,
+      self.classes,
       self.use_bias,
       self.kernel_init,
       self.dtype,
@@ -205,7 +207,7 @@ class Head(nn.Module):
 class Logits(nn.Module):
   """A dense layer to float32, whose kernel may be the table of embeddings."""
 
-  vocabulary_size: int
+  classes: int
   use_bias: bool
   kernel_init: layers.Initializer
   dtype: layers.Dtype
@@ -213,7 +215,7 @@ class Logits(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, table: jax.Array | None) -> jax.Array:
-    shape = (x.shape[-1], self.vocabulary_size)
+    shape = (x.shape[-1], self.classes)
     if table is None:
       kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
       table = kernel.T

@@ -17,6 +17,7 @@ TASKS = {
   "classification": ("tasks.classification", "Classification"),
   "language_modeling": ("tasks.language_modeling", "LanguageModeling"),
   "masked_generation": ("tasks.masked_generation", "MaskedGeneration"),
+  "sequence_labeling": ("tasks.sequence_labeling", "SequenceLabeling"),
 }
 
 

@@ -273,6 +273,27 @@ class Task(abc.ABC):
     )
 
 
+def apply_in_training(
+  model: nn.Module, variables: Variables, *inputs: Any, **options: Any
+) -> tuple[Any, Variables]:
+  """Applies a model with train=True.
+
+  Args:
+    model: whose collections beside "params" may all move.
+    variables: "params" and these.
+    *inputs: what the model is called with.
+    **options: of `model.apply`, as `rngs`.
+
+  Returns:
+    (output, collections): what becomes of the collections.
+  """
+  names = [name for name in variables if name != "params"]
+  output, moved = model.apply(
+    variables, *inputs, train=True, mutable=names, **options
+  )
+  return output, {name: moved[name] for name in names}
+
+
 def create_model(
   config: ml_collections.ConfigDict, kind: str, **given: Any
 ) -> nn.Module:

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 import storage
 from input_pipeline import text
-from tasks import text_sampling
+from tasks import losses, text_sampling
 from tasks.base import Batch, Shown, Task, Variables, create_model
 from training import evaluation
 
@@ -209,12 +208,9 @@ class LanguageModeling(Task):
 
 def _cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
   """Nats of all targets that count together."""
-  nats = optax.softmax_cross_entropy_with_integer_labels(
-    logits, batch["targets"]
+  return losses.weighted_cross_entropy(
+    logits, batch["targets"], batch["weights"]
   )
-  # `where`, since padding may be infinite and 0 * inf is NaN.
-  weights = batch["weights"]
-  return jnp.where(weights > 0, nats * weights, 0).sum()
 
 
 def _check_model(model: Any, length: int) -> None:

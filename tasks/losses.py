@@ -1,4 +1,4 @@
-"""Classification losses, float32, one value per example."""
+"""Losses of classes, float32: of examples, and of what has weights."""
 
 import jax
 import jax.numpy as jnp
@@ -39,3 +39,18 @@ def classification_loss(
   raise ValueError(
     f"loss.name={name!r} is not known; choose from {', '.join(LOSSES)}."
   )
+
+
+def weighted_cross_entropy(
+  logits: jax.Array, targets: jax.Array, weights: jax.Array
+) -> jax.Array:
+  """Nats of all targets that count together.
+
+  Args:
+    logits: float32 [..., classes].
+    targets: integers [...].
+    weights: [...]; 0 is what does not count, whatever its logits are.
+  """
+  nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+  # `where`, since padding may be infinite and 0 * inf is NaN.
+  return jnp.where(weights > 0, nats * weights, 0).sum()

@@ -262,6 +262,50 @@ def test_initial_logits_are_those_of_no_knowledge():
     )
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_mixture_of_tokens_is_that_of_their_embeddings(dtype):
+  model = language.model(
+    token_types=2, position_encoding="learned", classes=5, tied_head=False
+  )
+  model = model.clone(dtype=dtype)
+  variables = language.variables(model)
+  tokens, positions, segments = language.packed()
+  places = {"positions": positions, "segments": segments}
+  apply = jax.jit(model.apply)
+  expected = apply(variables, tokens, **places)
+  assert expected.shape == (*tokens.shape, 5)
+  exact = jax.nn.one_hot(tokens, 13)
+  kept = positions >= 0
+  np.testing.assert_allclose(
+    apply(variables, exact, **places)[kept], expected[kept], atol=1e-5
+  )
+  # Half of two tokens is what a model gives whose table has their mean.
+  other = (tokens + 1) % 13
+  mixed = apply(variables, (exact + jax.nn.one_hot(other, 13)) / 2, **places)
+  table = variables["params"]["embed"]["embedding"]
+  means = (table + jnp.roll(table, -1, 0)) / 2
+  params = {**variables["params"], "embed": {"embedding": means}}
+  expected = apply({"params": params}, tokens, **places)
+  tolerance = 1e-5 if dtype == jnp.float32 else 0.05 * np.abs(expected).max()
+  np.testing.assert_allclose(mixed[kept], expected[kept], atol=tolerance)
+
+
+def test_mixtures_of_tokens_are_decoded_and_differentiated():
+  model = language.model()
+  variables = language.variables(model)
+  mixtures = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 6, 13)))
+  apply = jax.jit(model.apply)
+  expected = apply(variables, mixtures)
+  cache, outs = model.init_cache(2, 6), []
+  for start, end in ((0, 3), (3, 6)):
+    out, cache = apply(variables, mixtures[:, start:end], cache=cache)
+    outs.append(out)
+  np.testing.assert_allclose(jnp.concatenate(outs, 1), expected, atol=1e-5)
+  value = lambda x: (apply(variables, x)[:, 2] ** 2).sum()
+  gradient = jax.jit(jax.grad(value))(mixtures)
+  assert (np.abs(gradient).sum((0, 2)) > 0).tolist() == [True] * 3 + [False] * 3
+
+
 ERRORS = [
   ({"depth": 3, "mixers": ("full", "linear")}, "must divide depth=3"),
   ({"mixers": ("fully",)}, "'fully'; did you mean full"),
@@ -280,6 +324,7 @@ ERRORS = [
   ({"mixer_options": {"linear": {}}}, "mixer of mixer_options 'linear'"),
   ({"mixer_options": {"full": {"cap": 1.0}}}, "option of the mixer 'full'"),
   ({"scan_layers": True, "first_mixer_norm": False}, "unlike the others"),
+  ({"classes": 3}, "classes is 3.*tied_head=False"),
   ({"max_length": 3, "position_encoding": "learned"}, "max_length=3 learned"),
 ]
 
@@ -308,6 +353,10 @@ def test_arrays_that_do_not_fit():
     call(jnp.zeros((1, 3)))
   with pytest.raises(ValueError, match=r"tokens has shape \(3,\)"):
     call(tokens[0])
+  with pytest.raises(ValueError, match=r"shape \(1, 3, 4\).*=13 numbers each"):
+    call(jnp.zeros((1, 3, 4)))
+  with pytest.raises(ValueError, match=r"tokens is int32.*must be floating"):
+    call(jnp.zeros((1, 3, 13), jnp.int32))
   with pytest.raises(ValueError, match=r"positions has shape \(1, 2\)"):
     call(tokens, positions=tokens[:, :2])
   with pytest.raises(ValueError, match="segments is float32"):

@@ -1,0 +1,72 @@
+"""What makes examples, by name: `config.data.source`."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from input_pipeline.sequences.mqar import MultiQueryRecall
+from input_pipeline.stream import Example
+
+
+class Source(Protocol):
+  """A frozen dataclass, whose fields are the options of `config.data`.
+
+  It checks them in `__post_init__`, before any example is made.
+
+  Attributes:
+    vocabulary_size: tokens there are.
+    classes: labels there are.
+    groups: names of what examples or targets are told apart by; () for nothing.
+  """
+
+  vocabulary_size: int
+  classes: int
+  groups: Sequence[str]
+
+  def example(self, rng: np.random.Generator, split: str) -> Example:
+    """Makes an example; all of a source have arrays of the same shapes.
+
+    Args:
+      rng: decides all that is random.
+      split: "train" or "eval", for a source whose data are not endless; what
+        `rng` gives is another anyway.
+
+    Returns:
+      tokens int32 [length], or inputs float32 [length, vocabulary_size], which
+      are mixtures of tokens; targets int32 and weights float32, both [length],
+      or [1] for a label of the whole sequence; and, if there are groups, group
+      int32, as targets or []. segments and positions int32 [length] are left
+      out where a sequence fills its row; see `models.transformer`.
+    """
+
+
+# To add one, write its module and put it here.
+SOURCES: dict[str, type[Source]] = {
+  "mqar": MultiQueryRecall,
+}
+
+
+def create(name: str, options: Mapping[str, Any]) -> Source:
+  """The source of a name with some of its fields.
+
+  Raises:
+    ValueError: if there is no such source, it has no such field, or a value
+      does not fit.
+  """
+  if name not in SOURCES:
+    raise _unknown("source", name, SOURCES)
+  cls = SOURCES[name]
+  fields = [field.name for field in dataclasses.fields(cls)]
+  for option in options:
+    if option not in fields:
+      raise _unknown(f"option of the source {name!r}", option, fields)
+  return cls(**options)
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+  near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+  hint = f"did you mean {' or '.join(near)}?" if near else f"known: {[*known]}"
+  return ValueError(f"there is no {kind} {name!r}; {hint}")
