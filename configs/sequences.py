@@ -4,6 +4,7 @@
 
 Each trains in a minute or less on two cores. Variants:
 - `mqar`: multi-query associative recall, which value came with a key.
+- `near_and_far`: repeat the last token, or recall what came with a key.
 """
 
 import ml_collections
@@ -40,4 +41,15 @@ def _mqar(config: ml_collections.ConfigDict) -> None:
   config.optimizer.final_learning_rate = 1e-4
 
 
-VARIANTS = {"mqar": _mqar}
+def _near_and_far(config: ml_collections.ConfigDict) -> None:
+  config.model.update(dict(width=64, depth=4, heads=4, mlp_width=128))
+  config.batch_size = 64
+  config.eval_batch_size = 100
+  config.train_for = "600 steps"
+  config.evaluate_every = "200 steps"
+  config.checkpoint.every = "200 steps"
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.final_learning_rate = 1e-4
+
+
+VARIANTS = {"mqar": _mqar, "near_and_far": _near_and_far}

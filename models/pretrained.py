@@ -197,7 +197,8 @@ def from_tensors(
 ) -> Variables:
   """Like `load`, from {name: tensor}; what would be initialised is left out.
 
-  So is what has no tensor and a path that is `optional`. With a `weight_map` tensors have other names than those of the model's family.
+  So is what has no tensor and a path that is `optional`. With a `weight_map`
+  tensors have other names than those of the model's family.
   `remarks` follow the names of surplus tensors in the error.
   """
   owner = weight_maps.part(model, part) if part else model

@@ -93,8 +93,8 @@ class SequenceLabeling(Task):
     logits, collections = apply_in_training(
       self.model,
       variables,
-      _inputs(batch),
-      **_places(batch),
+      inputs_of(batch),
+      **places_of(batch),
       rngs={"dropout": key},
     )
     loss = losses.weighted_cross_entropy(
@@ -110,9 +110,11 @@ class SequenceLabeling(Task):
     With groups also group_weight and group_accuracy, [groups].
     """
     logits = self.model.apply(
-      variables, _inputs(batch), **_places(batch), train=False
+      variables, inputs_of(batch), **places_of(batch), train=False
     )
-    logits = _of_targets(logits, batch)
+    return self._sums(_of_targets(logits, batch), batch)
+
+  def _sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     targets, weights = batch["targets"], batch["weights"]
     right = weights * (logits.argmax(-1) == targets)
     sums = {
@@ -158,12 +160,13 @@ class SequenceLabeling(Task):
     return dict(result)
 
 
-def _inputs(batch: Batch) -> jax.Array:
+def inputs_of(batch: Batch) -> jax.Array:
   """Tokens, or mixtures of them."""
   return batch["inputs"] if "inputs" in batch else batch["tokens"]
 
 
-def _places(batch: Batch) -> dict[str, jax.Array]:
+def places_of(batch: Batch) -> dict[str, jax.Array]:
+  """Segments and positions, where a batch has them."""
   return {name: batch[name] for name in _PLACES if name in batch}
 
 

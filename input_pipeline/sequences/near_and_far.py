@@ -16,26 +16,26 @@ from input_pipeline.stream import Example
 class NearAndFar:
   """Fillers, among them keys with values, and at the end `queries` labels.
 
-  The first token says the task. Pairs of a key and its value stand between the
-  token `lead` and the middle, whatever the task. "near": the last tokens are
-  fillers, and each label is the token before. "far": they are keys that are
-  there, each once, and the labels are their values.
+  The first token says the task. Pairs, each of a key and a value and one token,
+  stand between the token `lead` and the end of the first third, whatever the
+  task. "near": the last tokens are fillers, and each label is the token before.
+  "far": they are keys that are there, and the labels are their values.
 
   Attributes:
     length: tokens of a sequence.
-    lead: how many first tokens are in no pair.
+    lead: how many first tokens are no pairs.
     pairs: of a sequence, with different keys.
-    queries: last tokens that have a label.
-    keys, values, fillers: numbers of such tokens.
+    queries: last tokens that have a label, at most half of them.
+    keys, values, fillers: numbers of such tokens; pairs have keys * values.
   """
 
   length: int = 64
-  lead: int = 8
+  lead: int = 4
   pairs: int = 4
-  queries: int = 4
-  keys: int = 16
-  values: int = 16
-  fillers: int = 16
+  queries: int = 24
+  keys: int = 8
+  values: int = 8
+  fillers: int = 8
 
   groups = ("near", "far")
 
@@ -45,57 +45,63 @@ class NearAndFar:
     Raises:
       ValueError: if one does not fit.
     """
-    for field, least in (
-      ("length", 8),
-      ("lead", 1),
-      ("pairs", 1),
-      ("queries", 1),
-      ("keys", 1),
-      ("values", 1),
-      ("fillers", 1),
-    ):
-      checks.check_integer(field, getattr(self, field), least)
-    most = min(self.keys, (self.length // 2 - self.lead) // 2)
-    if not self.queries <= self.pairs <= most:
+    checks.check_integer("length", self.length, 8)
+    for field in ("lead", "pairs", "queries", "keys", "values", "fillers"):
+      checks.check_integer(field, getattr(self, field), 1)
+    most = min(self.keys, self.length // 3 - self.lead)
+    if self.pairs > most:
       raise ValueError(
-        f"pairs is {self.pairs}; it must be at least queries={self.queries} "
-        f"and at most {most}, of which there are keys={self.keys} and room "
-        f"between lead={self.lead} and the half of length={self.length}."
+        f"pairs is {self.pairs}; it must be at most {most}: there are "
+        f"keys={self.keys}, and a third of length={self.length} without "
+        f"lead={self.lead} has room."
+      )
+    if self.queries > self.length // 2:
+      raise ValueError(
+        f"queries is {self.queries}; it must be at most {self.length // 2}, "
+        f"the half of length={self.length}."
       )
 
   @property
   def vocabulary_size(self) -> int:
-    """Two tokens for the tasks, then keys, values and fillers."""
-    return 2 + self.keys + self.values + self.fillers
+    """Two tokens for the tasks, then fillers, keys, values and pairs."""
+    return self._first_pair + self.keys * self.values
 
   @property
   def classes(self) -> int:
     """Labels are tokens."""
     return self.vocabulary_size
 
+  @property
+  def _first_key(self) -> int:
+    return 2 + self.fillers
+
+  @property
+  def _first_value(self) -> int:
+    return self._first_key + self.keys
+
+  @property
+  def _first_pair(self) -> int:
+    return self._first_value + self.values
+
   def example(self, rng: np.random.Generator, split: str) -> Example:
     """Makes tokens, targets, weights and group; see `sources.Source`."""
     del split
     group = int(rng.integers(2))
-    first_value = 2 + self.keys
-    keys = 2 + rng.choice(self.keys, self.pairs, replace=False)
-    values = first_value + rng.integers(self.values, size=self.pairs)
-    tokens = first_value + self.values + rng.integers(
-      self.fillers, size=self.length
-    )
+    keys = rng.choice(self.keys, self.pairs, replace=False)
+    values = rng.integers(self.values, size=self.pairs)
+    tokens = 2 + rng.integers(self.fillers, size=self.length)
     tokens[0] = group
-    room = self.length // 2 - self.lead - self.pairs
-    # Where pairs begin, if each were one token; in order, then two apart.
-    places = np.sort(rng.choice(room, self.pairs, replace=False))
-    places += self.lead + np.arange(self.pairs)
-    tokens[places], tokens[places + 1] = keys, values
+    room = self.length // 3 - self.lead
+    places = self.lead + rng.choice(room, self.pairs, replace=False)
+    tokens[places] = self._first_pair + keys * self.values + values
     last = np.arange(self.length - self.queries, self.length)
     targets = np.zeros(self.length, np.int32)
     if group == 0:
       targets[last] = tokens[last - 1]
     else:
-      asked = rng.permutation(self.pairs)[: self.queries]
-      tokens[last], targets[last] = keys[asked], values[asked]
+      asked = rng.integers(self.pairs, size=self.queries)
+      tokens[last] = self._first_key + keys[asked]
+      targets[last] = self._first_value + values[asked]
     weights = np.zeros(self.length, np.float32)
     weights[last] = 1
     return {
