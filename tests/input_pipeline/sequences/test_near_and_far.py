@@ -11,50 +11,56 @@ from input_pipeline.sequences import sources
   [
     {},
     {"length": 31, "lead": 3, "pairs": 6, "queries": 2, "keys": 6},
-    {"length": 8, "lead": 2, "pairs": 1, "queries": 1, "fillers": 1},
+    {"length": 8, "lead": 1, "pairs": 1, "queries": 1, "fillers": 1},
   ],
 )
 def test_labels_are_the_token_before_or_the_value_of_the_key(fields):
   source = sources.create("near_and_far", fields)
+  keys, values, fillers = source.keys, source.values, source.fillers
+  # Where kinds of tokens end.
+  ends = np.cumsum([2, fillers, keys, values, keys * values])
+  assert ends[-1] == source.vocabulary_size == source.classes
   rng = np.random.default_rng(0)
-  groups, places = [], set()
-  for _ in range(200):
+  groups, places, asked, told = [], set(), set(), set()
+  for _ in range(300):
     example = source.example(rng, "train")
     tokens, targets = example["tokens"], example["targets"]
     assert tokens.shape == targets.shape == (source.length,)
     assert tokens[0] == example["group"]
     groups.append(int(tokens[0]))
-    assert 2 <= tokens[1:].min() <= tokens.max() < source.vocabulary_size
+    kind = np.searchsorted(ends, tokens, side="right")
     end = source.length - source.queries
     np.testing.assert_array_equal(
       example["weights"], np.arange(source.length) >= end
     )
-    is_key = (tokens >= 2) & (tokens < 2 + source.keys)
-    begin = np.flatnonzero(is_key[:end])
-    assert len(begin) == source.pairs == len(set(tokens[begin]))
-    assert source.lead <= begin.min()
-    assert begin.max() + 1 < source.length // 2
-    places |= set(begin.tolist())
-    values = tokens[begin + 1] - 2 - source.keys
-    assert 0 <= values.min() <= values.max() < source.values
-    value_of = dict(zip(tokens[begin], tokens[begin + 1], strict=True))
+    pairs = np.flatnonzero(kind == 4)
+    assert len(pairs) == source.pairs
+    assert source.lead <= pairs.min() <= pairs.max() < source.length // 3
+    places |= set(pairs.tolist())
+    value_of = dict(divmod(x, values) for x in tokens[pairs] - ends[3])
+    assert len(value_of) == source.pairs
+    rest = np.delete(kind[1:end], pairs - 1)
+    assert (rest == 1).all()
     for place in range(end, source.length):
       if tokens[0]:
-        assert targets[place] == value_of[tokens[place]]
+        asked.add(int(tokens[place] - ends[1]))
+        told.add(int(targets[place] - ends[2]))
+        assert targets[place] - ends[2] == value_of[tokens[place] - ends[1]]
       else:
         assert targets[place] == tokens[place - 1]
-        assert tokens[place] >= 2 + source.keys + source.values
-    assert not tokens[0] or len(set(tokens[end:])) == source.queries
-  assert 70 < sum(groups) < 130
-  assert places == set(range(source.lead, source.length // 2 - 1))
+        assert kind[place] == 1
+  assert 110 < sum(groups) < 190
+  assert places == set(range(source.lead, source.length // 3))
+  assert asked == set(range(keys))
+  assert told == set(range(values))
 
 
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"pairs": 3}, "pairs is 3; it must be at least queries=4 and at most 12"),
-    ({"pairs": 13}, "pairs is 13.*at most 12.*keys=16.*lead=8.*length=64"),
-    ({"keys": 5, "pairs": 6}, "at most 5"),
+    ({"pairs": 9}, "pairs is 9; it must be at most 8: there are keys=8"),
+    ({"keys": 30, "pairs": 18}, "at most 17.*length=64 without lead=4"),
+    ({"queries": 33}, "queries is 33; it must be at most 32, the half"),
     ({"lead": 0}, "lead is 0, but it must be an int of at least 1"),
   ],
 )
