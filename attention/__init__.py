@@ -26,6 +26,7 @@ from attention.relative_position import (
   relative_position_bias,
   resize_relative_table,
 )
+from attention.top_values import apply_top_weights
 from attention.windows import (
   block_attention,
   block_partition,
@@ -40,6 +41,7 @@ __all__ = [
   "LinearState",
   "apply_attention_weights",
   "apply_halo_attention_weights",
+  "apply_top_weights",
   "attention_weights",
   "block_attention",
   "block_partition",

@@ -6,6 +6,7 @@ the reference and for kernels, before anything is computed.
 """
 
 import numbers
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +84,15 @@ def number(name: str, value: object, *, above: float | None = None) -> None:
     )
   if above is not None and value <= above:
     raise ValueError(f"{name} is {value}; it must be above {above}")
+
+
+def choice(name: str, value: object, known: Iterable[str]) -> None:
+  """Raises ValueError unless `value` is one of the names that are known."""
+  known = tuple(known)
+  if value not in known:
+    raise ValueError(
+      f"{name} is {_shown(value)}; it must be one of {', '.join(known)}"
+    )
 
 
 def instance(name: str, value: object, kind: type, maker: str) -> None:

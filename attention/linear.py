@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from attention import checks, features, linear_normalizers, recurrence
+from attention import (
+  checks,
+  features,
+  linear_checks,
+  linear_normalizers,
+  recurrence,
+)
 from attention.kernels import dispatch, linear_gpu, linear_gpu_causal
 from attention.kernels import linear as linear_tpu
 from attention.linear_normalizers import LinearNormalizer
@@ -23,7 +29,8 @@ class LinearState(NamedTuple):
   """What the keys seen so far leave behind, in float32.
 
   Attributes:
-    memory: sum of phi(k) [v, 1]^T [batch, heads, features, v_dim + 1].
+    memory: sum of phi(k) [v, 1]^T [batch, heads, features, v_dim + 1], or what
+      decay and delta rule made of it.
     value_sum: sum of v [batch, heads, v_dim].
     count: number of keys [batch].
   """
@@ -44,6 +51,7 @@ def linear_attention(
   key_gate: Float[Array, "#batch kv_len #heads"] | None = None,
   value_gate: Float[Array, "#batch kv_len #heads"] | None = None,
   decay: Float[Array, "..."] | None = None,
+  write_strength: Float[Array, "#batch kv_len #heads"] | None = None,
   lengths: Int[Array, " batch"] | None = None,
   state: LinearState | None = None,
   return_state: bool = False,
@@ -61,6 +69,15 @@ def linear_attention(
 
       M_i = exp(decay_i) M_(i-1) + phi(k_i) g_i [v_i, 1]^T
 
+  With `write_strength` beta a key replaces what the memory holds for it, the
+  delta rule (DeltaNet, arXiv 2406.06484; with a decay arXiv 2412.06464, with
+  one for each feature arXiv 2510.26692). With x_i = phi(k_i) g_i,
+
+      M_i = (I - beta_i x_i x_i^T) exp(decay_i) M_(i-1) + beta_i x_i [v_i, 1]^T
+
+  which grows without bound where beta_i |x_i|^2 is more than 2: keys of unit
+  norm and beta up to 1 are safe.
+
   Args:
     q: queries [batch, q_len, heads, dim].
     k: keys [batch, kv_len, k_heads, dim]; k_heads divides heads.
@@ -74,6 +91,9 @@ def linear_attention(
     decay: causal only: logarithm, at most 0, of the factor by which the memory
       shrinks before it takes in a key: [heads], [batch, kv_len, heads] or
       [batch, kv_len, heads, features]; -inf empties it.
+    write_strength: causal only: beta [batch or 1, kv_len, heads or 1], at least
+      0; a key of strength 0 changes nothing. It goes with the normalizer
+      `identity()`.
     lengths: number of keys of each sequence that are not padding. Padding adds
       nothing to the memory and does not let it decay, whatever it holds, and
       has no gradient. With `causal` queries are padding too, and get zeros.
@@ -93,10 +113,20 @@ def linear_attention(
   """
   if normalizer is None:
     normalizer = linear_normalizers.division()
-  _check(q, k, v, feature_map, normalizer, causal, return_state, chunk_size)
-  _check_arrays(q, k, v, key_gate, value_gate, lengths, state)
-  if decay is not None:
-    _check_decay(decay, q, k, causal, normalizer)
+  linear_checks.options(
+    feature_map, normalizer, causal, return_state, chunk_size
+  )
+  linear_checks.heads(q, k, v, causal)
+  linear_checks.gates(
+    q,
+    k,
+    key_gate=key_gate,
+    value_gate=value_gate,
+    write_strength=write_strength,
+  )
+  linear_checks.memory(q, v, lengths, state, LinearState)
+  linear_checks.decay(decay, q, k, causal, normalizer)
+  linear_checks.delta_rule(write_strength, causal, normalizer)
   target = _target(
     implementation,
     q,
@@ -106,6 +136,7 @@ def linear_attention(
     normalizer=normalizer,
     causal=causal,
     decay=decay,
+    write_strength=write_strength,
     state=state,
     return_state=return_state,
   )
@@ -120,13 +151,17 @@ def linear_attention(
   kept = _kept(k, lengths)
   if causal:
     q = _without_padding(q, kept)
-  k, v, key_gate, value_gate = (
-    _without_padding(x, kept) for x in (k, v, key_gate, value_gate)
+  k, v, key_gate, value_gate, write_strength = (
+    _without_padding(x, kept)
+    for x in (k, v, key_gate, value_gate, write_strength)
   )
   k, v = _repeated(q, k, v)
   # One for each key, [batch or 1, kv_len, 1, 1].
   ones = _without_padding(jnp.ones((1, k.shape[1], 1, 1)), kept)
-  values, terms = _terms(v, key_gate, value_gate, ones)
+  # The delta rule reads the memory by what it writes with, so that a gate
+  # belongs to the key there; elsewhere to the term, which may be narrower.
+  gates_terms = write_strength is None
+  values, terms = _terms(v, key_gate if gates_terms else None, value_gate, ones)
   memory = None
   if target is not None:
     if key_gate is None and value_gate is None:
@@ -134,11 +169,13 @@ def linear_attention(
     sums = _weighted_sums(q, k, terms, feature_map, target)
   else:
     phi_q, phi_k = (feature_map(x.astype(jnp.float32)) for x in (q, k))
+    if key_gate is not None and not gates_terms:
+      phi_k = phi_k * key_gate[..., None]
     memory = _first_memory(phi_k, terms, state)
     if causal:
       decay = _decays(decay, k.shape[1], kept)
       sums, memory = recurrence.run(
-        phi_q, phi_k, terms, decay, memory, chunk_size
+        phi_q, phi_k, terms, decay, memory, chunk_size, write_strength
       )
     else:
       memory = memory + recurrence.dot("bjhf,bjhv->bhfv", phi_k, terms)
@@ -289,95 +326,3 @@ def _state(memory, values, ones, state) -> LinearState:
   if state is not None:
     value_sum, count = value_sum + state.value_sum, count + state.count
   return LinearState(memory, value_sum, count)
-
-
-def _check(
-  q, k, v, feature_map, normalizer, causal, return_state, chunk_size
-) -> None:
-  checks.flag("causal", causal)
-  checks.flag("return_state", return_state)
-  checks.whole("chunk_size", chunk_size, 1)
-  checks.instance(
-    "normalizer", normalizer, LinearNormalizer, "attention.linear_normalizers"
-  )
-  if not callable(feature_map):
-    raise ValueError(
-      f"feature_map is {feature_map!r}; it must be a function, such as those "
-      "of attention.features"
-    )
-  checks.same_floats(q=q, k=k, v=v)
-  for name, x in (("q", q), ("k", k), ("v", v)):
-    if x.ndim != 4 or 0 in x.shape[2:]:
-      raise ValueError(
-        f"{name} has shape {x.shape}; it must be [batch, length, heads, dim], "
-        "the last two at least 1"
-      )
-  for name, x in (("k", k), ("v", v)):
-    if x.shape[:2] != (q.shape[0], k.shape[1]) or q.shape[2] % x.shape[2]:
-      raise ValueError(
-        f"{name} has shape {x.shape}; q of shape {q.shape} needs batch "
-        f"{q.shape[0]}, length {k.shape[1]} and a divisor of {q.shape[2]} heads"
-      )
-  if k.shape[-1] != q.shape[-1]:
-    raise ValueError(f"k has dimension {k.shape[-1]}; q has {q.shape[-1]}")
-  if causal and q.shape[1] != k.shape[1]:
-    raise ValueError(
-      f"causal needs as many keys as queries; q has {q.shape[1]}, k has "
-      f"{k.shape[1]}"
-    )
-
-
-def _check_arrays(q, k, v, key_gate, value_gate, lengths, state) -> None:
-  batch, heads, kv_len = q.shape[0], q.shape[2], k.shape[1]
-  checks.lengths("lengths", lengths, batch)
-  for name, gate in (("key_gate", key_gate), ("value_gate", value_gate)):
-    if gate is None:
-      continue
-    checks.floating(name, gate)
-    if gate.ndim != 3 or any(
-      have not in fits
-      for have, fits in zip(
-        gate.shape, ((1, batch), (kv_len,), (1, heads)), strict=True
-      )
-    ):
-      raise ValueError(
-        f"{name} has shape {gate.shape}; it must be [batch or 1, kv_len, heads "
-        f"or 1] with batch {batch}, kv_len {kv_len} and {heads} heads"
-      )
-  if state is None:
-    return
-  checks.instance("state", state, LinearState, "return_state=True")
-  shapes = {
-    "memory": (batch, heads, "features", v.shape[-1] + 1),
-    "value_sum": (batch, heads, v.shape[-1]),
-    "count": (batch,),
-  }
-  for name, fits in shapes.items():
-    x = getattr(state, name)
-    checks.floating(f"{name} of the state", x)
-    if x.ndim != len(fits) or any(
-      want not in ("features", have)
-      for have, want in zip(x.shape, fits, strict=True)
-    ):
-      raise ValueError(
-        f"{name} of the state has shape {x.shape}; these queries and values "
-        f"need [{', '.join(map(str, fits))}]"
-      )
-
-
-def _check_decay(decay, q, k, causal, normalizer) -> None:
-  checks.floating("decay", decay)
-  if not causal:
-    raise ValueError("decay needs causal=True: it is a decay over time")
-  if not normalizer.takes_decay:
-    raise ValueError(
-      f"decay goes with division and identity, not {type(normalizer).__name__}"
-    )
-  batch, length, heads = k.shape[0], k.shape[1], q.shape[2]
-  if decay.shape != (heads,) and (
-    decay.ndim not in (3, 4) or decay.shape[:3] != (batch, length, heads)
-  ):
-    raise ValueError(
-      f"decay has shape {decay.shape}; it must be {(heads,)}, "
-      f"{(batch, length, heads)} or {(batch, length, heads)} and features"
-    )

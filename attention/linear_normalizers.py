@@ -19,6 +19,8 @@ class LinearNormalizer(abc.ABC):
 
   # Whether it means something for a memory that decays.
   takes_decay = True
+  # Whether it means something where keys correct what others wrote.
+  takes_corrections = False
 
   @abc.abstractmethod
   def normalize(
@@ -111,6 +113,8 @@ class Subtraction(LinearNormalizer):
 @dataclasses.dataclass(frozen=True)
 class Identity(LinearNormalizer):
   """The sum as it is."""
+
+  takes_corrections = True
 
   def normalize(self, sums, weight, count, mean, dim):
     return sums

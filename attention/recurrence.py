@@ -2,6 +2,14 @@
 
 M_i = exp(decay_i) M_(i-1) + phi(k_i) terms_i^T, of which query i reads
 phi(q_i) M_i. Within a chunk of positions this is a matrix product.
+
+By the delta rule a position adds what lacks to its terms,
+
+    u_i = beta_i (terms_i - (exp(decay_i) M_(i-1))^T phi(k_i)),
+
+in place of them. Within a chunk each u_i depends on those before it through
+the overlaps of keys, a triangular system; its solution is the WY form of the
+product of the factors I - beta_i phi(k_i) phi(k_i)^T (arXiv 2406.06484).
 """
 
 import jax
@@ -9,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def run(phi_q, phi_k, terms, decay, memory, chunk_size):
+def run(phi_q, phi_k, terms, decay, memory, chunk_size, write_strength=None):
   """Returns what each query reads of the memory, and the memory at the end.
 
   Args:
@@ -19,6 +27,8 @@ def run(phi_q, phi_k, terms, decay, memory, chunk_size):
     decay: logarithm of what is left of the memory, [B or 1, N, H or 1, F or 1].
     memory: at the start [B, H, F, V].
     chunk_size: positions that are taken at a time.
+    write_strength: beta of the delta rule [B or 1, N, H or 1]; None to add the
+      terms as they are.
   """
   length = phi_k.shape[1]
   chunk_size = max(1, min(chunk_size, length))
@@ -34,30 +44,85 @@ def run(phi_q, phi_k, terms, decay, memory, chunk_size):
   def step(memory, xs):
     return _chunk(memory, *xs)
 
-  memory, out = jax.lax.scan(
-    step, memory, tuple(map(cut, (phi_q, phi_k, terms, decay)))
-  )
+  arrays = [phi_q, phi_k, terms, decay]
+  if write_strength is not None:
+    arrays.append(write_strength.astype(jnp.float32))
+  memory, out = jax.lax.scan(step, memory, tuple(map(cut, arrays)))
   # [chunks, B, C, H, V] -> [B, N, H, V]
   out = jnp.moveaxis(out, 0, 1)
   out = out.reshape(out.shape[0], chunks * chunk_size, *out.shape[3:])
   return out[:, :length], memory
 
 
-def _chunk(memory, phi_q, phi_k, terms, decay):
+def _chunk(memory, phi_q, phi_k, terms, decay, beta=None):
   """Takes a chunk of C positions: the memory after it, and what is read."""
   # What is left at i of what came in at j, [B, i, j, H, F], and of the memory
   # at the start, [B, i, H, F].
   between = _left_between(decay)
   since_start = jnp.exp(jnp.cumsum(decay, axis=1))
-  if between.shape[-1] == 1:
-    weights = dot("bihf,bjhf->bijh", phi_q, phi_k) * between[..., 0]
-  else:
-    weights = dot("bihf,bjhf,bijhf->bijh", phi_q, phi_k, between)
-  out = dot("bijh,bjhv->bihv", weights, terms)
+  if beta is not None:
+    held = dot("bihf,bhfv->bihv", phi_k * since_start, memory)
+    overlaps = _overlaps(phi_k, phi_k, between) * beta[:, :, None]
+    terms = _solved(overlaps, (terms - held) * beta[..., None])
+  out = dot("bijh,bjhv->bihv", _overlaps(phi_q, phi_k, between), terms)
   out = out + dot("bihf,bhfv->bihv", phi_q * since_start, memory)
   memory = memory * since_start[:, -1, :, :, None]
   taken_in = dot("bjhf,bjhv->bhfv", phi_k * between[:, -1], terms)
   return memory + taken_in, out
+
+
+def _overlaps(left, right, between) -> Array:
+  """Returns left_i . right_j by what is left between them, [B, i, j, H]."""
+  if between.shape[-1] == 1:
+    return dot("bihf,bjhf->bijh", left, right) * between[..., 0]
+  return dot("bihf,bjhf,bijhf->bijh", left, right, between)
+
+
+def _solved(overlaps, right) -> Array:
+  """Returns u with u_i + sum_(j < i) overlaps_ij u_j = right_i.
+
+  Args:
+    overlaps: [B, i, j, H], of which j < i are read.
+    right: [B, C, H, V].
+  """
+  lower = jnp.tril(jnp.moveaxis(overlaps, 3, 1), -1)
+  return dot("bhij,bjhv->bihv", _inverse(lower), right)
+
+
+@jax.custom_jvp
+def _inverse(lower: Array) -> Array:
+  """Returns (I + lower)^-1 of strictly lower triangles [..., C, C].
+
+  Inverses of diagonal blocks are joined to those of twice their size, for all
+  blocks at once by two products of whole matrices: log2(C) steps that feed
+  matrix units, where forward substitution takes C steps. Its entries are no
+  larger than those of the inverse, at most 1 for the delta rule with keys of
+  unit norm, whereas powers of `lower` reach 10^17 where 64 keys are the same.
+  """
+  size = lower.shape[-1]
+  inverse = jnp.broadcast_to(jnp.eye(size, dtype=lower.dtype), lower.shape)
+  block = 1
+  while block < size:
+    number = jnp.arange(size) // block
+    row, column = number[:, None], number[None, :]
+    # Rows of the second and columns of the first of each pair of blocks.
+    below = (row // 2 == column // 2) & (row > column)
+    part = jnp.where(jnp.broadcast_to(below, lower.shape), lower, 0.0)
+    if block > 1:
+      part = _matmul(_matmul(inverse, part), inverse)
+    inverse = inverse - part
+    block *= 2
+  return inverse
+
+
+@_inverse.defjvp
+def _inverse_jvp(primals, tangents):
+  inverse = _inverse(*primals)
+  return inverse, -_matmul(_matmul(inverse, *tangents), inverse)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _left_between(decay: Array) -> Array:

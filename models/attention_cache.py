@@ -1,11 +1,12 @@
 """Keys and values of earlier tokens, in an array of fixed size.
 
-A cache has `keys` and `values` [batch, kv_heads, slots, head_dim], `positions`
-and `segments`, int32 [batch, slots], with position -1 where nothing is or where
-padding was, and `index`, an int32 scalar: how many tokens were written. Token n
-of all rows is in slot n % slots, so rows of several lengths are padded on the
-left, with position -1. Heads come before slots because that is how products
-and kernels read them: else each step would transpose the whole cache.
+A cache has `keys` [batch, key_heads, slots, key_dim], `values` [batch,
+value_heads, slots, value_dim], `positions` and `segments`, int32 [batch,
+slots], with position -1 where nothing is or where padding was, and `index`, an
+int32 scalar: how many tokens were written. Token n of all rows is in slot
+n % slots, so rows of several lengths are padded on the left, with position -1.
+Heads come before slots because that is how products and kernels read them: else
+each step would transpose the whole cache.
 """
 
 from collections.abc import Callable
@@ -31,8 +32,8 @@ class Seen(NamedTuple):
   """What the queries of a call may see, in any order.
 
   Attributes:
-    keys: [batch, kv_len, kv_heads, head_dim].
-    values: likewise.
+    keys: [batch, kv_len, key_heads, key_dim].
+    values: [batch, kv_len, value_heads, value_dim].
     positions: [batch, kv_len].
     segments: [batch, kv_len].
   """
@@ -44,14 +45,29 @@ class Seen(NamedTuple):
 
 
 def empty(
-  batch: int, slots: int, kv_heads: int, head_dim: int, dtype: Dtype
+  batch: int,
+  slots: int,
+  keys: tuple[int, int],
+  values: tuple[int, int],
+  dtype: Dtype,
 ) -> Cache:
-  """Returns a cache in which nothing was written."""
-  heads = (batch, kv_heads, slots, head_dim)
+  """Returns a cache in which nothing was written.
+
+  Args:
+    batch: number of rows.
+    slots: how many tokens it holds.
+    keys: heads of the keys, and channels of each.
+    values: those of the values.
+    dtype: of keys and values.
+  """
+
+  def zeros(heads: int, dim: int) -> jax.Array:
+    return jnp.zeros((batch, heads, slots, dim), dtype)
+
   # Arrays of their own, for each may be donated.
   return {
-    "keys": jnp.zeros(heads, dtype),
-    "values": jnp.zeros(heads, dtype),
+    "keys": zeros(*keys),
+    "values": zeros(*values),
     "positions": jnp.full((batch, slots), -1, jnp.int32),
     "segments": jnp.zeros((batch, slots), jnp.int32),
     "index": jnp.zeros((), jnp.int32),

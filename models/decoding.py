@@ -10,6 +10,7 @@ once, for which no logits are needed; then blocks of steps run, each block one
 row that has ended goes on as padding and keeps still.
 """
 
+import collections
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -275,6 +276,30 @@ def take_steps(
   state = state._replace(position=jnp.where(live, state.position, -1))
   state, tokens = jax.lax.scan(step, state, None, length=length)
   return state, tokens.T
+
+
+def cache_bytes(model: nn.Module, batch: int, length: int) -> dict[str, int]:
+  """Returns the bytes of a cache by the name of its arrays, over all layers.
+
+  Args:
+    model: a language model with a cache, or a mixer.
+    batch: number of rows.
+    length: how many tokens a row has at most.
+  """
+  cache = jax.eval_shape(lambda: model.init_cache(batch, length))
+  total = collections.Counter()
+  for path, array in jax.tree_util.tree_leaves_with_path(cache):
+    total[path[-1].key] += array.size * array.dtype.itemsize
+  return dict(total)
+
+
+def cache_bytes_per_token(model: nn.Module, length: int) -> dict[str, int]:
+  """Returns what one token more adds to a row's cache of `length` tokens.
+
+  What does not grow, as the memory of linear attention, adds nothing.
+  """
+  before, after = (cache_bytes(model, 1, length + n) for n in (0, 1))
+  return {name: after[name] - before[name] for name in after}
 
 
 def hashable(model):

@@ -25,6 +25,7 @@ FEED_FORWARDS: dict[str, tuple[Activation, bool]] = {
   "gelu": (exact_gelu, False),
   "gelu_tanh": (nn.gelu, False),
   "squared_relu": (squared_relu, False),
+  "sigmoid_glu": (nn.sigmoid, True),
   "swiglu": (nn.silu, True),
   "geglu": (exact_gelu, True),
   "geglu_tanh": (nn.gelu, True),

@@ -6,8 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import attention
-from attention import features, finishes, linear_normalizers
-from models import layers, mixer_base, registry, taps
+from attention import features, linear_normalizers
+from models import (
+  layers,
+  mixer_base,
+  normalization,
+  registry,
+  short_convolution,
+  taps,
+)
 
 FEATURE_MAPS = {
   f.__name__: f
@@ -23,7 +30,13 @@ FEATURE_MAPS = {
   )
 }
 NORMALIZERS = ("division", "identity")
-DECAYS = ("none", "head", "data")
+DECAYS = ("none", "head", "data", "feature")
+UPDATES = ("sum", "delta")
+# Maps that make no vector longer, and what may be given to them.
+BOUNDED_MAPS = ("identity", "relu")
+# What the logarithm of a sigmoid is divided by in a decay of each feature.
+FEATURE_TEMPERATURE = 16.0
+_PROJECTIONS = ("query", "key", "value")
 
 
 class LinearAttention(mixer_base.SequenceMixer):
@@ -32,8 +45,13 @@ class LinearAttention(mixer_base.SequenceMixer):
   A segment of a row begins with a memory that is emptied; the bidirectional
   form has no segments.
 
+  RetNet (arXiv 2307.08621), GLA (arXiv 2312.06635), DeltaNet (arXiv 2406.06484)
+  and gated DeltaNet (arXiv 2412.06464) are values of its fields.
+
   Attributes:
     feature_map: phi, a key of FEATURE_MAPS.
+    feature_dim: channels of queries and keys of a head, which phi maps; 0 for
+      head_dim.
     normalizer: "division" by the sum of the weights, or "identity". Others of
       `attention.linear_normalizers` count keys, padding and other segments
       among them.
@@ -42,27 +60,58 @@ class LinearAttention(mixer_base.SequenceMixer):
     value_gate: likewise the values.
     decay: what is left of the memory from token to token: all ("none"), a
       learned share for each head ("head"), or one for each head that the token
-      decides ("data"), the sigmoid of a projection.
+      decides ("data"), the sigmoid of a projection; or one for each feature
+      ("feature"), the 16th root of the sigmoid of a projection through
+      `decay_rank` channels, as in GLA.
+    decay_rank: channels of that projection.
+    update: what a key does to the memory: it adds its value ("sum"), or its
+      value replaces a share of what the memory holds for it ("delta"), by the
+      sigmoid of a projection for each head. Keys must not be longer than 1
+      then: qk_norm="unit" with a map that keeps them so, or softmax.
+    short_convolution: tokens that a convolution of queries, keys and values
+      sees, before SiLU and their norm; 0 for none.
+    output_norm: whether each head of the output has an RMS norm, before the
+      gate; without a division by weights its size is that of the memory.
   """
 
   feature_map: str = "elu_plus_one"
+  feature_dim: int = 0
   normalizer: str = "division"
   epsilon: float = 1e-6
   key_gate: bool = False
   value_gate: bool = False
   decay: str = "none"
+  decay_rank: int = 16
+  update: str = "sum"
+  short_convolution: int = 0
+  output_norm: bool = False
 
   def init_cache(self, batch: int, length: int) -> mixer_base.Cache:
     """Returns the state before the first token, whatever the length."""
     del length
     memory = (batch, self.heads, self._features(), self.head_dim + 1)
-    return {
+    cache = {
       "memory": jnp.zeros(memory, jnp.float32),
       "value_sum": jnp.zeros((batch, self.heads, self.head_dim), jnp.float32),
       "count": jnp.zeros((batch,), jnp.float32),
       "segment": jnp.zeros((batch,), jnp.int32),
       "index": jnp.zeros((), jnp.int32),
     }
+    if not self.short_convolution:
+      return cache
+    for name in _PROJECTIONS:
+      heads = self.heads_of(name), self.width_of(name)
+      recent = short_convolution.init_recent(
+        batch, self.short_convolution, heads, self.dtype
+      )
+      cache[f"{name}_inputs"] = recent["inputs"]
+    return {**cache, "recent_segments": recent["segments"]}
+
+  def width_of(self, name: str) -> int:
+    """Channels of a head of "query", "key" or "value", as projected."""
+    return (
+      self.head_dim if name == "value" else (self.feature_dim or self.head_dim)
+    )
 
   @nn.compact
   def __call__(
@@ -81,8 +130,8 @@ class LinearAttention(mixer_base.SequenceMixer):
     """
     del train
     self._check(segments, cache)
-    q, k, v = self.queries_keys_values(x, positions)
     kept = None if positions is None else positions >= 0
+    (q, k, v), recent = self._heads(x, positions, segments, kept, cache)
     options = {
       "feature_map": FEATURE_MAPS[self.feature_map],
       "normalizer": self._made_normalizer(),
@@ -90,6 +139,9 @@ class LinearAttention(mixer_base.SequenceMixer):
       "key_gate": self._gate(x, "key_gate", self.key_gate, kept),
       "value_gate": self._gate(x, "value_gate", self.value_gate, None),
       "decay": self._decays(x, segments, kept, cache),
+      "write_strength": self._gate(
+        x, "write_strength", self.update == "delta", None
+      ),
       "implementation": self.implementation,
     }
     if cache is None:
@@ -103,13 +155,48 @@ class LinearAttention(mixer_base.SequenceMixer):
       )
       cache = {
         **state._asdict(),
+        **recent,
         "segment": cache["segment"] if segments is None else segments[:, -1],
         "index": cache["index"] + x.shape[1],
       }
-    gate = self.gate_logits(x)
-    if gate is not None:
-      out = finishes.gate(gate).apply(out.astype(jnp.float32), None)
-    return self.output(out.astype(self.dtype), x.shape[-1]), cache
+    if self.output_norm:
+      norm = normalization.RMSNorm(
+        param_dtype=self.param_dtype, name="output_norm"
+      )
+      out = norm(out)
+    out = self.gated(out, x, "output").astype(self.dtype)
+    out = self.output(out, x.shape[-1])
+    return self.gated(out, x, "projection"), cache
+
+  def _heads(self, x, positions, segments, kept, cache):
+    """Returns queries, keys and values, and what a cache keeps of them."""
+    if not self.short_convolution:
+      return self.queries_keys_values(x, positions), {}
+    heads, new = [], {}
+    for name in _PROJECTIONS:
+      recent = None
+      if cache is not None:
+        recent = {
+          "inputs": cache[f"{name}_inputs"],
+          "segments": cache["recent_segments"],
+        }
+      convolution = short_convolution.ShortConvolution(
+        self.short_convolution,
+        "silu",
+        self.dtype,
+        self.param_dtype,
+        name=f"{name}_convolution",
+      )
+      projected = self.gated(self.project(x, name), x, name)
+      y, recent = convolution(projected, segments, kept, recent)
+      heads.append(y)
+      if cache is not None:
+        new[f"{name}_inputs"] = recent["inputs"]
+        new["recent_segments"] = recent["segments"]
+    q, k, v = heads
+    places = mixer_base.counted(x) if positions is None else positions
+    q, k = self.placed(q, "query", places), self.placed(k, "key", places)
+    return (q, k, v), new
 
   def _attend(self, q, k, v, options) -> jax.Array:
     """Runs the attention; its map is what it makes of one value for each key.
@@ -140,26 +227,50 @@ class LinearAttention(mixer_base.SequenceMixer):
     return kept if gate is None else gate * kept
 
   def _decays(self, x, segments, kept, cache) -> jax.Array | None:
-    """Returns the logarithm of what is left, [batch, length, heads]."""
-    decay = None
-    if self.decay == "head":
-      logits = self.param("decay", _share_init, (self.heads,), jnp.float32)
-      decay = nn.log_sigmoid(logits)
-      if kept is None and segments is None:
-        return decay
-      decay = decay.reshape(1, 1, -1)
-    elif self.decay == "data":
-      logits = self._to_heads(x, "decay", bias_init=_share_init)
-      decay = nn.log_sigmoid(logits)
-    shape = (*x.shape[:2], self.heads)
-    if decay is not None and kept is not None:
-      decay = jnp.where(kept[..., None], decay, 0.0)
+    """Returns the logarithm of what is left.
+
+    None, [heads] or [batch, length, heads, features or nothing].
+    """
+    decay = self._decay_of(x)
+    if segments is None and (kept is None or decay is None):
+      return decay
+    if decay is None:
+      decay = jnp.zeros((1, 1, self.heads), jnp.float32)
+    elif decay.ndim == 1:
+      decay = decay[None, None]
+    decay = jnp.broadcast_to(decay, (*x.shape[:2], *decay.shape[2:]))
+    wide = (*x.shape[:2], *(1,) * (decay.ndim - 2))
+    if kept is not None:
+      decay = jnp.where(kept.reshape(wide), decay, 0.0)
     if segments is not None:
       first = segments[:, :1] if cache is None else cache["segment"][:, None]
       before = jnp.concatenate([first, segments[:, :-1]], axis=1)
-      begins = (segments != before)[..., None]
-      decay = jnp.where(begins, -jnp.inf, 0.0 if decay is None else decay)
-    return None if decay is None else jnp.broadcast_to(decay, shape)
+      begins = (segments != before).reshape(wide)
+      decay = jnp.where(begins, -jnp.inf, decay)
+    return decay
+
+  def _decay_of(self, x: jax.Array) -> jax.Array | None:
+    """Returns what is left but for segments and padding."""
+    if self.decay == "none":
+      return None
+    if self.decay == "head":
+      logits = self.param("decay", _share_init, (self.heads,), jnp.float32)
+      return nn.log_sigmoid(logits)
+    if self.decay == "data":
+      logits = self._to_heads(x, "decay", bias_init=_share_init)
+      return nn.log_sigmoid(logits)
+    options = {
+      "kernel_init": self.kernel_init,
+      "dtype": self.dtype,
+      "param_dtype": self.param_dtype,
+    }
+    low = layers.Dense(
+      self.decay_rank, use_bias=False, name="decay_low", **options
+    )(x)
+    logits = layers.DenseGeneral(
+      (self.heads, self._features()), name="decay", **options
+    )(low)
+    return nn.log_sigmoid(logits.astype(jnp.float32)) / FEATURE_TEMPERATURE
 
   def _to_heads(self, x, name, **options) -> jax.Array:
     """Projects to [batch, length, heads] in float32."""
@@ -180,7 +291,7 @@ class LinearAttention(mixer_base.SequenceMixer):
     return linear_normalizers.division(self.epsilon, per_key=False)
 
   def _features(self) -> int:
-    head = jax.ShapeDtypeStruct((self.head_dim,), jnp.float32)
+    head = jax.ShapeDtypeStruct((self.width_of("key"),), jnp.float32)
     return jax.eval_shape(FEATURE_MAPS[self.feature_map], head).shape[-1]
 
   def _check(self, segments, cache) -> None:
@@ -188,6 +299,7 @@ class LinearAttention(mixer_base.SequenceMixer):
       ("feature_map", FEATURE_MAPS),
       ("normalizer", NORMALIZERS),
       ("decay", DECAYS),
+      ("update", UPDATES),
     ):
       if getattr(self, field) not in known:
         raise registry.unknown(
@@ -199,11 +311,34 @@ class LinearAttention(mixer_base.SequenceMixer):
         "has none; it goes with 'rotary', 'learned' and 'none'"
       )
     if not self.causal and (
-      segments is not None or cache is not None or self.decay != "none"
+      segments is not None
+      or cache is not None
+      or self.decay != "none"
+      or self.update != "sum"
+      or self.short_convolution
     ):
       raise ValueError(
-        "causal is False; segments, a cache and a decay go with causal linear "
-        "attention only"
+        "causal is False; segments, a cache, a decay, update='delta' and a "
+        "short convolution go with causal linear attention only"
+      )
+    if self.short_convolution:
+      short_convolution.check_size(self.short_convolution)
+    if self.update == "delta":
+      self._check_delta()
+
+  def _check_delta(self) -> None:
+    if self.normalizer != "identity":
+      raise ValueError(
+        f"normalizer is {self.normalizer!r}; update='delta' needs 'identity', "
+        "since corrected weights have no sum to divide by"
+      )
+    unit = self.qk_norm == "unit" and self.feature_map in BOUNDED_MAPS
+    if not unit and self.feature_map != "softmax":
+      raise ValueError(
+        f"feature_map is {self.feature_map!r} and qk_norm {self.qk_norm!r}; "
+        "with update='delta' keys longer than 1 let the memory grow without "
+        "bound: take qk_norm='unit' with feature_map='identity' or 'relu', or "
+        "feature_map='softmax'"
       )
 
 

@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from models import layers, positions, registry
+from attention import finishes
+from models import layers, normalization, positions, registry, taps
 
 Cache = dict[str, jax.Array]
-GATES = ("none", "elementwise", "headwise")
+GATES = ("none", "elementwise", "headwise", "shared", "input_independent")
+# G4, G3, G2, G1 and G5 of arXiv 2505.06708.
+GATE_POSITIONS = ("query", "key", "value", "output", "projection")
 
 
 class SequenceMixer(nn.Module):
@@ -35,11 +38,21 @@ class SequenceMixer(nn.Module):
     position_encoding: "rotary" turns queries and keys; "alibi" is for mixers
       that have scores; others mean nothing to a mixer.
     rotary: see `positions.rotate`.
-    qk_norm: makes the normalisation of the heads of queries and keys; None for
-      none.
-    output_gate: what the heads' output is multiplied by before the projection:
-      "none", or the sigmoid of a projection of `x`, to each channel
-      ("elementwise") or to each head ("headwise"): G1 of arXiv 2505.06708.
+    qk_norm: makes the normalisation of the heads of queries and keys; "unit"
+      divides them by their length, so that scores are cosines; None or False
+      for none.
+    output_gate: what the heads' output is multiplied by before the projection,
+      "Gated Attention" (arXiv 2505.06708): "none", or the sigmoid of a
+      projection of `x`, to each channel ("elementwise"), to each head
+      ("headwise"), or to each channel and then averaged over heads ("shared");
+      or of a parameter for each channel that begins at 0 ("input_independent").
+    gate_position: where it is instead, one of GATE_POSITIONS: "query", "key" or
+      "value", between their projections and what follows, norms of heads and
+      rotation (the order is ours); "output"; or "projection", after that of the
+      output, where there are no heads any more.
+    gate_activation: what is in the place of the sigmoid, a key of
+      `finishes.ACTIVATIONS`; float32.
+    gate_operation: "multiply", or "add" for what is added instead.
     attention_bias: whether queries, keys, values and gates have biases.
     out_bias: whether the output has one.
     kernel_init: initializer of what reads the residual stream.
@@ -56,8 +69,11 @@ class SequenceMixer(nn.Module):
   causal: bool = True
   position_encoding: str = "none"
   rotary: Mapping[str, Any] = FrozenDict()
-  qk_norm: Callable[..., nn.Module] | None = None
+  qk_norm: Callable[..., nn.Module] | str | bool | None = None
   output_gate: str = "none"
+  gate_position: str = "output"
+  gate_activation: str = "sigmoid"
+  gate_operation: str = "multiply"
   attention_bias: bool = False
   out_bias: bool = False
   kernel_init: layers.Initializer = nn.initializers.normal(0.02)
@@ -76,66 +92,118 @@ class SequenceMixer(nn.Module):
     """
     raise NotImplementedError
 
-  @property
-  def key_heads(self) -> int:
-    """Heads of keys and values.
+  def heads_of(self, name: str) -> int:
+    """How many heads there are of "query", "key" or "value".
 
     Raises:
       ValueError: if they do not divide `heads`.
     """
-    kv_heads = self.kv_heads or self.heads
-    if kv_heads < 1 or self.heads % kv_heads:
+    return self.heads if name == "query" else self.divisor("kv_heads")
+
+  def width_of(self, name: str) -> int:
+    """Channels of a head of "query", "key" or "value", as projected."""
+    del name
+    return self.head_dim
+
+  def divisor(self, field: str) -> int:
+    """Returns the number of heads in a field, `heads` if it is 0.
+
+    Raises:
+      ValueError: if it does not divide `heads`.
+    """
+    number = getattr(self, field)
+    if number < 0 or self.heads % (number or self.heads):
       fits = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
       raise ValueError(
-        f"kv_heads is {self.kv_heads}; for heads={self.heads} it must be one "
-        f"of {fits}"
+        f"{field} is {number}; for heads={self.heads} it must be one of {fits}"
       )
-    return kv_heads
+    return number or self.heads
 
   def queries_keys_values(
     self, x: jax.Array, places: jax.Array | None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Projects to [batch, length, heads or kv_heads, head_dim] each."""
-    q, k, v = self.projected(x)
-    return (*self.placed(q, k, places), v)
+    """Projects to [batch, length, heads_of(name), width_of(name)] each."""
+    q, k, v = (
+      self.gated(self.project(x, name), x, name)
+      for name in ("query", "key", "value")
+    )
+    places = counted(x) if places is None else places
+    return self.placed(q, "query", places), self.placed(k, "key", places), v
 
-  def projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns queries, keys and values that know no positions."""
-    into = functools.partial(self._into_heads, x)
-    q = into(self.heads, "query")
-    k = into(self.key_heads, "key")
-    v = into(self.key_heads, "value")
-    if self.qk_norm is not None:
-      q, k = (
-        self.qk_norm(name="query_norm")(q),
-        self.qk_norm(name="key_norm")(k),
-      )
-    return q, k, v
+  def project(self, x: jax.Array, name: str) -> jax.Array:
+    """Projects to [batch, length, heads_of(name), width_of(name)]."""
+    return self._dense((self.heads_of(name), self.width_of(name)), name)(x)
 
-  def placed(
-    self, q: jax.Array, k: jax.Array, places: jax.Array | None
-  ) -> tuple[jax.Array, jax.Array]:
-    """Turns queries and keys by their positions, if these are rotary."""
-    if self.position_encoding == "rotary":
-      places = counted(q) if places is None else places
-      q, k = (
-        positions.rotate(heads, places, self.rotary, local=self.local)
-        for heads in (q, k)
-      )
-    return q, k
+  def placed(self, heads: jax.Array, name: str, places: jax.Array) -> jax.Array:
+    """Normalises heads of queries or keys, and turns them to their places."""
+    return self.turned(self.normalised(heads, name), places)
 
-  def gate_logits(self, x: jax.Array) -> jax.Array | None:
-    """Returns [batch, length, heads, head_dim or nothing], None for no gate."""
-    if self.output_gate not in GATES:
-      raise registry.unknown("output_gate", self.output_gate, GATES)
-    if self.output_gate == "none":
+  def normalised(self, heads: jax.Array, name: str) -> jax.Array:
+    """Normalises heads of "query" or "key", if `qk_norm` says so."""
+    if not self.qk_norm:
+      return heads
+    return self._heads_norm()(name=f"{name}_norm")(heads)
+
+  def turned(self, heads: jax.Array, places: jax.Array) -> jax.Array:
+    """Turns heads to their places, if positions are rotary."""
+    if self.position_encoding != "rotary":
+      return heads
+    return positions.rotate(heads, places, self.rotary, local=self.local)
+
+  def gate(
+    self, shape: tuple[int, ...], x: jax.Array, position: str
+  ) -> finishes.Finish | None:
+    """Returns the gate of `position`, or None if there is none.
+
+    Args:
+      shape: (heads, channels) of what it is for, or (width,).
+      x: [batch, length, width], what decides it: the normalised input.
+      position: one of GATE_POSITIONS.
+
+    Raises:
+      ValueError: if a field of the gate is not known, or it is for heads where
+        there are none.
+    """
+    for field, known in (
+      ("output_gate", GATES),
+      ("gate_position", GATE_POSITIONS),
+      ("gate_activation", finishes.ACTIVATIONS),
+      ("gate_operation", finishes.OPERATIONS),
+    ):
+      if getattr(self, field) not in known:
+        raise registry.unknown(field, getattr(self, field), known)
+    if self.output_gate == "none" or self.gate_position != position:
       return None
-    if self.output_gate == "headwise":
-      return self._dense((self.heads,), "gate")(x)
-    return self._into_heads(x, self.heads, "gate")
+    if self.output_gate in ("headwise", "shared") and len(shape) == 1:
+      raise ValueError(
+        f"output_gate is {self.output_gate!r}, for heads, and after the "
+        "projection of the output (gate_position='projection') there are none; "
+        "'elementwise' and 'input_independent' fit"
+      )
+    logits = self._gate_logits(shape, x)
+    make = functools.partial(finishes.gate, operation=self.gate_operation)
+    shared = self.output_gate == "shared"
+    if not (shared or taps.tapped(self, "gate_values")):
+      return make(logits, activation=self.gate_activation)
+    values = finishes.ACTIVATIONS[self.gate_activation](
+      logits.astype(jnp.float32)
+    )
+    if shared:
+      values = values.mean(2, keepdims=True)
+    values = taps.tap(self, "gate_values", values)
+    return make(values, activation="identity")
+
+  def gated(self, values: jax.Array, x: jax.Array, position: str) -> jax.Array:
+    """Returns [batch, length, ...] with the gate of `position`; see `gate`."""
+    gate = self.gate(values.shape[2:], x, position)
+    if gate is None:
+      return values
+    # A gate asks for no sum of values.
+    out = gate.apply(values.astype(jnp.float32), None)
+    return out.astype(values.dtype)
 
   def output(self, heads: jax.Array, width: int) -> jax.Array:
-    """Projects [batch, length, heads, head_dim] to [batch, length, width]."""
+    """Projects [batch, length, heads, channels] to [batch, length, width]."""
     return layers.DenseGeneral(
       width,
       axis=(-2, -1),
@@ -146,8 +214,23 @@ class SequenceMixer(nn.Module):
       name="out",
     )(heads)
 
-  def _into_heads(self, x: jax.Array, heads: int, name: str) -> jax.Array:
-    return self._dense((heads, self.head_dim), name)(x)
+  def _gate_logits(self, shape: tuple[int, ...], x: jax.Array) -> jax.Array:
+    """[batch or 1, length or 1, *shape], without channels for "headwise"."""
+    if self.output_gate == "input_independent":
+      zeros = nn.initializers.zeros
+      return self.param("gate", zeros, shape, self.param_dtype)[None, None]
+    shape = shape[:1] if self.output_gate == "headwise" else shape
+    return self._dense(shape, "gate")(x)
+
+  def _heads_norm(self) -> Callable[..., nn.Module]:
+    if self.qk_norm == "unit":
+      return functools.partial(normalization.UnitNorm, dtype=self.dtype)
+    if not callable(self.qk_norm):
+      raise ValueError(
+        f"qk_norm is {self.qk_norm!r}; it must be 'unit' or False, or be left "
+        "to the model, whose qk_norm=True takes the model's norm"
+      )
+    return self.qk_norm
 
   def _dense(self, features: tuple[int, ...], name: str) -> nn.Module:
     return layers.DenseGeneral(

@@ -13,8 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import registry
-
 LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 GroupNorm = functools.partial(nn.GroupNorm, use_fast_variance=False)
 
@@ -25,12 +23,16 @@ class RMSNorm(nn.Module):
   Attributes:
     epsilon: added to the mean square.
     offset: whether the factor is one plus what is stored, as Gemma has it.
+    pre_affine: whether `x` is multiplied by another vector, "before/scale",
+      which the mean square sees: PreAffineRMSNorm of arXiv 2601.22966. That it
+      begins at one is ours.
     dtype: dtype of the result.
     param_dtype: dtype of the scale.
   """
 
   epsilon: float = 1e-6
   offset: bool = False
+  pre_affine: bool = False
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
@@ -41,38 +43,49 @@ class RMSNorm(nn.Module):
     scale = self.param("scale", init, x.shape[-1:], self.param_dtype)
     scale = scale.astype(jnp.float32) + self.offset
     x = x.astype(jnp.float32)
+    if self.pre_affine:
+      x = Scale(param_dtype=self.param_dtype, name="before")(x)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(mean_square + self.epsilon)
     return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
 
 
-NORMS = ("rms_norm", "layer_norm")
+class UnitNorm(nn.Module):
+  """x / |x| along the last axis, in float32; a vector of zeros stays one.
 
-
-def of_tokens(
-  kind: str, *, epsilon: float, use_bias: bool, offset: bool, **dtypes: Any
-) -> Callable[..., nn.Module]:
-  """Returns what makes the normalisations of a transformer, given a name.
-
-  Args:
-    kind: one of NORMS.
-    epsilon: added to the mean square or the variance.
-    use_bias: whether a layer norm has a bias.
-    offset: see `RMSNorm`.
-    **dtypes: `dtype` and `param_dtype`.
-
-  Raises:
-    ValueError: if there is no such normalisation, or it has no offset.
+  Attributes:
+    dtype: dtype of the result.
   """
-  if kind not in NORMS:
-    raise registry.unknown("norm", kind, NORMS)
-  if kind == "rms_norm":
-    return functools.partial(RMSNorm, epsilon, offset, **dtypes)
-  if offset:
-    raise ValueError("norm_offset is True; only norm='rms_norm' has an offset")
-  return functools.partial(
-    LayerNorm, epsilon=epsilon, use_bias=use_bias, **dtypes
-  )
+
+  dtype: Any = jnp.float32
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Gives the vectors of an array unit length."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # A bound of the square and not of its root, whose slope at 0 is infinite.
+    return (x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(self.dtype)
+
+
+class Scale(nn.Module):
+  """Multiplies float32 by "scale", for each channel or one of all.
+
+  Attributes:
+    shape: () for one number; None for one a channel.
+    init: initializer.
+    param_dtype: dtype of the parameter.
+  """
+
+  shape: tuple[int, ...] | None = None
+  init: Callable[..., jax.Array] = nn.initializers.ones
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns an array like `x`."""
+    shape = x.shape[-1:] if self.shape is None else self.shape
+    scale = self.param("scale", self.init, shape, self.param_dtype)
+    return x * scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class BatchNorm(nn.BatchNorm):

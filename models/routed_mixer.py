@@ -12,6 +12,8 @@ from models import attention_cache, mixer_base, router, taps
 from models.finite_mask import FiniteMask
 from models.softmax_mixers import FullAttention
 
+# Options of `full` that would ask for the choice of each row, or for all keys.
+_REFUSED = ("scale_by", "key_dim", "selective_values")
 # More keys before its own than any token has.
 _FAR = 2**29 - 1
 
@@ -67,9 +69,12 @@ class RoutedAttention(FullAttention):
       ValueError: if the mixer is not causal, the cache is too short, an option
         does not fit, or there are a temperature and a cache.
     """
-    del train
     self._check(cache, temperature)
-    q, k, v = self.projected(x)
+    q, k, v = (
+      self.gated(self.project(x, name), x, name)
+      for name in ("query", "key", "value")
+    )
+    q = self.normalised(q, "query")
     kept = _kept(prompt, positions)
     if cache is None:
       route = self._choice(self._router(), q, kept, temperature)
@@ -77,13 +82,17 @@ class RoutedAttention(FullAttention):
       route = self._lasting_choice(q, kept, cache["route"])
     # 1 for full attention, 0 for streaming; -1 where no token could decide yet.
     route = taps.tap(self, "route", route)
-    q, k = self.placed(q, k, positions)
-    slots = {"normalizer": self._normalizer(), "scale": self._scale(None, x)}
-    gate = self.gate_logits(x)
+    places = mixer_base.counted(x) if positions is None else positions
+    q, k = self.turned(q, places), self.placed(k, "key", places)
+    slots = {
+      "normalizer": self._normalizer(x, positions, train),
+      "scale": self._scale(x, positions, segments),
+    }
+    gate = self.gate((self.heads, v.shape[-1]), x, "output")
 
     def parts(keys, values, mask, kv_positions=None):
-      places = () if kv_positions is None else (positions, kv_positions)
-      own = {"mask": mask, "score_mods": self._score_mods(*places)}
+      both = () if kv_positions is None else (positions, kv_positions)
+      own = {"mask": mask, "score_mods": self._score_mods(*both)}
       return self._parts(q, keys, values, gate, {**slots, **own})
 
     if cache is None:
@@ -94,7 +103,8 @@ class RoutedAttention(FullAttention):
         segments = jnp.zeros_like(positions)
       new = attention_cache.Seen(k, v, positions, segments)
       how, cache = self._of_cache(parts, new, cache, route)
-    return self.output(taps.with_open_map(self, *how), x.shape[-1]), cache
+    out = self.output(taps.with_open_map(self, *how), x.shape[-1])
+    return self.gated(out, x, "projection"), cache
 
   def _router(self) -> router.Router:
     return router.Router(self.param_dtype, name="router")
@@ -192,11 +202,12 @@ class RoutedAttention(FullAttention):
           f"{field} is {getattr(self, field)}; a routed mixer needs at least "
           f"{least}"
         )
-    if self.scale_by != "constant":
-      raise ValueError(
-        f"scale_by is {self.scale_by!r}, which counts the keys that a token "
-        "sees; a routed mixer needs 'constant'"
-      )
+    for field in _REFUSED:
+      if (value := getattr(self, field)) != getattr(FullAttention, field):
+        raise ValueError(
+          f"{field} is {value!r}; a routed mixer needs "
+          f"{getattr(FullAttention, field)!r}"
+        )
     if cache is not None and temperature is not None:
       raise ValueError(
         f"temperature is {temperature} and there is a cache; routers draw "

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from models import registry
+from models.convolution_mixer import GatedConvolution
 from models.linear_mixer import LinearAttention
 from models.mixer_base import SequenceMixer
 from models.routed_mixer import RoutedAttention
@@ -21,8 +22,27 @@ SEQUENCE_MIXERS: dict[str, type[SequenceMixer]] = {
   "full": FullAttention,
   "sliding": SlidingAttention,
   "linear": LinearAttention,
+  "convolution": GatedConvolution,
   "routed": RoutedAttention,
 }
+# Fields of a transformer that are offered to its mixers as they are.
+OFFERED = (
+  "heads",
+  "kv_heads",
+  "window",
+  "causal",
+  "position_encoding",
+  "rotary",
+  "output_gate",
+  "gate_position",
+  "gate_activation",
+  "gate_operation",
+  "attention_bias",
+  "out_bias",
+  "attention_scale",
+  "attention_soft_cap",
+  "implementation",
+)
 
 
 def find(mixer: str) -> type[SequenceMixer]:

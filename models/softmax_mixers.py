@@ -1,5 +1,6 @@
 """Dot-product attention as a mixer of sequences."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +11,19 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 import attention
-from attention import finishes, masks, normalizers, scales, scores
-from models import attention_cache, mixer_base, registry, taps
+from attention import masks, normalizers, scales, scores
+from models import (
+  affine_scale,
+  attention_cache,
+  mixer_base,
+  registry,
+  taps,
+  unequal_heads,
+)
 from models.finite_mask import FiniteMask
 
-# The normalizers that need no more than scores, or a number a head.
+# The normalizers that need no more than scores, or a number a head. "affine"
+# is one more: it needs what a token says.
 NORMALIZERS = {
   "softmax": normalizers.softmax,
   "softmax_with_sink": normalizers.softmax_with_sink,
@@ -25,16 +34,20 @@ NORMALIZERS = {
 SCALES = ("constant", "log_length")
 
 
-class FullAttention(mixer_base.SequenceMixer):
+class FullAttention(unequal_heads.UnequalHeads):
   """Every token sees all of its segment, or what of it is not after it.
 
   Attributes:
     attention_scale: factor of the scores; 0 for head_dim ** -0.5.
     attention_soft_cap: scores become cap * tanh(scores / cap); 0 for none.
-    normalizer: how scores become weights, a key of NORMALIZERS.
-    normalizer_options: its arguments.
+    normalizer: how scores become weights, a key of NORMALIZERS or "affine".
+    normalizer_options: its arguments; of "affine", the fields of
+      `affine_scale.AffineScale` that are its own: length, activation, momentum.
     scale_by: "constant", or "log_length" for ln(head_dim) ln(keys seen) in the
       place of `attention_scale`; see `attention.scales`.
+    selective_values: `count`, and `renormalize`, of the values that a step of
+      decoding reads (DiffQKV's selective V); all if empty. See
+      `attention.apply_top_weights`.
   """
 
   attention_scale: float = 0.0
@@ -42,11 +55,15 @@ class FullAttention(mixer_base.SequenceMixer):
   normalizer: str = "softmax"
   normalizer_options: Mapping[str, Any] = FrozenDict()
   scale_by: str = "constant"
+  selective_values: Mapping[str, Any] = FrozenDict()
 
   def init_cache(self, batch: int, length: int) -> mixer_base.Cache:
     """Returns a cache for `length` tokens."""
+    keys, values = (
+      (self.heads_of(name), self.width_of(name)) for name in ("key", "value")
+    )
     return attention_cache.empty(
-      batch, self._slots(length), self.key_heads, self.head_dim, self.dtype
+      batch, self._slots(length), keys, values, self.dtype
     )
 
   @nn.compact
@@ -64,13 +81,13 @@ class FullAttention(mixer_base.SequenceMixer):
       ValueError: if there is a cache and the mixer is not causal, the cache is
         too short, or an option is not known.
     """
-    del train
     q, k, v = self.queries_keys_values(x, positions)
     slots = {
-      "normalizer": self._normalizer(),
-      "scale": self._scale(positions, x),
+      "normalizer": self._normalizer(x, positions, train),
+      "scale": self._scale(x, positions, segments),
     }
     if cache is None:
+      k = self.expanded(k, positions)
       slots["mask"] = self._mask(positions, segments)
       slots["score_mods"] = self._score_mods()
     else:
@@ -82,15 +99,20 @@ class FullAttention(mixer_base.SequenceMixer):
         segments = jnp.zeros_like(positions)
       new = attention_cache.Seen(k, v, positions, segments)
       seen, cache = attention_cache.extend(cache, new, ring=self.local)
-      k, v = seen.keys, seen.values
+      k, v = self.expanded(seen.keys, seen.positions), seen.values
       slots["mask"] = self._mask_of_cache(new, seen)
       slots["score_mods"] = self._score_mods(positions, seen.positions)
-    parts = self._parts(q, k, v, self.gate_logits(x), slots)
-    return self.output(taps.with_open_map(self, *parts), x.shape[-1]), cache
+    step = cache is not None and x.shape[1] == 1
+    values = self._top_values() if step else None
+    gate = self.gate((self.heads, v.shape[-1]), x, "output")
+    parts = self._parts(q, k, v, gate, slots, values)
+    out = taps.with_open_map(self, *parts)
+    out = self.output(out, x.shape[-1])
+    return self.gated(out, x, "projection"), cache
 
-  def _parts(self, q, k, v, gate, slots):
-    """What `taps.with_open_map` takes: attention whole, its map, the rest."""
-    finish = () if gate is None else (finishes.gate(gate),)
+  def _parts(self, q, k, v, gate, slots, top_values=None):
+    """What `taps.with_open_map` takes: attention, its map, and the rest."""
+    finish = () if gate is None else (gate,)
 
     def attend():
       return attention.dot_product_attention(
@@ -101,13 +123,27 @@ class FullAttention(mixer_base.SequenceMixer):
       return attention.attention_weights(q, k, **slots)
 
     def apply(weights):
-      out = attention.apply_attention_weights(weights, v)
+      if top_values is None:
+        out = attention.apply_attention_weights(weights, v)
+      else:
+        out = attention.apply_top_weights(weights, v, **top_values)
       for step in finish:
         # A gate asks for no sum of values.
         out = step.apply(out.astype(jnp.float32), None).astype(v.dtype)
       return out
 
+    if top_values is not None:
+      attend = lambda: apply(weigh())
     return attend, weigh, apply
+
+  def _top_values(self) -> Mapping[str, Any] | None:
+    """The options of `attention.apply_top_weights`, None for all values."""
+    unknown = {*self.selective_values} - {"count", "renormalize"}
+    if unknown:
+      raise registry.unknown(
+        "option of selective_values", min(unknown), ("count", "renormalize")
+      )
+    return self.selective_values or None
 
   def _slots(self, length: int) -> int:
     return length
@@ -157,9 +193,12 @@ class FullAttention(mixer_base.SequenceMixer):
         mods.append(scores.function(_alibi, places))
     return mods
 
-  def _normalizer(self) -> normalizers.Normalizer:
+  def _normalizer(self, x, positions, train) -> normalizers.Normalizer:
+    if self.normalizer == "affine":
+      return self._affine()(x, positions, train)
     if self.normalizer not in NORMALIZERS:
-      raise registry.unknown("normalizer", self.normalizer, NORMALIZERS)
+      known = (*NORMALIZERS, "affine")
+      raise registry.unknown("normalizer", self.normalizer, known)
     make = NORMALIZERS[self.normalizer]
     if self.normalizer == "softmax_with_sink":
       zeros = nn.initializers.zeros
@@ -167,7 +206,23 @@ class FullAttention(mixer_base.SequenceMixer):
       make = functools.partial(make, sink)
     return make(**self.normalizer_options)
 
-  def _scale(self, positions, x) -> float | jax.Array:
+  def _affine(self) -> affine_scale.AffineScale:
+    given = {
+      "heads": self.heads,
+      "kernel_init": self.kernel_init,
+      "dtype": self.dtype,
+      "param_dtype": self.param_dtype,
+    }
+    fields = {f.name for f in dataclasses.fields(affine_scale.AffineScale)}
+    own = fields - {*given, "name", "parent"}
+    for option in self.normalizer_options:
+      if option not in own:
+        raise registry.unknown("option of normalizer 'affine'", option, own)
+    return affine_scale.AffineScale(
+      **given, **self.normalizer_options, name="affine"
+    )
+
+  def _scale(self, x, positions, segments) -> float | jax.Array:
     if self.scale_by not in SCALES:
       raise registry.unknown("scale_by", self.scale_by, SCALES)
     if self.scale_by == "constant":
@@ -177,7 +232,10 @@ class FullAttention(mixer_base.SequenceMixer):
         "scale_by is 'log_length', which counts the keys before a token; it "
         "needs causal=True"
       )
-    positions = mixer_base.counted(x) if positions is None else positions
+    if positions is None:
+      positions = mixer_base.counted(x)
+      if segments is not None:
+        positions = _places_in_segments(positions, segments)
     # [batch or 1, 1, length]
     return scales.log_length(self._keys_seen(positions)[:, None], self.head_dim)
 
@@ -215,6 +273,14 @@ class SlidingAttention(FullAttention):
         "that a token sees, its own included"
       )
     return self.window
+
+
+def _places_in_segments(places: jax.Array, segments: jax.Array) -> jax.Array:
+  """Returns how many tokens of its segment are before each, [batch, length]."""
+  first = jnp.ones_like(segments[:, :1], bool)
+  first = jnp.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
+  starts = jnp.where(first, places, 0)
+  return places - jax.lax.cummax(starts, axis=1)
 
 
 def _alibi(score, batch, head, q_index, k_index, slope, q_position, k_position):

@@ -18,13 +18,19 @@ from flax.core import FrozenDict
 from models import (
   feed_forward,
   layers,
-  normalization,
   taps,
+  token_norms,
   transformer_checks,
 )
 from models import sequence_mixers as mixers
 from models.layer_stacking import stack_layers, unstack_layers
-from models.transformer_layers import Embedding, Head, Layer, scanned
+from models.transformer_layers import (
+  Embedding,
+  Head,
+  Layer,
+  clipped,
+  scanned,
+)
 from models.transformer_variants import SIZES
 
 __all__ = ["KIND", "VARIANTS", "Transformer", "stack_layers", "unstack_layers"]
@@ -51,15 +57,22 @@ class Transformer(taps.Tapped):
       that name get, as {"linear": {"feature_map": "taylor"}}.
     window: keys that a "sliding" layer sees on a side, its own included.
     causal: whether a token sees only itself and what is before it.
-    norm: "rms_norm" or "layer_norm".
+    norm: a key of `token_norms.NORMS`, of the layers' branches. The final
+      norm and those of heads, embeddings and the head are like it, but without
+      a gate or a factor before the statistics (`token_norms.PLAIN`).
     norm_epsilon: added to the mean square or the variance.
     norm_bias: whether layer norms have a bias.
     norm_offset: whether the factor of an RMS norm is one plus what is stored.
+    norm_gate_rank: rank of the gates of norms that have one.
+    norm_alpha: what alpha of dynamic tanh begins with.
     norm_placement: see `transformer_layers.Layer`; "post" has no final norm.
+    residual_clip: the residual stream is cut off at this size, below and above;
+      0 for nowhere.
     first_mixer_norm: whether the first layer normalises what its mixer reads;
       ModernBERT does not, after an embedding norm.
     embedding_norm: whether embeddings are normalised.
-    qk_norm: whether heads of queries and keys are.
+    qk_norm: whether heads of queries and keys are; "unit" gives them unit
+      length instead.
     position_encoding: "rotary", "learned", "alibi" or "none".
     rotary: base, scaling, ... of rotary positions; see `positions.rotate`.
     max_length: number of learned positions.
@@ -70,7 +83,8 @@ class Transformer(taps.Tapped):
       the head.
     attention_bias: whether queries, keys, values and gates have biases.
     out_bias: whether the output of a mixer has one.
-    output_gate: see `mixer_base.SequenceMixer`.
+    output_gate: see `mixer_base.SequenceMixer`, and so for
+      `gate_position`, `gate_activation` and `gate_operation`.
     attention_scale: factor of the scores; 0 for head_dim ** -0.5.
     attention_soft_cap: of the scores; 0 for none.
     tied_head: whether the embeddings are the kernel of the logits.
@@ -106,10 +120,13 @@ class Transformer(taps.Tapped):
   norm_epsilon: float = 1e-6
   norm_bias: bool = True
   norm_offset: bool = False
+  norm_gate_rank: int = 16
+  norm_alpha: float = 0.5
   norm_placement: str = "pre"
+  residual_clip: float = 0.0
   first_mixer_norm: bool = True
   embedding_norm: bool = False
-  qk_norm: bool = False
+  qk_norm: bool | str = False
   position_encoding: str = "rotary"
   rotary: Mapping[str, Any] = FrozenDict()
   max_length: int = 1024
@@ -120,6 +137,9 @@ class Transformer(taps.Tapped):
   attention_bias: bool = False
   out_bias: bool = False
   output_gate: str = "none"
+  gate_position: str = "output"
+  gate_activation: str = "sigmoid"
+  gate_operation: str = "multiply"
   attention_scale: float = 0.0
   attention_soft_cap: float = 0.0
   tied_head: bool = True
@@ -247,6 +267,8 @@ class Transformer(taps.Tapped):
       positions = _written(cache) + jnp.arange(tokens.shape[1])[None, :]
       positions = jnp.broadcast_to(positions, tokens.shape[:2])
     x = self._embedded(tokens, positions, token_types, train)
+    x = clipped(x, self.residual_clip)
+    x = taps.tap(self, "embedded_state", x)
     if self.scan_layers:
       own = None if cache is None else cache["layers"]
       x, new = self.layers(x, positions, segments, own, train)
@@ -289,7 +311,8 @@ class Transformer(taps.Tapped):
     return functools.partial(
       nn.remat(Layer, static_argnums=(5,)) if self.remat else Layer,
       mixer=self._mixer(i),
-      norm=self._norm,
+      norm=self._block_norm,
+      residual_clip=self.residual_clip,
       norm_placement=self.norm_placement,
       mixer_norm=bool(i) or self.first_mixer_norm,
       mlp=self.mlp,
@@ -303,23 +326,11 @@ class Transformer(taps.Tapped):
 
   def _mixer(self, i: int) -> functools.partial:
     """Returns what makes the mixer of layer number `i`, given a name."""
-    offered = {
-      "heads": self.heads,
-      "kv_heads": self.kv_heads,
+    offered = {field: getattr(self, field) for field in mixers.OFFERED} | {
       "head_dim": self.head_dim or self.width // self.heads,
-      "window": self.window,
-      "causal": self.causal,
-      "position_encoding": self.position_encoding,
-      "rotary": self.rotary,
-      "qk_norm": self._norm if self.qk_norm else None,
-      "output_gate": self.output_gate,
-      "attention_bias": self.attention_bias,
-      "out_bias": self.out_bias,
-      "attention_scale": self.attention_scale,
-      "attention_soft_cap": self.attention_soft_cap,
+      "qk_norm": self._norm if self.qk_norm is True else self.qk_norm,
       "kernel_init": self._kernel_init,
       "out_init": self._out_init,
-      "implementation": self.implementation,
       **self._dtypes,
     }
     name = self.mixers[i % len(self.mixers)]
@@ -348,11 +359,21 @@ class Transformer(taps.Tapped):
 
   @property
   def _norm(self) -> functools.partial:
-    return normalization.of_tokens(
-      self.norm,
+    return self._made_norm(token_norms.PLAIN.get(self.norm, self.norm))
+
+  @property
+  def _block_norm(self) -> functools.partial:
+    return self._made_norm(self.norm)
+
+  def _made_norm(self, name: str) -> functools.partial:
+    return token_norms.of_tokens(
+      name,
       epsilon=self.norm_epsilon,
       use_bias=self.norm_bias,
       offset=self.norm_offset,
+      alpha=self.norm_alpha,
+      gate_rank=self.norm_gate_rank,
+      gate_init=self._kernel_init,
       **self._dtypes,
     )
 

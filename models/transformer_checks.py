@@ -27,6 +27,11 @@ def check_fields(model: Any) -> None:
       f"heads is {model.heads}, which does not divide width={model.width}; "
       "give head_dim, or a number of heads that does"
     )
+  if not model.residual_clip >= 0:
+    raise ValueError(
+      f"residual_clip is {model.residual_clip}; it must be a size, or 0 for "
+      "none"
+    )
   if model.classes and model.tied_head:
     raise ValueError(
       f"classes is {model.classes}, and with tied_head=True logits are those "

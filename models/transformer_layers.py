@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import dense, feed_forward, layers, mixer_base, taps
+from models import affine_scale, dense, feed_forward, layers, mixer_base, taps
 
 Norm = Callable[..., nn.Module]
 
@@ -46,6 +46,7 @@ class Layer(nn.Module):
   Attributes:
     mixer: makes the mixer, given a name.
     norm: makes a normalisation, given a name.
+    residual_clip: see `clipped`.
     norm_placement: "pre" normalises what a branch reads, "post" the sum that
       it was added to, "sandwich" what it reads and what it gives.
     mixer_norm: whether the mixer's input is normalised at all, if it would be.
@@ -61,6 +62,7 @@ class Layer(nn.Module):
 
   mixer: functools.partial
   norm: functools.partial
+  residual_clip: float
   norm_placement: str
   mixer_norm: bool
   mlp: str
@@ -112,9 +114,18 @@ class Layer(nn.Module):
     y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
     if self.norm_placement == "sandwich":
       y = self.norm(name=f"{branch}_post_norm")(y)
+    x = x + y
     if self.norm_placement == "post":
-      return self.norm(name=f"{branch}_norm")(x + y)
-    return x + y
+      x = self.norm(name=f"{branch}_norm")(x)
+    return clipped(x, self.residual_clip)
+
+
+def clipped(x: jax.Array, size: float) -> jax.Array:
+  """Returns a residual stream within [-size, size], as it is if that is 0.
+
+  A control of arXiv 2601.22966, which takes 10, 100 and 1000.
+  """
+  return jnp.clip(x, -size, size) if size else x
 
 
 class Repeat(nn.Module):
@@ -148,7 +159,9 @@ def scanned(repeats: int) -> Callable[..., nn.Module]:
   """Returns what makes `Repeat`s that are run by a scan, stacked."""
   return nn.scan(
     Repeat,
-    variable_axes=dict.fromkeys(("params", *taps.COLLECTIONS), 0),
+    variable_axes=dict.fromkeys(
+      ("params", affine_scale.COLLECTION, *taps.COLLECTIONS), 0
+    ),
     split_rngs=dict.fromkeys(("params", "dropout", "routing"), True),
     in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
     length=repeats,

@@ -68,6 +68,26 @@ _MODERNBERT = {
   "head_bias": True,
 }
 
+# Of no config.json that we know, but of table 14 of the paper.
+_SIGMA = {"vocabulary_size": 128256}
+
+_BASED = {
+  # GPT-2's, padded to a multiple of 8.
+  "vocabulary_size": 50264,
+  "norm_epsilon": 1e-5,
+  "position_encoding": "none",
+  "mixer_options": {
+    "convolution": {"attention_bias": True, "out_bias": True},
+    "linear": {
+      "feature_map": "taylor",
+      "feature_dim": 16,
+      "epsilon": 1e-12,
+    },
+    # Published as 256, of which the code sees half before a token, and it.
+    "sliding": {"window": 256 // 2 + 1, "position_encoding": "rotary"},
+  },
+}
+
 
 def _size(width: int, depth: int, heads: int, **more: Any) -> dict[str, Any]:
   return {"width": width, "depth": depth, "heads": heads, **more}
@@ -113,8 +133,29 @@ def _gemma2(width, depth, heads, kv_heads, head_dim, hidden, scale):
   }
 
 
+def _sigma(width, depth, hidden, query_hidden, base, tied):
+  heads = {"key_heads": 4, "value_heads": 16, "query_hidden": query_hidden}
+  return {
+    **_SIGMA,
+    **_size(width, depth, 32, mlp_width=hidden, tied_head=tied),
+    # That augmented queries are gated is reconstructed (`UnequalHeads`).
+    "mixer_options": {"full": {**heads, "query_form": "gated"}},
+    "rotary": {"base": base},
+  }
+
+
+def _based(width: int, depth: int, linear: tuple[int, ...]):
+  """A window follows each layer of linear attention; most are convolutions."""
+  pattern = ["convolution"] * depth
+  for i in linear:
+    pattern[i : i + 2] = "linear", "sliding"
+  size = _size(width, depth, 16, mlp_width=2 * width, mixers=tuple(pattern))
+  return {**_BASED, **size}
+
+
 # Radford et al. 2019; arXiv 2407.21783; 2505.09388; 2408.00118; 1810.04805;
-# 2412.13663: from the config.json that each is published with.
+# 2412.13663: from the config.json that each is published with; 2402.18668: from
+# the configs of its code.
 SIZES: dict[str, dict[str, Any]] = {
   # The fields of the class as they are, to be set one by one.
   "transformer": {},
@@ -132,6 +173,12 @@ SIZES: dict[str, dict[str, Any]] = {
   "qwen3_8b": _qwen3(4096, 36, 32, 12288, False),
   "gemma2_2b": _gemma2(2304, 26, 8, 4, 256, 9216, 256),
   "gemma2_9b": _gemma2(3584, 42, 16, 8, 256, 14336, 256),
+  # arXiv 2501.13629: whether embeddings are tied is not printed, but the names
+  # fit so.
+  "sigma_1_5b": _sigma(2048, 26, 6144, 3072, 50000.0, True),
+  "sigma_10b": _sigma(4096, 32, 14336, 6144, 500000.0, False),
+  "based_360m": _based(1024, 27, (1, 6, 11, 16, 21)),
+  "based_1b": _based(1792, 36, (1, 6, 11, 16, 21, 27, 33)),
   "bert_base": {**_BERT, **_size(768, 12, 12)},
   "bert_large": {**_BERT, **_size(1024, 24, 16)},
   "modernbert_base": _modernbert(768, 22, 12, 1152),

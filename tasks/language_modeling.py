@@ -16,7 +16,14 @@ import numpy as np
 import storage
 from input_pipeline import text
 from tasks import losses, text_sampling
-from tasks.base import Batch, Shown, Task, Variables, create_model
+from tasks.base import (
+  Batch,
+  Shown,
+  Task,
+  Variables,
+  apply_in_training,
+  create_model,
+)
 from training import evaluation
 
 TOKENIZER = "tokenizer.json"
@@ -89,10 +96,15 @@ class LanguageModeling(Task):
   def loss(
     self, variables: Variables, batch: Batch, key: jax.Array
   ) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
-    """The summed cross entropy in nats; no collection changes."""
-    logits = self._apply(variables, batch, train=True, rngs={"dropout": key})
+    """The summed cross entropy in nats, and moving averages as they move."""
+    logits, collections = apply_in_training(
+      self.model,
+      variables,
+      batch["tokens"],
+      **_places(batch),
+      rngs={"dropout": key},
+    )
     loss = _cross_entropy(logits, batch)
-    collections = {n: x for n, x in variables.items() if n != "params"}
     sums = {"weight": self.weight(batch), "loss": loss}
     return loss, (collections, sums)
 
@@ -100,7 +112,9 @@ class LanguageModeling(Task):
     self, variables: Variables, batch: Batch
   ) -> dict[str, jax.Array]:
     """Sums over targets: weight, loss in nats, accuracy, and bytes."""
-    logits = self._apply(variables, batch, train=False)
+    logits = self.model.apply(
+      variables, batch["tokens"], **_places(batch), train=False
+    )
     weights = batch["weights"]
     right = logits.argmax(-1) == batch["targets"]
     return {
@@ -109,11 +123,6 @@ class LanguageModeling(Task):
       "accuracy": (weights * right).sum(),
       "bytes": (weights * batch["bytes"]).sum(),
     }
-
-  def _apply(self, variables: Variables, batch: Batch, **options: Any):
-    """Logits, float32 [rows, length, vocabulary]."""
-    places = {n: batch[n] for n in ("segments", "positions") if n in batch}
-    return self.model.apply(variables, batch["tokens"], **places, **options)
 
   def summarize(self, totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Means, perplexity, and bits per byte: of sums, divided once.
@@ -204,6 +213,11 @@ class LanguageModeling(Task):
   def sample(self, variables: Variables, **options: Any) -> None:
     """Writes prompts and how the model goes on from them; see OPTIONS."""
     text_sampling.write(self.model, variables, self.info.tokenizer, **options)
+
+
+def _places(batch: Batch) -> dict[str, jax.Array]:
+  """What a batch has of segments and positions, [rows, length]."""
+  return {n: batch[n] for n in ("segments", "positions") if n in batch}
 
 
 def _cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:

@@ -5,10 +5,12 @@ where they lie. A tile has all query heads that share a key head in its rows: on
 a GPU for each key head by itself, and on a TPU for all of them, whose keys lie
 side by side there (token after token, each with all heads) and would have to be
 copied to come apart; scores of a query with the keys of other heads are then
-made and dropped, as the matrix unit has time. Where there are too few tiles of
-queries to keep a chip busy, the keys are split into parts, each with a copy of
-the queries, and the parts are joined by their log-sum-exp (Flash-Decoding,
-https://pytorch.org/blog/flash-decoding, 2023).
+made and dropped, as the matrix unit has time. Where values have other heads
+than keys, the rows on a GPU are the query heads that share both, and several
+programs at a time read a head of the fewer; a TPU has no such way. Where there
+are too few tiles of queries to keep a chip busy, the keys are split into parts,
+each with a copy of the queries, and the parts are joined by their log-sum-exp
+(Flash-Decoding, https://pytorch.org/blog/flash-decoding, 2023).
 
 There is no kernel here: rows and columns get another meaning, in
 `flash_few_tiles.FewPlan`.
@@ -24,7 +26,7 @@ from jaxtyping import Array
 
 from attention.kernels import dispatch
 from attention.kernels import flash_plan as planning
-from attention.kernels.flash_few_tiles import FewPlan, Packing
+from attention.kernels.flash_few_tiles import FewPlan, Packing, sharing
 from attention.mask_base import Mask
 from attention.scores import ScoreMod
 from attention.tiles import Operand
@@ -46,12 +48,14 @@ def takes(
   That is an array with a number a score, or a number for each head and key, as
   it would be read where keys were not.
   """
-  _, q_len, heads, _ = q.shape
-  k_heads = k.shape[2]
-  if q_len > MOST_QUERIES or weigh == "ones" or v.shape[2] != k_heads:
+  q_len, k_heads = q.shape[1], k.shape[2]
+  if q_len > MOST_QUERIES or weigh == "ones":
+    return False
+  # Columns are keys and values of the same heads.
+  if kernels.HEADS_BESIDE and v.shape[2] != k_heads:
     return False
   beside = k_heads if kernels.HEADS_BESIDE else 1
-  if beside * heads // k_heads * q_len > kernels.MOST_FEW_ROWS:
+  if beside * sharing(q, k, v) * q_len > kernels.MOST_FEW_ROWS:
     return False
   if mask is not None and any(mask.tile_multiples()):
     return False
@@ -107,7 +111,7 @@ def few_queries(
 
   def on_device(q, k, v, batch, heads, *rest):
     arrays = rest[len(states) :]
-    packing = Packing.of(kernels, q, k, tokens)
+    packing = Packing.of(kernels, q, k, v, tokens)
     packed = [
       packing.operand(Operand(jnp.asarray(x), a), repeats=i < of_mods)
       for i, (x, a) in enumerate(zip(arrays, axes, strict=True))

@@ -1,6 +1,7 @@
 """Tiles of the flash kernels that have several heads in them (`flash_few`)."""
 
 import dataclasses
+import math
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ class FewPlan(planning.Plan):
   head), and the head of a tile is its first.
 
   Attributes:
-    group: how many query heads share a key head.
+    group: how many query heads share a key head and a value head.
     beside: how many key heads a tile has.
     parts: how many parts the keys are split into, each with its own copy of the
       rows.
@@ -104,6 +105,12 @@ def _repeated(seen: Array, times: int) -> Array:
   return jnp.concatenate(wide, axis=1) > 0.5
 
 
+def sharing(q: Array, k: Array, v: Array) -> int:
+  """Returns how many query heads share both a key head and a value head."""
+  heads = q.shape[2]
+  return math.gcd(heads // k.shape[2], heads // v.shape[2])
+
+
 class Packing(NamedTuple):
   """How arrays [batch, length, heads, dim] become tiles of `FewPlan`.
 
@@ -122,16 +129,16 @@ class Packing(NamedTuple):
   tokens: int
 
   @classmethod
-  def of(cls, kernels, q, k, tokens) -> "Packing":
+  def of(cls, kernels, q, k, v, tokens) -> "Packing":
     batch, q_len, heads, _ = q.shape
     _, kv_len, k_heads, _ = k.shape
     beside = k_heads if kernels.HEADS_BESIDE else 1
-    group = heads // k_heads
+    group = sharing(q, k, v)
     return cls(
       q_len,
       group,
       beside,
-      kernels.few_parts(batch * k_heads, -(-kv_len // tokens)),
+      kernels.few_parts(batch * heads // group, -(-kv_len // tokens)),
       kernels.few_rows(beside * group * q_len),
       tokens,
     )

@@ -34,7 +34,17 @@ WIDE_PART = 128
 
 
 def unsupported(
-  q, k, v, *, feature_map, normalizer, causal, decay, state, return_state
+  q,
+  k,
+  v,
+  *,
+  feature_map,
+  normalizer,
+  causal,
+  decay,
+  write_strength,
+  state,
+  return_state,
 ) -> str | None:
   """Says why the kernels cannot take these arguments, or returns None."""
   if feature_map not in MAPS:
@@ -51,6 +61,8 @@ def unsupported(
     return "normalizer is Subtraction; the causal kernel keeps no mean"
   if decay is not None:
     return "decay is given; the kernel's memory does not decay"
+  if write_strength is not None:
+    return "write_strength is given; the kernel adds to its memory only"
   if state is not None or return_state:
     return "a state is passed on; the kernel keeps its memory to itself"
   reason = unsupported_arrays(q, k, v)

@@ -24,7 +24,17 @@ MOST_DIM = 128
 
 
 def unsupported_gpu(
-  q, k, v, *, feature_map, normalizer, causal, decay, state, return_state
+  q,
+  k,
+  v,
+  *,
+  feature_map,
+  normalizer,
+  causal,
+  decay,
+  write_strength,
+  state,
+  return_state,
 ) -> str | None:
   """Says why the kernels cannot take these arguments, or returns None."""
   dim, v_dim = q.shape[-1], v.shape[-1]
@@ -44,6 +54,8 @@ def unsupported_gpu(
     )
   if decay is not None:
     return "decay is given; the kernel's memory does not decay"
+  if write_strength is not None:
+    return "write_strength is given; the kernel adds to its memory only"
   if state is not None or return_state:
     return "a state is passed on; the kernel keeps its memory to itself"
   if max(dim, v_dim) > MOST_DIM:

@@ -37,6 +37,26 @@ def test_gate(shape):
   np.testing.assert_allclose(got, plain * factor, atol=1e-6)
 
 
+@pytest.mark.parametrize("operation", ["multiply", "add"])
+@pytest.mark.parametrize(
+  ("activation", "formula"),
+  [
+    ("half_sigmoid", lambda x: 0.5 + 0.5 * sigmoid(x)),
+    ("silu", lambda x: np.asarray(x, np.float64) * sigmoid(x)),
+    ("identity", lambda x: np.asarray(x, np.float64)),
+  ],
+)
+def test_other_gates(activation, formula, operation):
+  q, k, v = inputs()
+  logits = normal(B, Q, H)
+  plain = attend(q, k, v)
+  gate = finishes.gate(logits, activation=activation, operation=operation)
+  got = attend(q, k, v, finish=gate)
+  value = formula(logits[..., None])
+  expected = plain * value if operation == "multiply" else plain + value
+  np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
 def test_open_and_half_open_gates():
   q, k, v = inputs()
   plain = attend(q, k, v)
@@ -133,6 +153,14 @@ def test_gradients():
     (
       lambda: finishes.gate(normal(B, Q, H, 2)),
       r"have shape \(2, 5, 4, 2\)",
+    ),
+    (
+      lambda: finishes.gate(normal(B, Q, H), activation="tanh"),
+      "activation is 'tanh'; it must be one of sigmoid, half_sigmoid, silu",
+    ),
+    (
+      lambda: finishes.gate(normal(B, Q, H), operation="times"),
+      "operation is 'times'; it must be one of multiply, add",
     ),
     (
       lambda: finishes.value_sum(normal(B, H, Q)),

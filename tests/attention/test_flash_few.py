@@ -61,6 +61,8 @@ def _of_heads(batch, head, i, j):
   return ((head // 2 + j + batch) % 5 != 0) & ((head + i + j) % 7 != 0)
 
 
+# Where values have not as many heads as keys.
+VALUE_HEADS = {"fewer heads of keys": 4, "fewer heads of values": 1}
 # [batch, q_len, heads, k_heads, kv_len] and the slots.
 CASES = {
   "a token and a ring": (
@@ -77,6 +79,17 @@ CASES = {
   "all keys, a sink": (
     (1, 2, 4, 4, 1024),
     lambda x: {"normalizer": normalizers.softmax_with_sink(x.slopes)},
+  ),
+  "fewer heads of keys": (
+    (2, 2, 8, 2, 515),
+    lambda x: {
+      "mask": masks.padding(jnp.array([515, 99])),
+      "score_mods": scores.alibi(0.01 * x.slopes),
+    },
+  ),
+  "fewer heads of values": (
+    (1, 1, 8, 4, 2000),
+    lambda x: {"mask": masks.causal(1000)},
   ),
   "sigmoid": (
     (2, 1, 8, 2, 515),
@@ -95,7 +108,9 @@ def _draw(name, dtype=jnp.float32):
   arrays = {
     "q": normal(batch, q_len, heads, DIM).astype(dtype),
     "k": normal(batch, kv_len, k_heads, DIM).astype(dtype),
-    "v": normal(batch, kv_len, k_heads, 24).astype(dtype),
+    "v": normal(batch, kv_len, VALUE_HEADS.get(name, k_heads), 24).astype(
+      dtype
+    ),
   }
   more = SimpleNamespace(
     slopes=normal(heads),
@@ -116,15 +131,17 @@ def _with_nan(arrays, mask):
   q_len, kv_len = arrays["q"].shape[1], arrays["k"].shape[1]
   batch, _, heads, _ = arrays["q"].shape
   seen = np.asarray(mask.dense(q_len, kv_len, batch=batch, heads=heads))
-  # Whether a head of keys is seen by its group of queries.
-  groups = seen.reshape(batch, arrays["k"].shape[2], -1, kv_len).any(axis=2)
-  idle = ~groups.swapaxes(1, 2)[..., None]
+
+  def idle(x):
+    """Whether a head of keys or values is seen by none of its queries."""
+    groups = seen.reshape(batch, x.shape[2], -1, kv_len).any(axis=2)
+    return ~groups.swapaxes(1, 2)[..., None]
+
   empty = ~seen.any(axis=3).swapaxes(1, 2)[..., None]
   return {
     "q": jnp.where(empty, jnp.nan, arrays["q"]),
-    "k": jnp.where(idle, jnp.nan, arrays["k"]),
-    "v": jnp.where(idle, jnp.nan, arrays["v"]),
-  }, idle.any()
+    **{x: jnp.where(idle(arrays[x]), jnp.nan, arrays[x]) for x in ("k", "v")},
+  }, idle(arrays["k"]).any()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -200,10 +217,10 @@ def _equations(jaxpr):
 
 
 @functools.cache
-def _program(implementation, q_len, heads, kv_len):
+def _program(implementation, q_len, heads, kv_len, kv_heads=(8, 8)):
   """Returns the equations of a decode step, by name, and sizes of results."""
   shape = jax.ShapeDtypeStruct
-  k = shape((8, kv_len, 8, 128), jnp.bfloat16)
+  k, v = (shape((8, kv_len, n, 128), jnp.bfloat16) for n in kv_heads)
   numbers = (shape((8, n), jnp.int32) for n in (q_len, kv_len))
 
   def step(q, k, v, *places):
@@ -212,7 +229,7 @@ def _program(implementation, q_len, heads, kv_len):
     )
 
   q = shape((8, q_len, heads, 128), jnp.bfloat16)
-  return list(_equations(jax.make_jaxpr(step)(q, k, k, *numbers).jaxpr))
+  return list(_equations(jax.make_jaxpr(step)(q, k, v, *numbers).jaxpr))
 
 
 @pytest.mark.parametrize("implementation", ["tpu", "gpu"])
@@ -236,6 +253,14 @@ def test_a_cache_is_read_where_it_lies(implementation, kv_len):
     if x.aval.size >= 8 * kv_len * 8 * 128
   }
   assert moved <= {"reshape"}
+
+
+def test_fewer_heads_of_keys_share_a_tile_on_a_gpu():
+  """Sigma's 32, 4 and 16: two query heads have both in common."""
+  equations = _program("gpu", 1, 32, 32768, (4, 16))
+  (kernel,) = [e for e in equations if e.primitive.name == "pallas_call"]
+  # 4 parts of the keys for each of 128 tiles of heads.
+  assert kernel.params["grid_mapping"].grid == (4, 16, 8)
 
 
 @pytest.mark.parametrize("implementation", ["tpu", "gpu"])

@@ -161,6 +161,7 @@ def test_queries_that_see_no_key_get_zeros():
     ({"feature_map": features.softmax}, "softmax for powers of two"),
     ({"causal": False}, "normalizer is None"),
     ({"decay": jnp.zeros(1)}, "decay is given"),
+    ({"write_strength": jnp.ones((1, 8, 1))}, "write_strength is given"),
     ({"return_state": True}, "a state is passed on"),
     ({"v": jnp.zeros((1, 8, 1, 160))}, "heads are wider than 128"),
     ({"k": jnp.zeros((1, 8, 1, 24), jnp.bfloat16)}, "k bfloat16"),
@@ -171,6 +172,7 @@ def test_says_what_it_cannot_take(change, reason):
   x = jnp.zeros((1, 8, 1, 24))
   arguments = {"q": x, "k": x, "v": x, "feature_map": features.relu}
   arguments |= {"normalizer": None, "causal": True, "decay": None}
+  arguments |= {"write_strength": None}
   arguments |= {"state": None, "return_state": False, **change}
   said = linear_gpu.unsupported_gpu(**arguments)
   assert said is None if reason is None else reason in said

@@ -10,7 +10,7 @@ def test_keys_of_a_ring_are_those_of_the_last_tokens():
   shape = (1, 7, 1, 2)
   keys = np.arange(14, dtype=np.float32).reshape(shape)
   positions = np.arange(7, dtype=np.int32)[None]
-  cache = attention_cache.empty(1, 3, 1, 2, jnp.float32)
+  cache = attention_cache.empty(1, 3, (1, 2), (1, 2), jnp.float32)
   for start, end in ((0, 2), (2, 6), (6, 7)):
     part = slice(start, end)
     new = attention_cache.Seen(

@@ -90,6 +90,11 @@ def _narrow(name):
   # What is 0 follows from the rest.
   narrow["kv_heads"] = 1 if fields["kv_heads"] else 0
   narrow["head_dim"] = 8 if fields["head_dim"] else 0
+  options = {"key_heads": 1, "value_heads": 2, "query_hidden": 24}
+  narrow["mixer_options"] = {
+    mixer: {**own, **{k: v for k, v in options.items() if own.get(k)}}
+    for mixer, own in fields["mixer_options"].items()
+  }
   return {k: v for k, v in narrow.items() if k in fields}
 
 

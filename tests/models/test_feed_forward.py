@@ -15,6 +15,7 @@ def test_formulas_of_feed_forward_layers():
     "gelu": lambda z: z * (1 + erf(z / np.sqrt(2))) / 2,
     "squared_relu": lambda z: np.maximum(z, 0) ** 2,
     "swiglu": lambda z: z / (1 + np.exp(-z)),
+    "sigmoid_glu": lambda z: 1 / (1 + np.exp(-z)),
     "geglu": lambda z: z * (1 + erf(z / np.sqrt(2))) / 2,
   }
   for kind, f in functions.items():

@@ -212,7 +212,7 @@ def test_routers_learn_of_what_full_attention_would_change(monkeypatch):
 
 def test_full_rows_are_those_of_the_full_mixer():
   mixer, full = (
-    create(mixer, position_encoding="rotary", qk_norm=None, kv_heads=1)
+    create(mixer, position_encoding="rotary", output_gate="headwise")
     for mixer in ("routed", "full")
   )
   x = inputs()
@@ -343,6 +343,8 @@ ERRORS = [
   ({}, {"pooled_tokens": 0}, "pooled_tokens is 0.*at least 1"),
   ({"causal": False}, {}, "causal is False"),
   ({}, {"scale_by": "log_length"}, "scale_by is 'log_length'.*'constant'"),
+  ({}, {"selective_values": {"count": 2}}, "selective_values is FrozenDict"),
+  ({"key_dim": 2}, {}, "key_dim is 2; a routed mixer needs 0"),
 ]
 
 

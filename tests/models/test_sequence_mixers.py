@@ -28,6 +28,7 @@ OPTIONS = {
   "full": {},
   "sliding": {},
   "linear": {},
+  "convolution": {},
   "full softplus": {"normalizer": "softplus", "scale_by": "log_length"},
   "sliding sink": {"normalizer": "softmax_with_sink", "scale_by": "log_length"},
   "full sharp": {
@@ -41,6 +42,20 @@ OPTIONS = {
     "attention_scale": 0.7,
     "output_gate": "elementwise",
   },
+  "full unequal": {
+    "key_heads": 1,
+    "value_heads": 4,
+    "value_dim": 6,
+    "query_hidden": 10,
+    "output_gate": "elementwise",
+  },
+  "full narrow keys": {"key_heads": 2, "value_heads": 1, "key_dim": 3},
+  "sliding narrow keys": {"value_heads": 4, "key_dim": 2},
+  # As many as there are: all weights.
+  "full selective": {
+    "value_heads": 4,
+    "selective_values": {"count": 11, "renormalize": True},
+  },
   "linear data": {
     "decay": "data",
     "key_gate": True,
@@ -48,11 +63,54 @@ OPTIONS = {
     "feature_map": "taylor",
     "output_gate": "elementwise",
   },
+  "linear narrow": {
+    "feature_map": "taylor",
+    "feature_dim": 2,
+    "epsilon": 1e-12,
+  },
+  "convolution wide": {
+    "size": 5,
+    "expansion": 1,
+    "attention_bias": True,
+    "out_bias": True,
+  },
   "linear head": {"decay": "head", "normalizer": "identity"},
+  "full value": {"output_gate": "headwise", "gate_position": "value"},
+  "sliding key": {"output_gate": "elementwise", "gate_position": "key"},
+  "full query": {
+    "output_gate": "shared",
+    "gate_position": "query",
+    "gate_activation": "silu",
+  },
+  "linear projection": {
+    "output_gate": "elementwise",
+    "gate_position": "projection",
+    "gate_activation": "half_sigmoid",
+    "gate_operation": "add",
+  },
+  "sliding same": {"output_gate": "input_independent"},
+  "linear feature": {"decay": "feature", "decay_rank": 3},
+  "linear delta": {
+    "update": "delta",
+    "feature_map": "identity",
+    "normalizer": "identity",
+    "qk_norm": "unit",
+  },
+  "linear gated delta": {
+    "update": "delta",
+    "feature_map": "identity",
+    "normalizer": "identity",
+    "qk_norm": "unit",
+    "decay": "data",
+    "short_convolution": 4,
+    "output_norm": True,
+    "output_gate": "elementwise",
+  },
 }
 CASES = [
   *((mixer, scheme) for mixer in ("full", "sliding") for scheme in POSITIONS),
   *(("linear", scheme) for scheme in POSITIONS if scheme != "alibi"),
+  *(("convolution", scheme) for scheme in ("rotary", "learned")),
   *((mixer, "rotary") for mixer in OPTIONS if " " in mixer),
 ]
 
@@ -146,8 +204,10 @@ def test_a_ring_holds_no_more_than_the_window():
   assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)
 
 
-def test_padding_moves_no_state():
-  options = {"decay": "data", "key_gate": True}
+@pytest.mark.parametrize("update", ["sum", "delta"])
+def test_padding_moves_no_state(update):
+  options = {"decay": "data", "key_gate": True, "update": update}
+  options |= {"normalizer": "identity", "feature_map": "softmax"}
   offered = {"heads": 2, "head_dim": 4, "position_encoding": "rotary"}
   mixer = sequence_mixers.create("linear", offered, options)
   x = jax.random.normal(jax.random.key(0), (2, 3, 8))
@@ -205,16 +265,33 @@ ERRORS = [
   ("full", {"normaliser": "softmax"}, r"'normaliser'; did you mean normalizer"),
   ("full", {"normalizer": "softmx"}, r"normalizer 'softmx'.*softmax"),
   ("full", {"scale_by": "length"}, r"scale_by 'length'.*log_length"),
-  ("full", {"output_gate": "element"}, r"output_gate.*elementwise"),
   ("full", {"kv_heads": 3}, r"kv_heads is 3; for heads=2.*\[1, 2\]"),
+  ("full", {"key_heads": 3}, r"key_heads is 3; for heads=2.*\[1, 2\]"),
+  ("full", {"value_dim": -1}, "value_dim is -1.*0 for head_dim=4"),
+  (
+    "full",
+    {"query_hidden": 3, "query_form": "gate"},
+    "query_form 'gate'; did you mean gated",
+  ),
   ("full", {"scale_by": "log_length", "causal": False}, "needs causal=True"),
   ("full", {"head_dim": 5, "position_encoding": "rotary"}, "head_dim 5 is 5"),
   ("sliding", {}, "window is 0.*at least 1"),
   ("linear", {"feature_map": "tailor"}, r"feature_map.*taylor"),
+  ("convolution", {"causal": False}, "'convolution' sees what is before"),
+  ("convolution", {"size": 1}, "convolution is 1; it must be at least"),
   ("linear", {"decay": "date"}, r"decay.*did you mean data"),
   ("linear", {"normalizer": "subtraction"}, "normalizer of linear"),
   ("linear", {"position_encoding": "alibi"}, "'alibi', a bias of scores"),
   ("linear", {"decay": "head", "causal": False}, "causal is False"),
+  ("linear", {"short_convolution": 2, "causal": False}, "causal is False"),
+  ("linear", {"short_convolution": 1}, "convolution is 1; it must be at least"),
+  ("linear", {"update": "Delta"}, r"update of linear.*delta"),
+  ("linear", {"update": "delta"}, "update='delta' needs 'identity'"),
+  (
+    "linear",
+    {"update": "delta", "normalizer": "identity", "qk_norm": "unit"},
+    "feature_map is 'elu_plus_one' and qk_norm 'unit'.*without bound",
+  ),
 ]
 
 

@@ -19,7 +19,8 @@ MIXER_MAP = f"mixer/{MAP}"
 MIXERS = [
   *token_mixers.TOKEN_MIXERS,
   "global_attention",
-  *sequence_mixers.SEQUENCE_MIXERS,
+  # A convolution has no map.
+  *(m for m in sequence_mixers.SEQUENCE_MIXERS if m != "convolution"),
 ]
 
 

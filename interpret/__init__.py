@@ -1,0 +1,1 @@
+"""What a trained model does inside: functions of values that taps read."""
