@@ -250,8 +250,7 @@ def _fused(q, k, v, scale, mods, mask, normalizer, target):
     if mask is None:
       return jnp.full((1, 1, 1), k.shape[1], jnp.float32)
     batch, q_len, heads, _ = q.shape
-    visible = mask.dense(q_len, k.shape[1], batch=batch, heads=heads)
-    return jnp.sum(visible, axis=-1, dtype=jnp.float32)
+    return mask.count(q_len, k.shape[1], batch=batch, heads=heads)
 
   return normalizer.fused(attend, counts)
 

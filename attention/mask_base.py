@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from attention import checks, tiles
 from attention.tiles import Operand, Tile
@@ -120,6 +120,23 @@ class Mask(abc.ABC):
       lambda _, tile, *values: self.visible(tile, *values),
       self.operands(),
       shape,
+    )
+
+  def count(
+    self, q_len: int, kv_len: int, *, batch: int = 1, heads: int = 1
+  ) -> Float[Array, "batch heads q_len"]:
+    """Returns how many keys each query sees, float32 [batch, heads, q_len].
+
+    Raises:
+      ValueError: if the mask does not fit these sizes.
+    """
+    shape = (batch, heads, q_len, kv_len)
+    self.check(*shape)
+    return tiles.over_all_scores(
+      lambda _, tile, *values: self.visible(tile, *values),
+      self.operands(),
+      shape,
+      reduce=lambda seen: jnp.sum(seen, axis=-1, dtype=jnp.float32),
     )
 
   def __and__(self, other: "Mask") -> "Mask":

@@ -251,19 +251,21 @@ class Affine(Normalizer):
     if visible is not None:
       ones = jnp.where(visible, ones, 0.0)
     count = jnp.sum(ones, axis=-1)
-    alpha, beta = self._terms(count)
+    alpha, beta = self._terms(lambda: count)
     return alpha[..., None] * softmax + beta[..., None] * ones, lse
 
   def fused(self, attend, counts):
     out, lse = attend()
     total, _ = attend(weigh="ones")
     # [batch, heads, q_len] -> [batch, q_len, heads, 1]
-    alpha, beta = (x.swapaxes(1, 2)[..., None] for x in self._terms(counts()))
+    alpha, beta = (x.swapaxes(1, 2)[..., None] for x in self._terms(counts))
     return alpha * out.astype(jnp.float32) + beta * total, lse
 
-  def _terms(self, count):
+  def _terms(self, counts):
     alpha = self.alpha.astype(jnp.float32).swapaxes(1, 2)
-    length = jnp.maximum(count, 1.0) if self.length is None else self.length
+    length = self.length
+    if length is None:
+      length = jnp.maximum(counts(), 1.0)
     mean = self.alpha_mean.astype(jnp.float32)[None, :, None]
     return alpha, (mean - alpha) / length
 

@@ -145,6 +145,7 @@ def over_all_scores(
   operands: Sequence[Operand],
   shape: tuple[int, int, int, int],
   scores: Array | None = None,
+  reduce: Callable[[Array], Array] = lambda x: x,
 ) -> Array:
   """Evaluates a tile function on whole score matrices: the reference.
 
@@ -153,9 +154,11 @@ def over_all_scores(
     operands: what the values are taken from.
     shape: batch, heads, q_len, kv_len.
     scores: array of that shape, or None.
+    reduce: what to make of each matrix [q_len, kv_len]. Here and not of the
+      result, because a function of no head gives one matrix for all of them.
 
   Returns:
-    [batch, heads, q_len, kv_len].
+    [batch, heads, q_len, kv_len], or what `reduce` leaves of it.
   """
   batch, heads, q_len, kv_len = shape
   q_index = jnp.arange(q_len)[:, None]
@@ -167,7 +170,8 @@ def over_all_scores(
       as_value(jnp.asarray(array), operand.inner)
       for array, operand in zip(arrays, operands, strict=True)
     ]
-    return jnp.broadcast_to(function(score, tile, *values), (q_len, kv_len))
+    value = function(score, tile, *values)
+    return reduce(jnp.broadcast_to(value, (q_len, kv_len)))
 
   score_axis = None if scores is None else 0
   over_heads = jax.vmap(

@@ -3,6 +3,7 @@
   python train.py --config=configs/sequences.py:mqar --workdir=runs/mqar
 
 Each trains in a minute or less on two cores. Variants:
+- `digits`: which of ten a handwritten digit is, 16 patches of 2 x 2 pixels.
 - `mqar`: multi-query associative recall, which value came with a key.
 - `near_and_far`: repeat the last token, or recall what came with a key.
 """
@@ -41,6 +42,21 @@ def _mqar(config: ml_collections.ConfigDict) -> None:
   config.optimizer.final_learning_rate = 1e-4
 
 
+def _digits(config: ml_collections.ConfigDict) -> None:
+  config.data.update(train_examples=1437, eval_examples=1000)
+  config.model.update(dict(width=32, depth=6, heads=4, mlp="gelu"))
+  config.model.update(dict(causal=False, tied_head=False, scan_layers=True))
+  config.model.update(dict(position_encoding="learned", max_length=16))
+  config.model.update(dict(norm="layer_norm", mlp_bias=True))
+  config.batch_size = 32
+  config.eval_batch_size = 200
+  config.train_for = "400 steps"
+  config.evaluate_every = "400 steps"
+  config.checkpoint.every = "400 steps"
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.final_learning_rate = 1e-4
+
+
 def _near_and_far(config: ml_collections.ConfigDict) -> None:
   config.model.update(dict(width=64, depth=4, heads=4, mlp_width=64))
   # Within 300 steps heads find places with this, and not with 0.02.
@@ -54,4 +70,8 @@ def _near_and_far(config: ml_collections.ConfigDict) -> None:
   config.optimizer.final_learning_rate = 1e-4
 
 
-VARIANTS = {"mqar": _mqar, "near_and_far": _near_and_far}
+VARIANTS = {
+  "digits": _digits,
+  "mqar": _mqar,
+  "near_and_far": _near_and_far,
+}

@@ -1,6 +1,6 @@
 """The two layouts of a transformer's parameters: layers apart, or stacked."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -62,3 +62,36 @@ def unstack_layers(tree: Mapping[str, Any]) -> dict[str, Any]:
     for i in range(len(stacked))
   }
   return {**{name: tree[name] for name in tree if name != "layers"}, **plain}
+
+
+def empty_caches(
+  of: Callable[[int], Mapping[str, Any]],
+  depth: int,
+  pattern: int,
+  *,
+  stacked: bool,
+) -> dict[str, Any]:
+  """Returns the caches of all layers in one of the layouts.
+
+  Args:
+    of: gives the cache of a layer, by its number.
+    depth: number of layers.
+    pattern: length of the model's `mixers`.
+    stacked: whether it is that of `scan_layers`.
+  """
+  own = {f"layer_{i}": of(i) for i in range(pattern if stacked else depth)}
+  if not stacked:
+    return own
+  repeats = depth // pattern
+  return {
+    "layers": jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (repeats, *x.shape)), own
+    )
+  }
+
+
+def written(caches: Mapping[str, Any]) -> jax.Array:
+  """Returns how many tokens were written to caches of all layers."""
+  if "layers" in caches:
+    return caches["layers"]["layer_0"]["index"][0]
+  return caches["layer_0"]["index"]

@@ -123,12 +123,18 @@ class SequenceMixer(nn.Module):
     self, x: jax.Array, places: jax.Array | None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Projects to [batch, length, heads_of(name), width_of(name)] each."""
+    names = ("query", "key", "value")
     q, k, v = (
-      self.gated(self.project(x, name), x, name)
-      for name in ("query", "key", "value")
+      self.gated(heads, x, name)
+      for name, heads in zip(names, self.projected(x), strict=True)
     )
     places = counted(x) if places is None else places
     return self.placed(q, "query", places), self.placed(k, "key", places), v
+
+  def projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns queries, keys and values before gates, norms and rotation."""
+    q, k, v = (self.project(x, name) for name in ("query", "key", "value"))
+    return q, k, v
 
   def project(self, x: jax.Array, name: str) -> jax.Array:
     """Projects to [batch, length, heads_of(name), width_of(name)]."""

@@ -15,10 +15,10 @@ from attention import masks, normalizers, scales, scores
 from models import (
   affine_scale,
   attention_cache,
+  fewer_projections,
   mixer_base,
   registry,
   taps,
-  unequal_heads,
 )
 from models.finite_mask import FiniteMask
 
@@ -34,7 +34,7 @@ NORMALIZERS = {
 SCALES = ("constant", "log_length")
 
 
-class FullAttention(unequal_heads.UnequalHeads):
+class FullAttention(fewer_projections.FewerProjections):
   """Every token sees all of its segment, or what of it is not after it.
 
   Attributes:

@@ -6,7 +6,6 @@ gradients equal to those of the `transformers` library.
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,22 +14,16 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from models import (
-  feed_forward,
-  layers,
-  taps,
-  token_norms,
-  transformer_checks,
+from models import layers, taps, transformer_checks
+from models.layer_stacking import (
+  empty_caches,
+  stack_layers,
+  unstack_layers,
+  written,
 )
-from models import sequence_mixers as mixers
-from models.layer_stacking import stack_layers, unstack_layers
-from models.transformer_layers import (
-  Embedding,
-  Head,
-  Layer,
-  clipped,
-  scanned,
-)
+from models.residual_streams import DepthQueries
+from models.transformer_layers import Embedding, clipped, scanned
+from models.transformer_parts import TransformerParts
 from models.transformer_variants import SIZES
 
 __all__ = ["KIND", "VARIANTS", "Transformer", "stack_layers", "unstack_layers"]
@@ -39,7 +32,7 @@ KIND = "language"
 Cache = dict[str, Any]
 
 
-class Transformer(taps.Tapped):
+class Transformer(TransformerParts):
   """From tokens to logits, decoder-only or, with causal=False, an encoder.
 
   Attributes:
@@ -66,6 +59,13 @@ class Transformer(taps.Tapped):
     norm_gate_rank: rank of the gates of norms that have one.
     norm_alpha: what alpha of dynamic tanh begins with.
     norm_placement: see `transformer_layers.Layer`; "post" has no final norm.
+    residual: "sum", or "attention" where every branch and the output read the
+      softmax over depth of the embeddings and of what branches before gave, and
+      nothing is added to what they read ("Attention Residuals", arXiv
+      2603.15031); not with norm_placement="post". Taps named "hidden_state" are
+      then sums over the blocks of branches so far.
+    residual_block: branches, of which a layer has two, or one if mlp="none",
+      that are summed before they are attended to; 1 for none.
     residual_clip: the residual stream is cut off at this size, below and above;
       0 for nowhere.
     first_mixer_norm: whether the first layer normalises what its mixer reads;
@@ -123,6 +123,8 @@ class Transformer(taps.Tapped):
   norm_gate_rank: int = 16
   norm_alpha: float = 0.5
   norm_placement: str = "pre"
+  residual: str = "sum"
+  residual_block: int = 1
   residual_clip: float = 0.0
   first_mixer_norm: bool = True
   embedding_norm: bool = False
@@ -173,6 +175,14 @@ class Transformer(taps.Tapped):
       self.layers = scanned(self.depth // len(self.mixers))(pattern)
     else:
       self.layer = [self._layer(i)() for i in range(self.depth)]
+    if self.residual == "attention":
+      self.depth_attention = DepthQueries(
+        self.depth * (1 if self.mlp == "none" else 2),
+        self.width,
+        self.residual_block,
+        self.scan_layers,
+        self.param_dtype,
+      )
     if self.norm_placement != "post":
       self.final_norm = self._norm()
     self.head = self._make_head()
@@ -245,15 +255,8 @@ class Transformer(taps.Tapped):
     def of(i):
       return self._mixer(i)(parent=None).init_cache(batch, length)
 
-    if not self.scan_layers:
-      return {f"layer_{i}": of(i) for i in range(self.depth)}
-    repeats = self.depth // len(self.mixers)
-    pattern = {f"layer_{i}": of(i) for i in range(len(self.mixers))}
-    return {
-      "layers": jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (repeats, *x.shape)), pattern
-      )
-    }
+    pattern = len(self.mixers)
+    return empty_caches(of, self.depth, pattern, stacked=self.scan_layers)
 
   def _run(self, tokens, positions, segments, token_types, cache, train):
     transformer_checks.check_arrays(
@@ -264,11 +267,13 @@ class Transformer(taps.Tapped):
       token_types=token_types,
     )
     if cache is not None and positions is None:
-      positions = _written(cache) + jnp.arange(tokens.shape[1])[None, :]
+      positions = written(cache) + jnp.arange(tokens.shape[1])[None, :]
       positions = jnp.broadcast_to(positions, tokens.shape[:2])
     x = self._embedded(tokens, positions, token_types, train)
     x = clipped(x, self.residual_clip)
     x = taps.tap(self, "embedded_state", x)
+    if self.residual == "attention":
+      x = self.depth_attention.begin(x)
     if self.scan_layers:
       own = None if cache is None else cache["layers"]
       x, new = self.layers(x, positions, segments, own, train)
@@ -278,6 +283,8 @@ class Transformer(taps.Tapped):
       for i, layer in enumerate(self.layer):
         own = None if cache is None else cache[f"layer_{i}"]
         x, new[f"layer_{i}"] = layer(x, positions, segments, own, train)
+    if self.residual == "attention":
+      x = self.depth_attention.end(x)
     if self.norm_placement != "post":
       x = self.final_norm(x)
     return x, None if cache is None else new
@@ -305,96 +312,6 @@ class Transformer(taps.Tapped):
     if self.embedding_norm:
       x = self.embed_norm(x)
     return self.embed_dropout(x, deterministic=not train)
-
-  def _layer(self, i: int) -> functools.partial:
-    """Returns what makes layer number `i`, given a name."""
-    return functools.partial(
-      nn.remat(Layer, static_argnums=(5,)) if self.remat else Layer,
-      mixer=self._mixer(i),
-      norm=self._block_norm,
-      residual_clip=self.residual_clip,
-      norm_placement=self.norm_placement,
-      mixer_norm=bool(i) or self.first_mixer_norm,
-      mlp=self.mlp,
-      mlp_width=self.mlp_width or 4 * self.width,
-      mlp_bias=self.mlp_bias,
-      dropout_rate=self.dropout_rate,
-      kernel_init=self._kernel_init,
-      out_init=self._out_init,
-      **self._dtypes,
-    )
-
-  def _mixer(self, i: int) -> functools.partial:
-    """Returns what makes the mixer of layer number `i`, given a name."""
-    offered = {field: getattr(self, field) for field in mixers.OFFERED} | {
-      "head_dim": self.head_dim or self.width // self.heads,
-      "qk_norm": self._norm if self.qk_norm is True else self.qk_norm,
-      "kernel_init": self._kernel_init,
-      "out_init": self._out_init,
-      **self._dtypes,
-    }
-    name = self.mixers[i % len(self.mixers)]
-    return functools.partial(
-      mixers.create, name, offered, self.mixer_options.get(name)
-    )
-
-  def _make_head(self) -> Head:
-    transform = functools.partial(
-      layers.Dense,
-      self.width,
-      use_bias=self.mlp_bias,
-      kernel_init=self._kernel_init,
-      **self._dtypes,
-    )
-    return Head(
-      self.classes or self.vocabulary_size,
-      self.head_bias,
-      self.logit_soft_cap,
-      transform if self.head_transform else None,
-      feed_forward.find(self.mlp)[0] if self.head_transform else None,
-      self._norm,
-      self._kernel_init,
-      **self._dtypes,
-    )
-
-  @property
-  def _norm(self) -> functools.partial:
-    return self._made_norm(token_norms.PLAIN.get(self.norm, self.norm))
-
-  @property
-  def _block_norm(self) -> functools.partial:
-    return self._made_norm(self.norm)
-
-  def _made_norm(self, name: str) -> functools.partial:
-    return token_norms.of_tokens(
-      name,
-      epsilon=self.norm_epsilon,
-      use_bias=self.norm_bias,
-      offset=self.norm_offset,
-      alpha=self.norm_alpha,
-      gate_rank=self.norm_gate_rank,
-      gate_init=self._kernel_init,
-      **self._dtypes,
-    )
-
-  @property
-  def _dtypes(self) -> dict[str, layers.Dtype]:
-    return {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
-  @property
-  def _kernel_init(self) -> layers.Initializer:
-    return nn.initializers.normal(self.init_scale)
-
-  @property
-  def _out_init(self) -> layers.Initializer:
-    return nn.initializers.normal(self.init_scale / math.sqrt(2 * self.depth))
-
-
-def _written(cache: Cache) -> jax.Array:
-  """Returns how many tokens were written to a cache."""
-  if "layers" in cache:
-    return cache["layers"]["layer_0"]["index"][0]
-  return cache["layer_0"]["index"]
 
 
 VARIANTS = {name: (Transformer, fields) for name, fields in SIZES.items()}

@@ -10,6 +10,7 @@ from models import sequence_mixers as mixers
 
 POSITION_ENCODINGS = ("rotary", "learned", "alibi", "none")
 NORM_PLACEMENTS = ("pre", "post", "sandwich")
+RESIDUALS = ("sum", "attention")
 
 
 def check_fields(model: Any) -> None:
@@ -17,6 +18,7 @@ def check_fields(model: Any) -> None:
   for field, known in (
     ("norm_placement", NORM_PLACEMENTS),
     ("position_encoding", POSITION_ENCODINGS),
+    ("residual", RESIDUALS),
   ):
     if getattr(model, field) not in known:
       raise registry.unknown(field, getattr(model, field), known)
@@ -37,6 +39,7 @@ def check_fields(model: Any) -> None:
       f"classes is {model.classes}, and with tied_head=True logits are those "
       "of tokens; it needs tied_head=False"
     )
+  _check_residual(model)
   _check_pattern(model)
 
 
@@ -77,6 +80,29 @@ def _check_mixtures(vocabulary_size: int, tokens: jax.Array) -> None:
     raise ValueError(
       f"tokens is {tokens.dtype} [batch, length, vocabulary_size]; mixtures of "
       "tokens must be floating, as float32"
+    )
+
+
+def _check_residual(model: Any) -> None:
+  if model.residual_block < 1:
+    raise ValueError(
+      f"residual_block is {model.residual_block}; it must be at least 1, the "
+      "number of branches that are summed"
+    )
+  if model.residual == "sum" and model.residual_block != 1:
+    raise ValueError(
+      f"residual_block is {model.residual_block}, which goes with "
+      "residual='attention'; residual is 'sum'"
+    )
+  if model.residual == "attention" and model.norm_placement == "post":
+    raise ValueError(
+      "norm_placement is 'post', which normalises a sum that "
+      "residual='attention' does not have; it goes with 'pre' and 'sandwich'"
+    )
+  if model.residual == "attention" and model.residual_clip:
+    raise ValueError(
+      f"residual_clip is {model.residual_clip}, and residual='attention' has "
+      "no stream that grows; it goes with residual='sum'"
     )
 
 

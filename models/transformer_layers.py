@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from models import affine_scale, dense, feed_forward, layers, mixer_base, taps
+from models.residual_streams import DepthStream
 
 Norm = Callable[..., nn.Module]
+Stream = jax.Array | DepthStream
 
 
 class Embedding(nn.Module):
@@ -77,14 +79,17 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: jax.Array,
+    x: Stream,
     positions: jax.Array | None,
     segments: jax.Array | None,
     cache: mixer_base.Cache | None,
     train: bool,
-  ) -> tuple[jax.Array, mixer_base.Cache | None]:
-    """Maps [batch, length, width] to an array like it, and the new cache."""
-    y = self._read(x, "mixer") if self.mixer_norm else x
+  ) -> tuple[Stream, mixer_base.Cache | None]:
+    """Maps the residual stream to one like it, and returns the new cache.
+
+    The stream is an array [batch, length, width] or a `DepthStream`.
+    """
+    y = self._read(x, "mixer", self.mixer_norm)
     y, cache = self.mixer(name="mixer")(y, positions, segments, cache, train)
     x = self._write(x, y, "mixer", train)
     if self.mlp != "none":
@@ -99,21 +104,25 @@ class Layer(nn.Module):
         name="mlp",
       )
       x = self._write(x, mlp(self._read(x, "mlp")), "mlp", train)
+    if isinstance(x, DepthStream):
+      return x.tap(self, "hidden_state"), cache
     return taps.tap(self, "hidden_state", x), cache
 
-  def _read(self, x: jax.Array, branch: str) -> jax.Array:
+  def _read(self, x: Stream, branch: str, normed: bool = True) -> jax.Array:
     """Returns what a branch takes of the residual stream."""
-    if self.norm_placement == "post":
+    if isinstance(x, DepthStream):
+      x = x.read(self, f"{branch}_depth_weights")
+    if self.norm_placement == "post" or not normed:
       return x
     return self.norm(name=f"{branch}_norm")(x)
 
-  def _write(
-    self, x: jax.Array, y: jax.Array, branch: str, train: bool
-  ) -> jax.Array:
+  def _write(self, x: Stream, y: jax.Array, branch: str, train: bool) -> Stream:
     """Returns the residual stream with what a branch gave."""
     y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
     if self.norm_placement == "sandwich":
       y = self.norm(name=f"{branch}_post_norm")(y)
+    if isinstance(x, DepthStream):
+      return x.write(y)
     x = x + y
     if self.norm_placement == "post":
       x = self.norm(name=f"{branch}_norm")(x)
@@ -140,13 +149,13 @@ class Repeat(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: jax.Array,
+    x: Stream,
     positions: jax.Array | None,
     segments: jax.Array | None,
     cache: dict[str, mixer_base.Cache] | None,
     train: bool,
-  ) -> tuple[jax.Array, dict[str, mixer_base.Cache] | None]:
-    """Maps [batch, length, width] to an array like it, and the new caches."""
+  ) -> tuple[Stream, dict[str, mixer_base.Cache] | None]:
+    """Maps the residual stream to one like it, and returns the new caches."""
     new = {}
     for i, layer in enumerate(self.layers):
       name = f"layer_{i}"

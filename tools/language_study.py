@@ -96,7 +96,8 @@ class Study:
       and a sentence on each run that failed.
 
     Raises:
-      ValueError: if two rows have one name.
+      ValueError: if two rows have one name, or a run was stopped: others do
+        not begin then.
     """
     module = find(name)
     rows = module.rows(self._variant)
@@ -110,6 +111,8 @@ class Study:
       for seed in seeds:
         try:
           lines.append(self._line(name, module, row, seed))
+        except study.StoppedError:
+          raise
         except _ERRORS as error:
           what = f"{name}, {row.name}, seed {seed}"
           failures.append(f"{what}: {type(error).__name__}: {error}")
@@ -209,6 +212,10 @@ def _last_evaluation(workdir: str) -> study.Line:
   }
 
 
+def _pictures(module: Any, lines: Sequence[study.Line]) -> Mapping[str, bytes]:
+  return module.pictures(lines) if hasattr(module, "pictures") else {}
+
+
 def _cost(
   lines: Sequence[study.Line],
 ) -> str:
@@ -236,8 +243,8 @@ def run(
     chosen: names of studies.
     variant: of VARIANTS.
     seeds: of the runs of each row.
-    report: Markdown with marks for the tables. Lines of studies that are not
-      chosen stay in the file of lines beside it.
+    report: Markdown with marks for the tables; pictures go beside it. Lines of
+      studies that are not chosen stay in the file of lines beside it.
 
   Returns:
     A sentence on each run that failed.
@@ -259,6 +266,8 @@ def run(
     done += lines
     if report is not None:
       study.write_tables(report, made)
+      for picture, content in _pictures(find(name), lines).items():
+        storage.write_whole(report.parent / picture, content)
   if report is not None and done:
     kept = report.with_suffix(".jsonl")
     anew = {line["study"] for line in done}

@@ -65,6 +65,10 @@ class Run:
   mesh: jax.sharding.Mesh | None = None
 
 
+class StoppedError(ValueError):
+  """A run was stopped before its end, as by SIGTERM."""
+
+
 class Results:
   """What was measured, a line of JSON each, in the order of time."""
 
@@ -136,11 +140,11 @@ def train(
     (state, line): the state at the end, and train_steps and parameters.
 
   Raises:
-    ValueError: if the run was stopped before its end.
+    StoppedError: if the run was stopped before its end.
   """
   state = train_and_evaluate(config, workdir, show=show)
   if f"{int(state.step)} steps" != config.train_for:
-    raise ValueError(
+    raise StoppedError(
       f"{workdir} was stopped at step {int(state.step)} of {config.train_for}; "
       "the same command goes on."
     )

@@ -1,8 +1,4 @@
-"""Real handwritten digits that come with scikit-learn, as a TFDS data set.
-
-1,797 grey images of 8x8 pixels: the test set of Alpaydin and Kaynak (1998),
-https://archive.ics.uci.edu/dataset/80. They need no download.
-"""
+"""The handwritten digits of `input_pipeline.digits` as a TFDS data set."""
 
 import contextlib
 import io
@@ -14,11 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from input_pipeline import digits
 from input_pipeline.images import decode
-
-# The first four fifths, as in scikit-learn's own example of a classifier, so
-# that an accuracy compares with other people's.
-NUM_TRAIN = 1437
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -30,7 +23,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
       builder=self,
-      description=__doc__,
+      description=digits.__doc__,
       homepage="https://archive.ics.uci.edu/dataset/80",
       features=tfds.features.FeaturesDict(
         {
@@ -45,24 +38,18 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     del dl_manager
-    return {
-      "train": self._generate_examples(slice(None, NUM_TRAIN)),
-      "test": self._generate_examples(slice(NUM_TRAIN, None)),
-    }
+    return {split: self._generate_examples(split) for split in digits.SPLITS}
 
   def _generate_examples(
-    self, rows: slice
+    self, split: str
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Here, because only the first preparation needs scikit-learn.
-    from sklearn import datasets
-
-    digits = datasets.load_digits()
+    images, labels = digits.load(split)
     # From 0..16 to 0..255, and whole numbers.
-    images = np.round(digits.images[rows] * (255 / 16)).astype(np.uint8)
+    images = np.round(images * (255 / 16)).astype(np.uint8)
     for index, image in enumerate(images):
       # Of encoded bytes TFDS makes examples without TensorFlow.
       encoded = io.BytesIO(decode.encode_image(image[..., None]))
-      label = int(digits.target[rows][index])
+      label = int(labels[index])
       yield index, {"image": encoded, "label": label}
 
 

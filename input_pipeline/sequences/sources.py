@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from input_pipeline.sequences.digits import Digits
 from input_pipeline.sequences.mqar import MultiQueryRecall
 from input_pipeline.sequences.near_and_far import NearAndFar
 from input_pipeline.stream import Example
@@ -46,6 +47,7 @@ class Source(Protocol):
 
 # To add one, write its module and put it here.
 SOURCES: dict[str, type[Source]] = {
+  "digits": Digits,
   "mqar": MultiQueryRecall,
   "near_and_far": NearAndFar,
 }

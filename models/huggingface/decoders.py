@@ -1,7 +1,9 @@
 """Fields of `Transformer` for decoders of the hub: a function a family."""
 
+import functools
 from typing import Any
 
+from models import normalization
 from models.huggingface import shared
 from models.huggingface.options import Options
 
@@ -98,6 +100,24 @@ def qwen3_next(options: Options) -> dict[str, Any]:
     "rotary": shared.rotary(options, fields["max_length"], fraction=0.25),
     "mlp": options.choose("hidden_act", shared.GATED, "silu"),
     "tied_head": options.take("tie_word_embeddings", False),
+  }
+
+
+def qwen3_next_attention(options: Options) -> dict[str, Any]:
+  """Fields of the mixer "full" for a layer of Qwen3-Next's gated attention.
+
+  What config.json says of other things, as experts, does not matter to it. The
+  weights of a layer are `weight_maps.hub.gated_attention`'s.
+  """
+  fields = shared.decoder(options, head_dim=256)
+  names = ("heads", "kv_heads", "head_dim", "position_encoding")
+  names += ("attention_bias", "out_bias")
+  return {name: fields[name] for name in names} | {
+    "rotary": shared.rotary(options, fields["max_length"], fraction=0.25),
+    "qk_norm": functools.partial(
+      normalization.RMSNorm, fields["norm_epsilon"], offset=True
+    ),
+    "output_gate": "elementwise",
   }
 
 

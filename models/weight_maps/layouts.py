@@ -14,34 +14,45 @@ class Part:
 
   Attributes:
     index: which of them, from 0.
-    count: how many there are, all of one size.
+    count: how many there are.
     axis: axis of the tensor along which they follow one another.
     blocks: how often they do: first a block of each, then the next of each.
+    shares: sizes of all, relative to each other; empty if they are equal.
   """
 
   index: int
   count: int
   axis: int = 0
   blocks: int = 1
+  shares: tuple[int, ...] = ()
 
   def whole(self, shape: Shape) -> Shape:
     """Returns the shape of the tensor, given that of a part."""
-    size = shape[self.axis] * self.count
+    ends = self._ends()
+    size = shape[self.axis] * ends[-1]
+    size //= ends[self.index + 1] - ends[self.index]
     return (*shape[: self.axis], size, *shape[self.axis + 1 :])
 
   def cut(self, tensor: np.ndarray) -> np.ndarray:
     """Returns the part of a tensor."""
-    shape, axis = tensor.shape, self.axis
-    split = (*shape[:axis], self.blocks, self.count, -1, *shape[axis + 1 :])
-    part = tensor.reshape(split).take(self.index, axis + 1)
+    shape, axis, ends = tensor.shape, self.axis, self._ends()
+    split = (*shape[:axis], self.blocks, ends[-1], -1, *shape[axis + 1 :])
+    own = range(ends[self.index], ends[self.index + 1])
+    part = tensor.reshape(split).take(own, axis + 1)
     return part.reshape(*shape[:axis], -1, *shape[axis + 1 :])
 
   def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the tensor of all parts, in order."""
     shape, axis = parts[0].shape, self.axis
     split = (*shape[:axis], self.blocks, -1, *shape[axis + 1 :])
-    stacked = np.stack([part.reshape(split) for part in parts], axis + 1)
-    return stacked.reshape(self.whole(shape))
+    blocks = [part.reshape(split) for part in parts]
+    joined = np.concatenate(blocks, axis + 1)
+    return joined.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+
+  def _ends(self) -> list[int]:
+    """Where each part begins in a block, in shares, and where the last ends."""
+    shares = self.shares or (1,) * self.count
+    return [sum(shares[:i]) for i in range(len(shares) + 1)]
 
 
 @dataclasses.dataclass(frozen=True)

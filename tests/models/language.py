@@ -29,13 +29,13 @@ def model(**overrides):
 
 
 def variables(model, seed=0):
-  """Random numbers for all parameters, those that begin as 0 or 1 too."""
+  """Random numbers for all variables, those that begin as 0 or 1 too."""
   tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
-  drawn = parity_helper.randomise(shapes["params"], seed)
+  drawn = parity_helper.randomise(shapes, seed)
   # Scores far apart, or every mask would do.
   scale = lambda path, x: 3 * x if "query" in str(path) else x
-  return {"params": jax.tree_util.tree_map_with_path(scale, drawn)}
+  return jax.tree_util.tree_map_with_path(scale, drawn)
 
 
 def tokens(shape=(3, LENGTH), seed=1):

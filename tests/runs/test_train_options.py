@@ -99,6 +99,7 @@ def test_what_does_not_fit_is_an_error_before_any_work(
         "model.scan_layers": True,
         "model.remat": True,
         "model.mixers": ("sliding", "linear"),
+        "model.mixer_options": {"sliding": {"normalizer": "affine"}},
         "model.window": 5,
         "model.dropout_rate": 0.1,
         "data.packing": "stream",

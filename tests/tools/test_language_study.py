@@ -176,6 +176,23 @@ def test_a_run_that_fails_is_told_and_the_others_are_done(
   assert len({json.loads(line)["config"] for line in lines}) == 2
 
 
+def test_nothing_begins_after_a_run_that_was_stopped(
+  tmp_path, put, monkeypatch
+):
+  state = types.SimpleNamespace(step=0, params={})
+  calls = []
+  monkeypatch.setattr(
+    study,
+    "train_and_evaluate",
+    lambda config, workdir, show: calls.append(workdir) or state,
+  )
+  put(one=make_study([study.Row("a", small()), study.Row("b", small(depth=2))]))
+  with pytest.raises(SystemExit, match=r"stopped at step 0 of 1 steps"):
+    language_study.main([f"--out={tmp_path}", "--studies", "one"])
+  assert len(calls) == 1
+  assert not (tmp_path / "results.jsonl").exists()
+
+
 def test_names_that_do_not_fit(tmp_path, put):
   with pytest.raises(SystemExit, match="study 'tailor'"):
     language_study.main([f"--out={tmp_path}", "--studies", "tailor"])

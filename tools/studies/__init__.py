@@ -2,5 +2,6 @@
 
 A module has `rows(variant)`, the `tools.study.Row`s of "full" or of "test";
 `tables(lines)`, Markdown by the name of its mark in docs/results/language.md;
-and, if the evaluation of the task is not all, `measure(run)`, more of it.
+if the evaluation of the task is not all, `measure(run)`, more of it; and, if it
+shows any, `pictures(lines)`, files beside that page by name.
 """

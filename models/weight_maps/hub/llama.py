@@ -3,7 +3,7 @@
 import flax.linen as nn
 
 from models.weight_maps import layouts
-from models.weight_maps.hub import naming
+from models.weight_maps.hub import gated_attention, naming
 
 _LAYER = "model.layers.{}"
 _MODULES = {
@@ -37,11 +37,11 @@ def _weight_map(model: nn.Module) -> layouts.WeightMap:
 
   def layout(module: str, leaf: str) -> layouts.Layout:
     found = naming.layout(module, leaf)
-    gated = ("layer/mixer/query", "layer/mixer/gate")
-    if model.output_gate == "none" or module not in gated:
-      return found
-    # Of each head first the query, then the gate.
-    return found.part_of(gated.index(module), 2, blocks=model.heads)
+    name = module.removeprefix("layer/mixer/")
+    head_dim = model.head_dim or model.width // model.heads
+    return gated_attention.part(
+      found, name, model.output_gate, head_dim, model.heads
+    )
 
   return naming.weight_map(modules, layout)
 
