@@ -258,8 +258,7 @@ STREAM = (4.5, 0.0)
   ("bias", "dtype", "scan"),
   [
     (None, jnp.float32, True),
-    (STREAM, jnp.float32, False),
-    (None, jnp.bfloat16, False),
+    (STREAM, jnp.bfloat16, False),
   ],
 )
 def test_a_choice_lasts_while_decoding(bias, dtype, scan):
