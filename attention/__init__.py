@@ -8,6 +8,7 @@ from attention import (
   normalizers,
   scales,
   scores,
+  trees,
 )
 from attention.dot_product import (
   AttentionResult,
@@ -20,6 +21,10 @@ from attention.halo import (
   apply_halo_attention_weights,
   halo_attention,
   halo_attention_weights,
+)
+from attention.hierarchical import (
+  hierarchical_attention,
+  hierarchical_weights,
 )
 from attention.linear import LinearState, linear_attention
 from attention.relative_position import (
@@ -55,6 +60,8 @@ __all__ = [
   "grid_unpartition",
   "halo_attention",
   "halo_attention_weights",
+  "hierarchical_attention",
+  "hierarchical_weights",
   "linear_attention",
   "linear_normalizers",
   "masks",
@@ -63,4 +70,5 @@ __all__ = [
   "resize_relative_table",
   "scales",
   "scores",
+  "trees",
 ]

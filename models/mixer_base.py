@@ -252,3 +252,11 @@ class SequenceMixer(nn.Module):
 def counted(x: jax.Array) -> jax.Array:
   """Returns the positions 0, 1, 2, ... of `x`, [1, length]."""
   return jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
+
+
+def places_in_segments(places: jax.Array, segments: jax.Array) -> jax.Array:
+  """Returns how many tokens of its segment are before each, [batch, length]."""
+  first = jnp.ones_like(segments[:, :1], bool)
+  first = jnp.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
+  starts = jnp.where(first, places, 0)
+  return places - jax.lax.cummax(starts, axis=1)

@@ -13,6 +13,7 @@ from typing import Any
 
 from models import registry
 from models.convolution_mixer import GatedConvolution
+from models.hierarchical_mixer import HierarchicalAttention
 from models.linear_mixer import LinearAttention
 from models.mixer_base import SequenceMixer
 from models.routed_mixer import RoutedAttention
@@ -23,6 +24,7 @@ SEQUENCE_MIXERS: dict[str, type[SequenceMixer]] = {
   "sliding": SlidingAttention,
   "linear": LinearAttention,
   "convolution": GatedConvolution,
+  "hierarchical": HierarchicalAttention,
   "routed": RoutedAttention,
 }
 # Fields of a transformer that are offered to its mixers as they are.

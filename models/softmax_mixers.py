@@ -235,7 +235,7 @@ class FullAttention(fewer_projections.FewerProjections):
     if positions is None:
       positions = mixer_base.counted(x)
       if segments is not None:
-        positions = _places_in_segments(positions, segments)
+        positions = mixer_base.places_in_segments(positions, segments)
     # [batch or 1, 1, length]
     return scales.log_length(self._keys_seen(positions)[:, None], self.head_dim)
 
@@ -273,14 +273,6 @@ class SlidingAttention(FullAttention):
         "that a token sees, its own included"
       )
     return self.window
-
-
-def _places_in_segments(places: jax.Array, segments: jax.Array) -> jax.Array:
-  """Returns how many tokens of its segment are before each, [batch, length]."""
-  first = jnp.ones_like(segments[:, :1], bool)
-  first = jnp.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
-  starts = jnp.where(first, places, 0)
-  return places - jax.lax.cummax(starts, axis=1)
 
 
 def _alibi(score, batch, head, q_index, k_index, slope, q_position, k_position):

@@ -1,5 +1,6 @@
 """Labels of sequences: one for each place, or one for the whole."""
 
+import functools
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,8 @@ from tasks.base import (
 from training import evaluation
 
 _PLACES = ("positions", "segments")
+# What examples are told apart by, which training does not read.
+_EVALUATED = ("group", "elements")
 
 
 class SequenceLabeling(Task):
@@ -69,13 +72,14 @@ class SequenceLabeling(Task):
   ) -> dict[str, jax.ShapeDtypeStruct]:
     """What an example of the source has, `rows` times.
 
-    See `input_pipeline.sequences.sources.Source`; group in evaluation only.
+    See `input_pipeline.sequences.sources.Source`; group and elements in
+    evaluation only.
     """
     arrays = self.info.arrays if train else self.info.eval_arrays
     return {
       name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype)
       for name, x in arrays.items()
-      if not (train and name == "group")
+      if not (train and name in _EVALUATED)
     }
 
   def init(self, key: jax.Array) -> Variables:
@@ -107,7 +111,8 @@ class SequenceLabeling(Task):
   ) -> dict[str, jax.Array]:
     """Sums over labels: weight, loss in nats, accuracy.
 
-    With groups also group_weight and group_accuracy, [groups].
+    With groups also group_weight and group_accuracy, [groups]; with elements
+    element_weight and element_accuracy.
     """
     logits = self.model.apply(
       variables, inputs_of(batch), **places_of(batch), train=False
@@ -129,6 +134,9 @@ class SequenceLabeling(Task):
       member = jax.nn.one_hot(group, len(self.info.groups))
       sums["group_weight"] = (weights[..., None] * member).sum((0, 1))
       sums["group_accuracy"] = (right[..., None] * member).sum((0, 1))
+    if "elements" in batch:
+      counted = jnp.where(weights > 0, batch["elements"], -1)
+      sums |= _of_elements(logits, targets, counted)
     return sums
 
   def summarize(self, totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -140,24 +148,64 @@ class SequenceLabeling(Task):
     totals = dict(totals)
     weights = totals.pop("group_weight", ())
     right = totals.pop("group_accuracy", ())
+    elements = totals.pop("element_weight", None)
+    right_elements = totals.pop("element_accuracy", None)
     result = evaluation.means(totals)
     for name, own, weight in zip(self.info.groups, right, weights, strict=True):
       if weight:
         result[f"accuracy_{name}"] = float(own / weight)
+    if elements is not None:
+      result["element_accuracy"] = float(right_elements / elements)
     return {**result, "labels": float(totals["weight"])}
 
   @staticmethod
   def describe(result: Mapping[str, Any]) -> str:
-    """ "accuracy 98.12 %, loss 0.0612 on 4000 labels"."""
+    """ "accuracy 98.12 %, loss 0.0612 on 4000 labels".
+
+    Of elements as well, if there are: ", 97.03 % of elements".
+    """
+    elements = ""
+    if "element_accuracy" in result:
+      elements = f", {result['element_accuracy']:.2%} of elements"
     return (
-      f"accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f} on "
-      f"{result['labels']:g} labels"
+      f"accuracy {result['accuracy']:.2%}{elements}, loss {result['loss']:.4f} "
+      f"on {result['labels']:g} labels"
     )
 
   @staticmethod
   def report(result: Mapping[str, Any]) -> dict[str, Any]:
-    """loss, accuracy, that of each group, and labels."""
+    """loss, accuracy, that of each group and of elements, and labels."""
     return dict(result)
+
+
+def _of_elements(
+  logits: jax.Array, targets: jax.Array, elements: jax.Array
+) -> dict[str, jax.Array]:
+  """How many elements there are, and how many are told right.
+
+  What is told of an element is the class with the greatest sum of
+  probabilities over its places, as in SelectivBench (arXiv 2601.12598); its
+  places have one target. Places of element -1 are left out, so padding does
+  not count, which the paper's code has in its mean.
+  """
+
+  def of_row(logits, targets, elements):
+    sum_up = functools.partial(
+      jax.ops.segment_sum,
+      segment_ids=jnp.where(elements < 0, len(elements), elements),
+      num_segments=len(elements),
+    )
+    places = sum_up(jnp.ones(elements.shape, jnp.int32))
+    told = sum_up(jax.nn.softmax(logits)).argmax(-1)
+    right = told * places == sum_up(targets)
+    there = places > 0
+    return there.sum(), (right & there).sum()
+
+  count, right = jax.vmap(of_row)(logits, targets, elements)
+  return {
+    "element_weight": count.sum().astype(jnp.float32),
+    "element_accuracy": right.sum().astype(jnp.float32),
+  }
 
 
 def inputs_of(batch: Batch) -> jax.Array:

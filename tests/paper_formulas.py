@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
+from tests.attention import tree_oracle
+
 N = 24
 QUERY, KEY = np.arange(N)[:, None], np.arange(N)[None, :]
 CAUSAL = KEY <= QUERY
@@ -226,6 +228,13 @@ def _flow(a, e=1e-6):
   return _sigmoid(sink) * flow
 
 
+def _on_tree(a):
+  tree = tree_oracle.nested([a.sentences[0], a.paragraphs[0]])
+  s = scores(a.q, a.k)
+  theta = [[tree_oracle.weights(tree, head, True) for head in row] for row in s]
+  return mix(np.array(theta), a.v)
+
+
 def _relu(x):
   return np.maximum(x, 0) + 1e-6
 
@@ -298,6 +307,8 @@ FORMULAS = {
     a, lambda x: np.where(x > 0, x + 1, np.exp(x)), N * 1e-4
   ),
   "Flowformer (2202.06258)": _flow,
+  "Hierarchical self-attention (2509.15448) with a token's own score: "
+  "sentences in paragraphs": _on_tree,
   "Based (2402.18668): Taylor features": _taylor,
   "Radial attention (2506.19852), equation 4: 6 frames of 4": _masked(
     _radial()

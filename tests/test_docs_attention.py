@@ -17,6 +17,7 @@ from attention import (
   normalizers,
   scales,
   scores,
+  trees,
 )
 from models import token_mixers
 from tests import paper_formulas
@@ -98,7 +99,7 @@ def _public(module):
 
 @pytest.mark.parametrize(
   "module",
-  [masks, scores, normalizers, linear_normalizers, finishes, scales],
+  [masks, scores, normalizers, linear_normalizers, finishes, scales, trees],
   ids=lambda module: module.__name__,
 )
 def test_every_function_is_on_the_page(module):

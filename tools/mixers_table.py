@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.extend import core
 
+from configs.sequences import RECURRENT_MIXERS
 from models.transformer import Transformer
 from tools import study, work
 
@@ -30,13 +31,6 @@ MARK = "mixers"
 _LINES = epath.Path(__file__).parents[1] / "docs" / "results" / "language.jsonl"
 _WINDOW = 32
 _BASED = {"feature_map": "taylor", "feature_dim": 16, "epsilon": 1e-12}
-_DELTA = {
-  "update": "delta",
-  "feature_map": "identity",
-  "normalizer": "identity",
-  "short_convolution": 4,
-  "output_norm": True,
-}
 # Fields of a transformer, by the name of a row. The window is that of the
 # study; in the table it is 32 times as wide, as the rows are longer.
 ROWS: dict[str, dict[str, Any]] = {
@@ -72,13 +66,11 @@ ROWS: dict[str, dict[str, Any]] = {
   },
   "delta": {
     "mixers": ("linear",),
-    "qk_norm": "unit",
-    "mixer_options": {"linear": _DELTA},
+    "mixer_options": {"linear": RECURRENT_MIXERS["DeltaNet"]},
   },
   "gated delta": {
     "mixers": ("linear",),
-    "qk_norm": "unit",
-    "mixer_options": {"linear": {**_DELTA, "decay": "data"}},
+    "mixer_options": {"linear": RECURRENT_MIXERS["gated DeltaNet"]},
   },
   "BASED": {
     "mixers": ("convolution", "linear", "convolution", "sliding"),

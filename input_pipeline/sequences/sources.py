@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from input_pipeline.sequences.digits import Digits
+from input_pipeline.sequences.grammar_states import GrammarStates
+from input_pipeline.sequences.marked_word import MarkedWord
 from input_pipeline.sequences.mqar import MultiQueryRecall
 from input_pipeline.sequences.near_and_far import NearAndFar
 from input_pipeline.stream import Example
@@ -40,7 +42,9 @@ class Source(Protocol):
       tokens int32 [length], or inputs float32 [length, vocabulary_size], which
       are mixtures of tokens; targets int32 and weights float32, both [length],
       or [1] for a label of the whole sequence; and, if there are groups, group
-      int32, as targets or []. segments and positions int32 [length] are left
+      int32, as targets or []; and, if places that follow each other are to be
+      answered together, the number of each one's element, elements int32
+      [length], -1 for padding. segments and positions int32 [length] are left
       out where a sequence fills its row; see `models.transformer`.
     """
 
@@ -48,6 +52,8 @@ class Source(Protocol):
 # To add one, write its module and put it here.
 SOURCES: dict[str, type[Source]] = {
   "digits": Digits,
+  "grammar": GrammarStates,
+  "marked_word": MarkedWord,
   "mqar": MultiQueryRecall,
   "near_and_far": NearAndFar,
 }

@@ -195,8 +195,22 @@ def test_a_mixer_sees_what_it_says(mixer):
     np.testing.assert_array_equal(seen, expected)
 
 
-def test_bidirectional_attention_leaves_padding_and_other_segments_out():
-  model = language.model(causal=False, mixers=("sliding",), window=3)
+@pytest.mark.parametrize(
+  ("mixer", "options"),
+  [
+    ("sliding", {}),
+    ("hierarchical", {"branchings": (3,)}),
+    ("hierarchical", {"branchings": (2, 2), "self_term": False}),
+    ("hierarchical", {"branchings": (), "output_gate": "headwise"}),
+  ],
+)
+def test_bidirectional_attention_leaves_padding_and_other_segments_out(
+  mixer, options
+):
+  options = {mixer: options}
+  model = language.model(
+    causal=False, mixers=(mixer,), window=3, mixer_options=options
+  )
   variables = language.variables(model)
   apply = jax.jit(model.apply)
   tokens, positions, segments = language.packed()
@@ -298,6 +312,22 @@ ERRORS = [
   ("linear", {"feature_map": "tailor"}, r"feature_map.*taylor"),
   ("convolution", {"causal": False}, "'convolution' sees what is before"),
   ("convolution", {"size": 1}, "convolution is 1; it must be at least"),
+  ("hierarchical", {}, "no causal form is defined; it needs causal=False"),
+  (
+    "hierarchical",
+    {"causal": False, "position_encoding": "alibi"},
+    "'alibi', a bias of each score",
+  ),
+  (
+    "hierarchical",
+    {"causal": False, "segments_are": "levels"},
+    "segments_are 'levels'; did you mean level",
+  ),
+  (
+    "hierarchical",
+    {"causal": False, "branchings": (4, 1)},
+    r"branchings\[1\] is 1; it must be at least 2",
+  ),
   ("linear", {"decay": "date"}, r"decay.*did you mean data"),
   ("linear", {"normalizer": "subtraction"}, "normalizer of linear"),
   ("linear", {"position_encoding": "alibi"}, "'alibi', a bias of scores"),

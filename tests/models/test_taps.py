@@ -67,6 +67,7 @@ def create(mixer="block_attention", implementation="xla", **fields):
     inputs = inputs.reshape(2, 16, 8)
     options |= {"kv_heads": 1, "window": 5}
     options |= {"output_gate": "headwise", "key_gate": True}
+    options["causal"] = mixer != "hierarchical"
     # Its kernel has no decay.
     options["decay"] = "none" if implementation == "tpu" else "data"
     make = functools.partial(sequence_mixers.create, mixer, options)

@@ -3,11 +3,11 @@
 "Flux Attention" (arXiv 2604.07394) claims that a router for each layer, trained
 on a frozen model for a share of streaming layers, finds which rows need full
 attention. A small model learns to repeat the last token and to recall what came
-with a key far away; then routers are trained, alone and as published with
-queries, keys and values at a small rate, for targets of 1.0 and 0.45. Measured is
-the accuracy of both tasks beside that of all layers full, of all streaming, and,
-as the control, of static choices: the mean and the best of all that stream as many
-layers in every row as the routers do on average.
+with a key far away. Then routers are trained, alone and as published with
+queries, keys and values at a small rate, for targets of 1.0 and 0.45. Measured
+is the accuracy of both tasks beside that of all layers full, of all streaming,
+and, as the control, of static choices: the mean and the best of all that stream
+as many layers in every row as the routers do on average.
 """
 
 import itertools
