@@ -16,6 +16,7 @@ from models.convolution_mixer import GatedConvolution
 from models.hierarchical_mixer import HierarchicalAttention
 from models.linear_mixer import LinearAttention
 from models.mixer_base import SequenceMixer
+from models.routed_mixer import RoutedAttention
 from models.softmax_mixers import FullAttention, SlidingAttention
 
 SEQUENCE_MIXERS: dict[str, type[SequenceMixer]] = {
@@ -24,6 +25,7 @@ SEQUENCE_MIXERS: dict[str, type[SequenceMixer]] = {
   "linear": LinearAttention,
   "convolution": GatedConvolution,
   "hierarchical": HierarchicalAttention,
+  "routed": RoutedAttention,
 }
 # Fields of a transformer that are offered to its mixers as they are.
 OFFERED = (

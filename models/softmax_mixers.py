@@ -130,11 +130,14 @@ class FullAttention(fewer_projections.FewerProjections):
       out = _finished(out, finish)
     else:
       values = self._top_values() if step else None
-      out = self._attend(q, k, v, finish, slots, values)
+      parts = self._parts(q, k, v, finish, slots, values)
+      out = taps.with_open_map(self, *parts)
     out = self.output(out, x.shape[-1])
     return self.gated(out, x, "projection"), cache
 
-  def _attend(self, q, k, v, finish, slots, top_values=None):
+  def _parts(self, q, k, v, finish, slots, top_values=None):
+    """What `taps.with_open_map` takes: attention, its map, and the rest."""
+
     def attend():
       return attention.dot_product_attention(
         q, k, v, finish=finish, implementation=self.implementation, **slots
@@ -152,7 +155,7 @@ class FullAttention(fewer_projections.FewerProjections):
 
     if top_values is not None:
       attend = lambda: apply(weigh())
-    return taps.with_open_map(self, attend, weigh, apply)
+    return attend, weigh, apply
 
   def _top_values(self) -> Mapping[str, Any] | None:
     """The options of `attention.apply_top_weights`, None for all values."""
