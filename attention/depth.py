@@ -116,7 +116,7 @@ def early_depth_attention(
   block and not once for each. `join_depth_attention` adds what the block has
   given. Our transformer does not do it: for 4 sources and blocks of 6 layers,
   4096 tokens of width 1024, XLA's program for a v5e moves 584 MB in two phases
-  and 586 MB in one, as it does not fuse what the queries share.
+  and 586 MB in one, for 9 sources 1096 MB and 1097 MB.
 
   Args:
     queries: arrays [width].
