@@ -19,8 +19,8 @@ from configs import language
 from models import taps
 from tools import study
 
-DEPTH = 12
-# Fields of the model; a block has 3 layers, of two branches each.
+DEPTH = 8
+# Fields of the model; a block has 2 layers, of two branches each.
 RESIDUALS = {
   "sum": {},
   "4 blocks": {"residual": "attention", "residual_block": DEPTH // 2},
