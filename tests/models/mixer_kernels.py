@@ -78,6 +78,18 @@ FUSED = {
   "full, affine, N visible": of("full", normalizer="affine"),
   "full, LSSA": of("full", **LSSA),
   "full, LSSAR": of("full", **reweighted(15.0)),
+  "full, symmetric": of("full", projections="symmetric"),
+  "full, merged": {"heads": 1} | of("full", projections="merged"),
+  "full, no projections": {"heads": 1} | of("full", projections="none"),
+  "full, attention residuals": {"residual": "attention", "depth": 2}
+  | of("full"),
+  "full, attention residuals, scan": {
+    "residual": "attention",
+    "residual_block": 3,
+    "scan_layers": True,
+    "depth": 2,
+  }
+  | of("full"),
   "sliding": of("sliding"),
   "sliding, sink, shared keys": {"kv_heads": 2}
   | of("sliding", normalizer="softmax_with_sink"),

@@ -1,8 +1,9 @@
 """Hierarchical attention: few examples, and in the place of trained softmax.
 
-Claimed (arXiv 2509.15448): with the tree of a text an encoder of one layer tells
-more than with softmax of the same size, and in late layers of a trained encoder
-softmax can be replaced without training, for a part of the multiply-adds.
+Claimed (arXiv 2509.15448): with the tree of a text an encoder of one layer
+tells more than with softmax of the same size, and in late layers of a trained
+encoder softmax can be replaced without training, for a part of the
+multiply-adds.
 Measured: the share of sequences whose sentence with the marked word is named
 rightly, from few examples and from more, one layer of hierarchical attention
 over sentences against one of softmax; and the accuracy of a trained encoder of
