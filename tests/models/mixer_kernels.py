@@ -78,7 +78,6 @@ FUSED = {
   "full, affine, N visible": of("full", normalizer="affine"),
   "full, LSSA": of("full", **LSSA),
   "full, LSSAR": of("full", **reweighted(15.0)),
-  "full, symmetric": of("full", projections="symmetric"),
   "full, merged": {"heads": 1} | of("full", projections="merged"),
   "full, no projections": {"heads": 1} | of("full", projections="none"),
   "full, attention residuals": {"residual": "attention", "depth": 2}
