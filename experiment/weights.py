@@ -9,7 +9,7 @@ import tasks
 from experiment import saved
 from experiment.build import Evaluation, Experiment
 from models import pretrained
-from training import checkpoints, console, records, train_state
+from training import checkpoints, console, paths, records, train_state
 
 
 def initial_state(experiment: Experiment) -> train_state.TrainState:
@@ -51,6 +51,9 @@ def load_weights(
 ) -> dict[str, Any]:
   """Reads weights onto the experiment's mesh.
 
+  What the task adds to a model (`Task.added`) and the source lacks is
+  initialised anew.
+
   Args:
     experiment: with the model that they are for.
     source: a workdir, `<path>.safetensors`, `timm:<name>` or `random`.
@@ -76,13 +79,16 @@ def load_weights(
     "init": experiment.task.init,
     "seed": experiment.config.seed,
   }
-  model = experiment.task.model
+  model, added = experiment.task.model, experiment.task.added
   if not _is_run(source):
     variables = pretrained.load(source, model, **options)
   else:
     records.check_files(source, experiment.task.files(), "weights")
     variables = pretrained.adapt(
-      _restore(experiment, source, step, use_ema), model, **options
+      _restore(experiment, source, step, use_ema),
+      model,
+      optional=lambda path: paths.first_match(added, path) is not None,
+      **options,
     )
   shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.variables)
   return jax.device_put(variables, shardings)

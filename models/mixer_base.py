@@ -142,11 +142,19 @@ class SequenceMixer(nn.Module):
 
   def placed(self, heads: jax.Array, name: str, places: jax.Array) -> jax.Array:
     """Normalises heads of queries or keys, and turns them to their places."""
-    if self.qk_norm:
-      heads = self._heads_norm()(name=f"{name}_norm")(heads)
-    if self.position_encoding == "rotary":
-      heads = positions.rotate(heads, places, self.rotary, local=self.local)
-    return heads
+    return self.turned(self.normalised(heads, name), places)
+
+  def normalised(self, heads: jax.Array, name: str) -> jax.Array:
+    """Normalises heads of "query" or "key", if `qk_norm` says so."""
+    if not self.qk_norm:
+      return heads
+    return self._heads_norm()(name=f"{name}_norm")(heads)
+
+  def turned(self, heads: jax.Array, places: jax.Array) -> jax.Array:
+    """Turns heads to their places, if positions are rotary."""
+    if self.position_encoding != "rotary":
+      return heads
+    return positions.rotate(heads, places, self.rotary, local=self.local)
 
   def gate(
     self, shape: tuple[int, ...], x: jax.Array, position: str

@@ -154,10 +154,14 @@ def adapt(
   resize_tables: bool = False,
   replace_head: bool = False,
   part: str = "",
+  optional: Callable[[str], bool] = lambda path: False,
   init: Init | None = None,
   seed: int = 0,
 ) -> Variables:
   """Like `load`, from the variables of a similar model, as before a transfer.
+
+  What it lacks of paths, as "params/head/bias", that are `optional` is
+  initialised anew.
 
   Raises:
     ValueError: if some are missing, surplus or do not fit; lists all.
@@ -171,6 +175,7 @@ def adapt(
       resize_tables=resize_tables,
       replace_head=replace_head,
       part=part,
+      optional=optional,
       init=init,
       weight_map=lambda path: ("/".join(path), layouts.SAME),
     ),
@@ -185,13 +190,15 @@ def from_tensors(
   resize_tables: bool = False,
   replace_head: bool = False,
   part: str = "",
+  optional: Callable[[str], bool] = lambda path: False,
   init: Init | None = None,
   weight_map: layouts.WeightMap | None = None,
   remarks: Mapping[str, str] = FrozenDict(),
 ) -> Variables:
   """Like `load`, from {name: tensor}; what would be initialised is left out.
 
-  With a `weight_map` tensors have other names than those of the model's family.
+  So is what has no tensor and a path that is `optional`. With a `weight_map`
+  tensors have other names than those of the model's family.
   `remarks` follow the names of surplus tensors in the error.
   """
   owner = weight_maps.part(model, part) if part else model
@@ -205,6 +212,8 @@ def from_tensors(
       continue
     name, layout = weight_map(path[prefix:])
     names[name] = None
+    if name not in tensors and optional("/".join(path)):
+      continue
     try:
       tensor = _fitting(tensors, name, path, wanted, layout, resize_tables)
     except ValueError as error:

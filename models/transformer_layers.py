@@ -171,7 +171,7 @@ def scanned(repeats: int) -> Callable[..., nn.Module]:
     variable_axes=dict.fromkeys(
       ("params", affine_scale.COLLECTION, *taps.COLLECTIONS), 0
     ),
-    split_rngs={"params": True, "dropout": True},
+    split_rngs=dict.fromkeys(("params", "dropout", "routing"), True),
     in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
     length=repeats,
   )

@@ -60,6 +60,8 @@ class Task(abc.ABC):
     curves: metrics that are drawn when training ends; of the class.
     ranges: of the numbers of `default_config`; of the class.
     given: fields of the model that the data and the config give; of the class.
+    added: which parameters and collections weights from elsewhere need not
+      have, as patterns of `training.paths`; they begin anew then; of the class.
     room: of the data: the module of `input_pipeline` with `dataset_info`,
       `num_train_examples`, `train_iterator` and `eval_batches`; of the class.
     evaluate_options: of `evaluate`, each with its default and a line that says
@@ -78,6 +80,7 @@ class Task(abc.ABC):
   curves: Sequence[str] = ("loss",)
   ranges: Mapping[str, Number | OneOf] = types.MappingProxyType({})
   given: Sequence[str] = ("dtype",)
+  added: Sequence[str] = ()
   room: Any
   evaluate_options: Mapping[str, tuple[Any, str]] = types.MappingProxyType({})
   sample_options: Mapping[str, tuple[Any, str]] = types.MappingProxyType({})

@@ -97,8 +97,8 @@ class SequenceLabeling(Task):
     logits, collections = apply_in_training(
       self.model,
       variables,
-      _inputs(batch),
-      **_places(batch),
+      inputs_of(batch),
+      **places_of(batch),
       rngs={"dropout": key},
     )
     loss = losses.weighted_cross_entropy(
@@ -115,9 +115,11 @@ class SequenceLabeling(Task):
     element_weight and element_accuracy.
     """
     logits = self.model.apply(
-      variables, _inputs(batch), **_places(batch), train=False
+      variables, inputs_of(batch), **places_of(batch), train=False
     )
-    logits = _of_targets(logits, batch)
+    return self._sums(_of_targets(logits, batch), batch)
+
+  def _sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     targets, weights = batch["targets"], batch["weights"]
     right = weights * (logits.argmax(-1) == targets)
     sums = {
@@ -206,12 +208,13 @@ def _of_elements(
   }
 
 
-def _inputs(batch: Batch) -> jax.Array:
+def inputs_of(batch: Batch) -> jax.Array:
   """Tokens, or mixtures of them."""
   return batch["inputs"] if "inputs" in batch else batch["tokens"]
 
 
-def _places(batch: Batch) -> dict[str, jax.Array]:
+def places_of(batch: Batch) -> dict[str, jax.Array]:
+  """Segments and positions, where a batch has them."""
   return {name: batch[name] for name in _PLACES if name in batch}
 
 

@@ -11,6 +11,7 @@ from input_pipeline.sequences.digits import Digits
 from input_pipeline.sequences.grammar_states import GrammarStates
 from input_pipeline.sequences.marked_word import MarkedWord
 from input_pipeline.sequences.mqar import MultiQueryRecall
+from input_pipeline.sequences.near_and_far import NearAndFar
 from input_pipeline.stream import Example
 
 
@@ -54,6 +55,7 @@ SOURCES: dict[str, type[Source]] = {
   "grammar": GrammarStates,
   "marked_word": MarkedWord,
   "mqar": MultiQueryRecall,
+  "near_and_far": NearAndFar,
 }
 
 

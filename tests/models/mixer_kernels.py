@@ -78,7 +78,6 @@ FUSED = {
   "full, affine, N visible": of("full", normalizer="affine"),
   "full, LSSA": of("full", **LSSA),
   "full, LSSAR": of("full", **reweighted(15.0)),
-  "full, symmetric": of("full", projections="symmetric"),
   "full, merged": {"heads": 1} | of("full", projections="merged"),
   "full, no projections": {"heads": 1} | of("full", projections="none"),
   "full, attention residuals": {"residual": "attention", "depth": 2}
@@ -90,6 +89,10 @@ FUSED = {
     "depth": 2,
   }
   | of("full"),
+  "full, fewer heads of keys": of(
+    "full", key_heads=1, value_heads=2, query_hidden=48
+  ),
+  "full, narrow keys and values": of("full", key_dim=8, value_dim=24),
   "sliding": of("sliding"),
   "sliding, sink, shared keys": {"kv_heads": 2}
   | of("sliding", normalizer="softmax_with_sink"),
