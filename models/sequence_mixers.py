@@ -50,12 +50,16 @@ OFFERED = (
 def find(mixer: str) -> type[SequenceMixer]:
   """Returns the class of a mixer.
 
+  Layers of one mixer may have options of their own by a label after its name,
+  as "full/sparse", which `mixer_options` of a transformer know them by.
+
   Raises:
     ValueError: if there is no such mixer.
   """
-  if mixer not in SEQUENCE_MIXERS:
-    raise registry.unknown("sequence mixer", mixer, SEQUENCE_MIXERS)
-  return SEQUENCE_MIXERS[mixer]
+  name = mixer.partition("/")[0]
+  if name not in SEQUENCE_MIXERS:
+    raise registry.unknown("sequence mixer", name, SEQUENCE_MIXERS)
+  return SEQUENCE_MIXERS[name]
 
 
 def create(
@@ -67,7 +71,7 @@ def create(
   """Returns the mixer `mixer` with what it takes of what is offered.
 
   Args:
-    mixer: a key of SEQUENCE_MIXERS.
+    mixer: a key of SEQUENCE_MIXERS, or one and a label; see `find`.
     offered: what the transformer knows; what the mixer has no field for is left
       out.
     options: fields of this mixer, which come before what is offered.

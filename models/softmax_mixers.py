@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 import attention
-from attention import masks, normalizers, scales, scores
+from attention import finishes, masks, normalizers, scales, scores
 from models import (
   affine_scale,
   attention_cache,
   fewer_projections,
   mixer_base,
   registry,
+  sparse_steps,
   taps,
 )
 from models.finite_mask import FiniteMask
@@ -48,6 +49,9 @@ class FullAttention(fewer_projections.FewerProjections):
     selective_values: `count`, and `renormalize`, of the values that a step of
       decoding reads (DiffQKV's selective V); all if empty. See
       `attention.apply_top_weights`.
+    sparse_decoding: fields of `attention.sparse_decoding.Budget`, the tokens
+      that a step of decoding sees (of softmax in `full` alone); all if empty. A
+      call with more than one token, as a prefill, sees all.
   """
 
   attention_scale: float = 0.0
@@ -56,14 +60,18 @@ class FullAttention(fewer_projections.FewerProjections):
   normalizer_options: Mapping[str, Any] = FrozenDict()
   scale_by: str = "constant"
   selective_values: Mapping[str, Any] = FrozenDict()
+  sparse_decoding: Mapping[str, Any] = FrozenDict()
 
   def init_cache(self, batch: int, length: int) -> mixer_base.Cache:
     """Returns a cache for `length` tokens."""
     keys, values = (
       (self.heads_of(name), self.width_of(name)) for name in ("key", "value")
     )
-    return attention_cache.empty(
+    cache = attention_cache.empty(
       batch, self._slots(length), keys, values, self.dtype
+    )
+    return cache | sparse_steps.empty(
+      sparse_steps.budget_of(self), cache["keys"]
     )
 
   @nn.compact
@@ -81,6 +89,7 @@ class FullAttention(fewer_projections.FewerProjections):
       ValueError: if there is a cache and the mixer is not causal, the cache is
         too short, or an option is not known.
     """
+    budget = sparse_steps.budget_of(self)
     q, k, v = self.queries_keys_values(x, positions)
     slots = {
       "normalizer": self._normalizer(x, positions, train),
@@ -98,21 +107,36 @@ class FullAttention(fewer_projections.FewerProjections):
       if segments is None:
         segments = jnp.zeros_like(positions)
       new = attention_cache.Seen(k, v, positions, segments)
+      sums = cache.get(sparse_steps.SUMS)
       seen, cache = attention_cache.extend(cache, new, ring=self.local)
+      if sums is not None:
+        sums = sparse_steps.extended(sums, new, budget)
+        cache[sparse_steps.SUMS] = sums
       k, v = self.expanded(seen.keys, seen.positions), seen.values
       slots["mask"] = self._mask_of_cache(new, seen)
       slots["score_mods"] = self._score_mods(positions, seen.positions)
     step = cache is not None and x.shape[1] == 1
-    values = self._top_values() if step else None
     gate = self.gate((self.heads, v.shape[-1]), x, "output")
-    parts = self._parts(q, k, v, gate, slots, values)
-    out = taps.with_open_map(self, *parts)
+    finish = () if gate is None else (gate,)
+    if step and budget is not None:
+      out = sparse_steps.attend(
+        q,
+        cache,
+        positions,
+        budget,
+        scale=slots["scale"],
+        implementation=self.implementation,
+      )
+      out = _finished(out, finish)
+    else:
+      values = self._top_values() if step else None
+      parts = self._parts(q, k, v, finish, slots, values)
+      out = taps.with_open_map(self, *parts)
     out = self.output(out, x.shape[-1])
     return self.gated(out, x, "projection"), cache
 
-  def _parts(self, q, k, v, gate, slots, top_values=None):
+  def _parts(self, q, k, v, finish, slots, top_values=None):
     """What `taps.with_open_map` takes: attention, its map, and the rest."""
-    finish = () if gate is None else (gate,)
 
     def attend():
       return attention.dot_product_attention(
@@ -127,10 +151,7 @@ class FullAttention(fewer_projections.FewerProjections):
         out = attention.apply_attention_weights(weights, v)
       else:
         out = attention.apply_top_weights(weights, v, **top_values)
-      for step in finish:
-        # A gate asks for no sum of values.
-        out = step.apply(out.astype(jnp.float32), None).astype(v.dtype)
-      return out
+      return _finished(out, finish)
 
     if top_values is not None:
       attend = lambda: apply(weigh())
@@ -273,6 +294,13 @@ class SlidingAttention(FullAttention):
         "that a token sees, its own included"
       )
     return self.window
+
+
+def _finished(out: jax.Array, finish: tuple[finishes.Finish, ...]) -> jax.Array:
+  """Applies gates, which ask for no sum of values."""
+  for step in finish:
+    out = step.apply(out.astype(jnp.float32), None).astype(out.dtype)
+  return out
 
 
 def _alibi(score, batch, head, q_index, k_index, slope, q_position, k_position):

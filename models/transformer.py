@@ -45,7 +45,8 @@ class Transformer(TransformerParts):
     kv_heads: heads of keys and values, a divisor of `heads`; 0 for `heads`.
     head_dim: channels of a head; 0 for width // heads.
     mixers: names of `sequence_mixers.SEQUENCE_MIXERS`, the pattern that the
-      layers repeat; its length divides `depth`.
+      layers repeat; its length divides `depth`. A label after a name, as in
+      "full/sparse", tells layers of one mixer apart.
     mixer_options: for names of `mixers`, fields of theirs that all layers of
       that name get, as {"linear": {"feature_map": "taylor"}}.
     window: keys that a "sliding" layer sees on a side, its own included.

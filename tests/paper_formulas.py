@@ -212,6 +212,23 @@ def _linear(a, phi, epsilon=0.0, visible=ALL, key_gate=1.0, value_gate=1.0):
   return mix(weights, a.v * value_gate)
 
 
+def _recurrent(a, decay, strength=None):
+  """M = (I - b k k^T) Diag(e^decay) M + b k v^T; without b, M + k v^T."""
+  out, decay = np.zeros(a.v.shape), np.broadcast_to(decay, a.q.shape)
+  for b, h in np.ndindex(a.v.shape[0], a.v.shape[2]):
+    memory = np.zeros((8, 8))
+    for t in range(N):
+      k, v = a.k[b, t, h], a.v[b, t, h]
+      memory = np.exp(decay[b, t, h])[:, None] * memory
+      if strength is None:
+        memory += np.outer(k, v)
+      else:
+        k = _unit(k)
+        memory += strength[0, t, h] * np.outer(k, v - memory.T @ k)
+      out[b, t, h] = memory.T @ a.q[b, t, h]
+  return out
+
+
 def _flow(a, e=1e-6):
   q, k = _sigmoid(a.q), _sigmoid(a.k)
 
@@ -310,6 +327,19 @@ FORMULAS = {
   "Hierarchical self-attention (2509.15448) with a token's own score: "
   "sentences in paragraphs": _on_tree,
   "Based (2402.18668): Taylor features": _taylor,
+  "RetNet (2307.08621): a decay for each head": lambda a: _recurrent(
+    a, np.log(1 - 0.5 ** np.arange(5, 9))[:, None]
+  ),
+  "Gated linear attention (2312.06635): a decay for each feature": (
+    lambda a: _recurrent(a, a.feature_forget)
+  ),
+  "DeltaNet (2406.06484)": lambda a: _recurrent(a, 0.0, a.strength),
+  "Gated DeltaNet (2412.06464)": lambda a: _recurrent(
+    a, a.forget[..., None], a.strength
+  ),
+  "Kimi Linear (2510.26692): a decay for each feature": (
+    lambda a: _recurrent(a, a.feature_forget, a.strength)
+  ),
   "Radial attention (2506.19852), equation 4: 6 frames of 4": _masked(
     _radial()
   ),

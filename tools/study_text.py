@@ -8,21 +8,29 @@ from input_pipeline import text
 from tools import study
 
 
-def rows(run: study.Run, count: int) -> dict[str, np.ndarray]:
-  """Returns rows of the evaluation, from its beginning to its end.
+def rows(run: study.Run) -> dict[str, np.ndarray]:
+  """Returns all rows of the evaluation.
 
   Args:
     run: of a task of text.
-    count: how many; all if there are fewer.
 
   Returns:
-    Arrays [count, length], as `input_pipeline.text.eval_batches` has them.
+    Arrays [rows, length], as `input_pipeline.text.eval_batches` has them.
   """
-  spec = run.task.batch_spec(1, train=False)
-  batches = list(text.eval_batches(run.config.data, batch_size=1))
-  step = max(1, len(batches) // count)
-  chosen = batches[::step][:count]
-  return {name: np.concatenate([b[name] for b in chosen]) for name in spec}
+  names = run.task.batch_spec(1, train=False)
+  batches = list(text.eval_batches(run.config.data, batch_size=32))
+  return {name: np.concatenate([b[name] for b in batches]) for name in names}
+
+
+def some(batch: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+  """Returns `count` rows, evenly spaced, or all if there are fewer.
+
+  Args:
+    batch: arrays [rows, ...].
+    count: how many.
+  """
+  step = max(1, len(batch["tokens"]) // count)
+  return {name: array[::step][:count] for name, array in batch.items()}
 
 
 def places(batch: dict[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,10 @@ FUSED = {
   "full, gated values": of(
     "full", output_gate="elementwise", gate_position="value"
   ),
+  "full, fewer keys than values": of(
+    "full", key_heads=1, value_heads=2, key_dim=8, value_dim=32
+  ),
+  "full, symmetric": of("full", projections="symmetric"),
   "full, soft cap": of("full", attention_soft_cap=30.0),
   "full, ALiBi": {"position_encoding": "alibi"} | of("full"),
   "full, sink": of("full", normalizer="softmax_with_sink"),
@@ -74,11 +78,27 @@ FUSED = {
   "full, affine, N visible": of("full", normalizer="affine"),
   "full, LSSA": of("full", **LSSA),
   "full, LSSAR": of("full", **reweighted(15.0)),
+  "full, merged": {"heads": 1} | of("full", projections="merged"),
+  "full, no projections": {"heads": 1} | of("full", projections="none"),
+  "full, attention residuals": {"residual": "attention", "depth": 2}
+  | of("full"),
+  "full, attention residuals, scan": {
+    "residual": "attention",
+    "residual_block": 3,
+    "scan_layers": True,
+    "depth": 2,
+  }
+  | of("full"),
+  "full, fewer heads of keys": of(
+    "full", key_heads=1, value_heads=2, query_hidden=48
+  ),
+  "full, narrow keys and values": of("full", key_dim=8, value_dim=24),
   "sliding": of("sliding"),
   "sliding, sink, shared keys": {"kv_heads": 2}
   | of("sliding", normalizer="softmax_with_sink"),
   "sliding, affine": of("sliding", **AFFINE),
   "sliding, LSSAR": of("sliding", **reweighted(3.0)),
+  "hierarchical": {"causal": False} | of("hierarchical", branchings=(8,)),
   "linear, one segment": of("linear"),
   "linear, one segment, gated": of(
     "linear", key_gate=True, value_gate=True, output_gate="headwise"
@@ -86,13 +106,19 @@ FUSED = {
 }
 
 # What goes to the reference, on which platforms, and what is said of it. Of
-# segments linear attention makes decays, which empty the memory.
+# segments linear attention makes decays, which empty the memory. The mixer
+# "convolution" is no attention, and in neither.
 REFERENCE = {
   "linear, segments": (of("linear"), ("tpu", "gpu"), "decay is"),
   "linear, one segment, decay": (
     of("linear", decay="head"),
     ("tpu", "gpu"),
     "decay is",
+  ),
+  "linear, one segment, delta rule": (
+    of("linear", update="delta", qk_norm="unit", feature_map="identity"),
+    ("tpu", "gpu"),
+    "update is|delta",
   ),
   "linear, one segment, Taylor": (
     of("linear", feature_map="taylor"),

@@ -72,6 +72,16 @@ OPTIONS = {
     "value_heads": 4,
     "selective_values": {"count": 11, "renormalize": True},
   },
+  # The budget covers the longest row.
+  "full sparse": {
+    "sparse_decoding": {"block": 2, "blocks": 4, "sink": 1, "local": 2},
+    "key_heads": 2,
+    "value_heads": 4,
+    "output_gate": "headwise",
+  },
+  "full top": {
+    "sparse_decoding": {"block": 1, "blocks": 7, "sink": 2, "local": 2}
+  },
   "linear data": {
     "decay": "data",
     "key_gate": True,
@@ -305,6 +315,14 @@ ERRORS = [
     "full",
     {"query_hidden": 3, "query_form": "gate"},
     "query_form 'gate'; did you mean gated",
+  ),
+  ("full", {"sparse_decoding": {"blok": 1}}, "'blok'; did you mean block"),
+  ("full", {"sparse_decoding": {"local": 0}}, "local is 0"),
+  ("full", {"sparse_decoding": {"selection": "all"}}, "'all'.*'best'"),
+  (
+    "full",
+    {"sparse_decoding": {"block": 4}, "key_dim": 2},
+    "key_dim is 2; it needs key_dim=0",
   ),
   ("full", {"scale_by": "log_length", "causal": False}, "needs causal=True"),
   ("full", {"head_dim": 5, "position_encoding": "rotary"}, "head_dim 5 is 5"),

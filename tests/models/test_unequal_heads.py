@@ -10,7 +10,8 @@ from jax.extend import core
 
 import attention
 import models
-from models import decoding, positions, sequence_mixers
+from models import decoding, positions, pretrained, sequence_mixers
+from models.weight_maps.hub import sigma
 from tests import parity_helper
 from tests.models import language
 from tests.models.test_transformer import assert_close, count
@@ -229,3 +230,39 @@ def test_bytes_of_a_cache():
   whole = decoding.cache_bytes(small, 5, 10)
   assert whole["values"] == 5 * 3 * 4 * 3 * 4
   assert whole["memory"] > 0
+
+
+def test_names_of_sigma_are_those_of_llama_but_for_its_queries():
+  model = models.create(
+    "sigma_1_5b",
+    vocabulary_size=13,
+    width=8,
+    depth=1,
+    heads=4,
+    mlp_width=12,
+    mixer_options={
+      "full": {"key_heads": 1, "value_heads": 2, "query_hidden": 6}
+    },
+  )
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))
+  variables = parity_helper.randomise(shapes, 0)
+  names = {"layer/mixer/query_gate": "model.layers.{}.self_attn.own"}
+  weight_map = sigma.weight_map(model, names)
+  tensors = pretrained.to_tensors(variables, model, weight_map=weight_map)
+  shapes = {
+    name.removeprefix("model.layers.0.self_attn."): tensor.shape
+    for name, tensor in tensors.items()
+    if "self_attn" in name
+  }
+  assert shapes == {
+    "q_up_proj.weight": (6, 8),
+    "own.weight": (6, 8),
+    "q_proj.weight": (8, 6),
+    "k_proj.weight": (2, 8),
+    "v_proj.weight": (4, 8),
+    "o_proj.weight": (8, 8),
+  }
+  loaded = pretrained.from_tensors(tensors, model, weight_map=weight_map)
+  jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+  with pytest.raises(ValueError, match=r"names has 'query'.*query_expand"):
+    sigma.weight_map(model, {"query": "q"})

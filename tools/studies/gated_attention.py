@@ -12,6 +12,7 @@ within one; so the first token is that of a row's segment, whatever it is, and
 that of documents' beginnings is told besides.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,41 +60,46 @@ def _config(gate: str, variant: str):
 
 def measure(run: study.Run) -> dict[str, Any]:
   """Attention to first tokens, activations and gates, on rows of evaluation."""
-  batch = study_text.rows(run, _ROWS)
-  places = study_text.places(batch)
+  every = study_text.rows(run)
+  batch = study_text.some(every, _ROWS)
   model = run.task.model
   measured = jax.jit(
     lambda variables, tokens, places: statistics.summary(
       model, variables, tokens, **places
     )
   )
+  places = study_text.places(batch)
   result = measured(run.variables, batch["tokens"], places)
-  begun = _begun(batch, run.task.info.tokenizer.end_of_text)
-  after = measured(
-    run.variables, batch["tokens"], {**places, "positions": begun}
+  begun = study_text.some(
+    _begun(every, run.task.info.tokenizer.end_of_text), _ROWS
   )
-  real = places["positions"] >= 0
+  after = measured(run.variables, begun["tokens"], study_text.places(begun))
   targets = batch["targets"][batch["weights"] > 0]
   counts = np.bincount(targets)
   shares = counts[counts > 0] / len(targets)
   return {
     **{name: float(value) for name, value in result.items()},
     "even_first_token": float(_even(places)),
-    "begun_share": float((begun >= 0).sum() / real.sum()),
+    "begun_rows": len(begun["tokens"]),
     "begun_first_token": float(after["first_token_attention"]),
     # Of the bytes' frequencies alone: what a run that diverged is above.
     "nats_of_frequencies": float(-(shares * np.log(shares)).sum()),
   }
 
 
-def _begun(batch: Mapping[str, np.ndarray], end_of_text: int) -> np.ndarray:
-  """Positions, -1 where a token's segment does not begin a document."""
+def _begun(
+  batch: Mapping[str, np.ndarray], end_of_text: int
+) -> dict[str, np.ndarray]:
+  """Rows in which documents begin, with what else is in them as padding."""
   positions = batch["positions"]
   places = np.arange(positions.shape[1])
   # Of padding any place will do.
   starts = np.where(positions >= 0, places - positions, 0)
   first = np.take_along_axis(batch["tokens"], starts, axis=1)
-  return np.where(first == end_of_text, positions, -1)
+  positions = np.where(first == end_of_text, positions, -1)
+  kept = (positions >= 0).any(1)
+  batch = {**batch, "positions": positions}
+  return {name: array[kept] for name, array in batch.items()}
 
 
 def _even(places: Mapping[str, np.ndarray]) -> jax.Array:
@@ -117,9 +123,7 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   made[0] += [""] * 5
   for gate, (_, published) in _GATES.items():
     own = [line for line in lines if line["row"] == gate]
-    of = lambda name, digits, own=own: study.spread(
-      [line[name] for line in own if name in line], digits
-    )
+    of = functools.partial(_spread, own)
     made.append(
       [
         gate,
@@ -141,19 +145,26 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _survival(lines: Sequence[Mapping[str, Any]]) -> str:
   header = ("gate", "loss", f"loss at {_TIMES} times the rate", "survived")
+  header += ("first token", "largest")
+  bound = max(line["nats_of_frequencies"] for line in lines)
   made = []
   for gate in _GREATER:
-    losses = [
-      [x["loss"] for x in lines if x["row"] == row]
+    usual, greater = (
+      [line for line in lines if line["row"] == row]
       for row in (gate, f"{gate}, {_TIMES} times the rate")
-    ]
-    bound = max(x["nats_of_frequencies"] for x in lines)
-    survived = sum(loss < bound for loss in losses[1])
+    )
+    survived = sum(line["loss"] < bound for line in greater)
     made.append(
       [
         gate,
-        *(study.spread(of, 4) for of in losses),
-        f"{survived} of {len(losses[1])}",
+        *(_spread(of, "loss", 4) for of in (usual, greater)),
+        f"{survived} of {len(greater)}",
+        _spread(greater, "first_token_attention", 3),
+        _spread(greater, "largest_activation", 1),
       ]
     )
   return study.markdown(header, made)
+
+
+def _spread(lines: Sequence[Mapping[str, Any]], name: str, digits: int) -> str:
+  return study.spread([line[name] for line in lines if name in line], digits)

@@ -42,7 +42,7 @@ def rows(variant: str) -> Sequence[study.Row]:
 
 def measure(run: study.Run) -> dict[str, float]:
   """Outliers and sinks, and what four bits cost, on rows of evaluation."""
-  batch = study_text.rows(run, _ROWS)
+  batch = study_text.some(study_text.rows(run), _ROWS)
   places = study_text.places(batch)
   model = run.task.model
   result = jax.jit(

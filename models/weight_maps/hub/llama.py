@@ -6,7 +6,7 @@ from models.weight_maps import layouts
 from models.weight_maps.hub import gated_attention, naming
 
 _LAYER = "model.layers.{}"
-_MODULES = {
+MODULES = {
   "embed": "model.embed_tokens",
   "final_norm": "model.norm",
   "head/logits": "lm_head",
@@ -33,7 +33,7 @@ _SANDWICH = {
 
 def _weight_map(model: nn.Module) -> layouts.WeightMap:
   sandwich = model.norm_placement == "sandwich"
-  modules = {**_MODULES, **(_SANDWICH if sandwich else {})}
+  modules = {**MODULES, **(_SANDWICH if sandwich else {})}
 
   def layout(module: str, leaf: str) -> layouts.Layout:
     found = naming.layout(module, leaf)
