@@ -3,8 +3,8 @@
 No paper's claim: the rows of `tools.mixers_table`, whose measured columns this
 gives, all trained as `configs.language` says for studies. Runs that other
 studies have are taken from them. The delta rule is left out: a step
-took 0.4 CPU seconds on a loaded machine, so that its two rows would cost some 16
-CPU minutes.
+took 0.4 CPU seconds on a loaded machine, so that its two rows would cost some
+16 CPU minutes.
 """
 
 from collections.abc import Mapping, Sequence
