@@ -63,7 +63,8 @@ def test_exponents():
     worst.append(capacity.capacity(interference, 1.0))
     average.append(capacity.capacity(error, 0.5))
   np.testing.assert_allclose(worst, [6, 8, 11, 16], atol=1)
-  np.testing.assert_allclose(average, 1 + dims / 4, rtol=0.08)
+  # The prediction is where the error is at the limit, not below it.
+  np.testing.assert_allclose(average, 1 + dims / 4, rtol=0.05, atol=1)
   assert 0.4 < capacity.slope(dims, worst) < 0.6
   assert 0.9 < capacity.slope(dims, average) < 1.1
 
