@@ -112,8 +112,11 @@ def early_depth_attention(
 ) -> list[EarlyAttention]:
   """Attends with the queries of a block of layers to what precedes the block.
 
-  Phase 1 of algorithm 1: the sources are read once for all layers of the block
-  and not once for each. `join_depth_attention` adds what the block has given.
+  Phase 1 of algorithm 1: the sources may be read once for all layers of the
+  block and not once for each. `join_depth_attention` adds what the block has
+  given. Our transformer does not do it: for 4 sources and blocks of 6 layers,
+  4096 tokens of width 1024, XLA's program for a v5e moves 584 MB in two phases
+  and 586 MB in one, as it does not fuse what the queries share.
 
   Args:
     queries: arrays [width].
