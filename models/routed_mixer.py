@@ -13,7 +13,7 @@ from models.finite_mask import FiniteMask
 from models.softmax_mixers import FullAttention
 
 # Options of `full` that would ask for the choice of each row, or for all keys.
-_REFUSED = ("scale_by", "key_dim", "selective_values")
+_REFUSED = ("scale_by", "key_dim", "selective_values", "sparse_decoding")
 # More keys before its own than any token has.
 _FAR = 2**29 - 1
 
@@ -70,9 +70,10 @@ class RoutedAttention(FullAttention):
         does not fit, or there are a temperature and a cache.
     """
     self._check(cache, temperature)
+    names = ("query", "key", "value")
     q, k, v = (
-      self.gated(self.project(x, name), x, name)
-      for name in ("query", "key", "value")
+      self.gated(heads, x, name)
+      for name, heads in zip(names, self.projected(x), strict=True)
     )
     q = self.normalised(q, "query")
     kept = _kept(prompt, positions)

@@ -30,9 +30,10 @@ NAMES = ("1k", "8k", "64k")
 MARK = "mixers"
 _LINES = epath.Path(__file__).parents[1] / "docs" / "results" / "language.jsonl"
 _WINDOW = 32
-_BASED = {"feature_map": "taylor", "feature_dim": 16, "epsilon": 1e-12}
-# Fields of a transformer, by the name of a row. The window is that of the
-# study; in the table it is 32 times as wide, as the rows are longer.
+_BASED = {"feature_map": "taylor", "feature_dim": 8, "epsilon": 1e-12}
+# Fields of a transformer, by the name of a row. Windows and widths of Taylor
+# features are those of the study; in the table windows are 32 times as wide, as
+# the rows are longer, and features are of 16 channels, as BASED has them.
 ROWS: dict[str, dict[str, Any]] = {
   "full": {},
   "full with sink": {
@@ -94,7 +95,9 @@ def model(row: str, mixers: tuple[str, ...] | None = None) -> Transformer:
   mixers = mixers or fields.get("mixers", ("full",))
   if "window" in fields:
     fields["window"] *= 32
-  options = fields.get("mixer_options", {})
+  options = dict(fields.get("mixer_options", {}))
+  if options.get("linear") == _BASED:
+    options["linear"] = {**_BASED, "feature_dim": 16}
   fields["mixer_options"] = {n: options[n] for n in mixers if n in options}
   fields |= {"mixers": mixers, "depth": len(mixers)}
   return Transformer(

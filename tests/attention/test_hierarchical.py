@@ -60,12 +60,7 @@ def dense(q, k, row_trees, self_term):
 
 
 def cases():
-  for branchings, length in (
-    ((), 7),
-    ((3,), 12),
-    ((4, 2), 13),
-    ((2, 2, 2), 17),
-  ):
+  for branchings, length in (((), 7), ((4, 2), 13), ((2, 2, 2), 17)):
     tree = oracle.nested(oracle.windows(branchings, length))
     yield (
       f"regular {branchings} of {length}",
@@ -84,8 +79,17 @@ def cases():
 CASES = {name: rest for name, *rest in cases()}
 
 
-@pytest.mark.parametrize("self_term", [True, False])
-@pytest.mark.parametrize("case", CASES)
+RAGGED_CASE = "ragged, widest (4, 0, 2, 2)"
+
+
+@pytest.mark.parametrize(
+  ("case", "self_term"),
+  [
+    *((case, True) for case in CASES),
+    ("regular (4, 2) of 13", False),
+    (RAGGED_CASE, False),
+  ],
+)
 def test_the_recursion(case, self_term):
   tree, length, row_trees = CASES[case]
   # Grouped keys, and of one value for each key the weights come out.
@@ -249,8 +253,9 @@ def test_embeddings_of_siblings(case):
     )
 
 
-@pytest.mark.parametrize("self_term", [True, False])
-@pytest.mark.parametrize("case", ["padded", "ragged, widest (4, 0, 2, 2)"])
+@pytest.mark.parametrize(
+  ("case", "self_term"), [("padded", False), (RAGGED_CASE, True)]
+)
 def test_gradients_and_padding(case, self_term):
   """NaN in padding reaches nothing; gradients are those of theta v."""
   tree, length, row_trees = CASES[case]
@@ -338,8 +343,7 @@ def test_a_token_without_siblings():
   assert not gradient.any()
 
 
-@pytest.mark.parametrize("widest", [None, (3, 2)])
-def test_trees_beside_each_other(widest):
+def test_trees_beside_each_other():
   """Packed rows, each of whose documents is a tree."""
   apart = jnp.array([[0] * 5 + [1] * 2 + [2] * 6, [3] * 6 + [4] * 6 + [9]])
   spans = [[(0, 5), (5, 7), (7, 13)], [(0, 6), (6, 12)]]
@@ -349,7 +353,7 @@ def test_trees_beside_each_other(widest):
       place[row, start:end] = np.arange(end - start)
   place[1, 12] = -3
   q, k, v = draw(13)
-  tree = trees.runs(jnp.asarray(place // 3)[None], apart=apart, widest=widest)
+  tree = trees.runs(jnp.asarray(place // 3)[None], apart=apart, widest=(3, 2))
   out = attend(q, k, v, tree)
   for row, row_spans in enumerate(spans):
     for start, end in row_spans:

@@ -27,6 +27,20 @@ def test_first_keys(make):
     check_states(mask, visible, *blocks, exact=True)
 
 
+def test_the_number_of_keys_that_a_query_sees():
+  lengths, segments = jnp.array([2, 5]), jnp.array([[0, 0, 1, 1, 1, 2]] * 2)
+  of_heads = lambda batch, head, i, j: (i + j) % (head + 2) > 0
+  for mask in (
+    masks.causal(-1),
+    masks.causal() & masks.segments(segments),
+    masks.padding(lengths) & masks.function(of_heads),
+  ):
+    count = mask.count(6, 6, batch=2, heads=3)
+    assert count.dtype == jnp.float32
+    expected = np.asarray(mask.dense(6, 6, batch=2, heads=3)).sum(-1)
+    np.testing.assert_array_equal(count, expected)
+
+
 def test_prefix_of_one_length_for_all():
   visible = np.tile(np.arange(7) < 3, (2, 1, 5, 1))
   np.testing.assert_array_equal(masks.prefix(3).dense(5, 7, batch=2), visible)

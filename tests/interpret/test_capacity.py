@@ -11,7 +11,7 @@ from interpret import capacity
 
 TRIALS = 80
 # How many associations there are for each width: the curves' ends.
-NUMBERS = {64: 64, 128: 41, 256: 82, 512: 164}
+NUMBERS = {32: 16, 64: 64, 128: 41, 256: 82}
 # RMS error and worst interference at n = floor(sqrt(d)), d / 4 and d.
 MEASURED = {
   64: [(8, 0.323, 0.94), (16, 0.471, 1.98), (64, 0.994, 7.7)],
@@ -62,8 +62,9 @@ def test_exponents():
     error, interference, _ = curves(int(dim), NUMBERS[dim])
     worst.append(capacity.capacity(interference, 1.0))
     average.append(capacity.capacity(error, 0.5))
-  np.testing.assert_allclose(worst, [8, 11, 16, 22], atol=1)
-  np.testing.assert_allclose(average, 1 + dims / 4, rtol=0.08)
+  np.testing.assert_allclose(worst, [6, 8, 11, 16], atol=1)
+  # The prediction is where the error is at the limit, not below it.
+  np.testing.assert_allclose(average, 1 + dims / 4, rtol=0.05, atol=1)
   assert 0.4 < capacity.slope(dims, worst) < 0.6
   assert 0.9 < capacity.slope(dims, average) < 1.1
 

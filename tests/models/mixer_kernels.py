@@ -68,7 +68,6 @@ FUSED = {
   "full, fewer keys than values": of(
     "full", key_heads=1, value_heads=2, key_dim=8, value_dim=32
   ),
-  "full, symmetric": of("full", projections="symmetric"),
   "full, soft cap": of("full", attention_soft_cap=30.0),
   "full, ALiBi": {"position_encoding": "alibi"} | of("full"),
   "full, sink": of("full", normalizer="softmax_with_sink"),

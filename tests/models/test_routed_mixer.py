@@ -343,6 +343,7 @@ ERRORS = [
   ({"causal": False}, {}, "causal is False"),
   ({}, {"scale_by": "log_length"}, "scale_by is 'log_length'.*'constant'"),
   ({}, {"selective_values": {"count": 2}}, "selective_values is FrozenDict"),
+  ({}, {"sparse_decoding": {"sink": 1}}, "sparse_decoding is FrozenDict"),
   ({"key_dim": 2}, {}, "key_dim is 2; a routed mixer needs 0"),
 ]
 

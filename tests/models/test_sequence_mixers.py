@@ -209,9 +209,11 @@ def test_a_mixer_sees_what_it_says(mixer):
   ("mixer", "options"),
   [
     ("sliding", {}),
-    ("hierarchical", {"branchings": (3,)}),
-    ("hierarchical", {"branchings": (2, 2), "self_term": False}),
-    ("hierarchical", {"branchings": (), "output_gate": "headwise"}),
+    (
+      "hierarchical",
+      {"branchings": (2, 2), "self_term": False, "output_gate": "headwise"},
+    ),
+    ("hierarchical", {"branchings": ()}),
   ],
 )
 def test_bidirectional_attention_leaves_padding_and_other_segments_out(

@@ -68,7 +68,8 @@ def test_the_temperature_falls_by_a_half_cosine():
 def test_multipliers_begin_between_nothing_and_a_half():
   task = create(small())
   keys = jax.random.split(jax.random.key(1), 50)
-  drawn = jax.vmap(lambda key: task.init(key)["params"]["multipliers"])(keys)
+  draw = jax.vmap(lambda key: task.init(key)["params"]["multipliers"])
+  drawn = jax.jit(draw)(keys)
   for name in ("linear", "quadratic"):
     assert drawn[name].shape == (50, 2)
     assert 0 <= drawn[name].min() < 0.05
