@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import PartitionSpec
 
@@ -99,7 +100,7 @@ def _say_repeated(
 
 def per_device(
   kernel: Callable,
-  arrays: Sequence[jax.Array],
+  arrays: Sequence[jax.Array | np.ndarray],
   layouts: Sequence[str],
   out_layouts: Sequence[str] | str,
 ):
@@ -112,7 +113,7 @@ def per_device(
 
   Args:
     kernel: function of arrays only.
-    arrays: its arguments.
+    arrays: its arguments; those of NumPy stay so where nothing is split.
     layouts: a letter for each axis of each array; "b" is the batch and "h" the
       heads, which may be of size 1 to be shared.
     out_layouts: the same for the result, or one for each of several results.
