@@ -102,8 +102,9 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   cells = []
   for name in (*ROWS, REPLAY):
     own = [line for line in lines if line["row"] == name]
+    size = own[0].get("parameters") if own else None
     cells.append(
-      [name, str(own[0].get("parameters", "")) if own else ""]
+      [name, "" if size is None else f"{size:,}"]
       + [
         study.spread([line[which] for line in own], 3)
         for which in ("element_accuracy", "longer")
