@@ -86,7 +86,7 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     losses.append(
       [
         name,
-        str(own[0]["parameters"]),
+        f"{own[0]['parameters']:,}",
         study.spread([line["bits_per_byte"] for line in own], 3),
         study.spread(hidden[:, -1] / hidden[:, 0], 1),
         study.spread(gradient.max(1) / gradient.min(1), 1),

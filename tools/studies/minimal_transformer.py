@@ -74,7 +74,7 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   digits, text = [], []
   for name in (*ON_DIGITS, *ON_BYTES):
     own = [line for line in lines if line["row"] == name]
-    parameters = str(own[0]["parameters"])
+    parameters = f"{own[0]['parameters']:,}"
     of = lambda key, digits, factor=1, own=own: study.spread(
       [factor * line[key] for line in own], digits
     )
