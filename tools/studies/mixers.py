@@ -2,9 +2,7 @@
 
 No paper's claim: the rows of `tools.mixers_table`, whose measured columns this
 gives, all trained as `configs.language` says for studies. Runs that other
-studies have are taken from them. The delta rule is left out: a step
-took 0.4 CPU seconds on a loaded machine, so that its two rows would cost some
-16 CPU minutes.
+studies have are taken from them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +13,12 @@ import ml_collections
 from configs import language
 from tools import mixers_table, study
 
-_LEFT_OUT = ("delta", "gated delta")
-
 
 def rows(variant: str) -> Sequence[study.Row]:
   """The rows of the table."""
   return [
     study.Row(name, _config(fields, variant))
     for name, fields in mixers_table.ROWS.items()
-    if name not in _LEFT_OUT
   ]
 
 
