@@ -119,7 +119,6 @@ def pictures(lines: Sequence[Mapping]) -> dict[str, bytes]:
   """Accuracy against bytes, the mean and the seeds."""
   figure = Figure(figsize=(6, 4), layout="constrained")
   axes = figure.add_subplot(
-    xscale="log",
     xlabel="bytes of state of a row of 64 tokens",
     ylabel="accuracy of recall, %",
   )
@@ -133,6 +132,8 @@ def pictures(lines: Sequence[Mapping]) -> dict[str, bytes]:
     (curve,) = axes.plot(sizes, [*map(np.mean, accuracies)], "o-", label=label)
     for size, values in zip(sizes, accuracies, strict=True):
       axes.plot([size] * len(values), values, ".", color=curve.get_color())
+  axes.set_xscale("log", base=2)
+  axes.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
   axes.grid(alpha=0.3)
   axes.legend(fontsize="small")
   file = io.BytesIO()
