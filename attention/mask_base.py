@@ -114,13 +114,7 @@ class Mask(abc.ABC):
     Raises:
       ValueError: if the mask does not fit these sizes.
     """
-    shape = (batch, heads, q_len, kv_len)
-    self.check(*shape)
-    return tiles.over_all_scores(
-      lambda _, tile, *values: self.visible(tile, *values),
-      self.operands(),
-      shape,
-    )
+    return self._over_all(batch, heads, q_len, kv_len)
 
   def count(
     self, q_len: int, kv_len: int, *, batch: int = 1, heads: int = 1
@@ -130,13 +124,22 @@ class Mask(abc.ABC):
     Raises:
       ValueError: if the mask does not fit these sizes.
     """
-    shape = (batch, heads, q_len, kv_len)
+    return self._over_all(
+      batch,
+      heads,
+      q_len,
+      kv_len,
+      reduce=lambda seen: jnp.sum(seen, axis=-1, dtype=jnp.float32),
+    )
+
+  def _over_all(self, *shape: int, **options) -> Array:
+    """Evaluates the mask; see `tiles.over_all_scores`."""
     self.check(*shape)
     return tiles.over_all_scores(
       lambda _, tile, *values: self.visible(tile, *values),
       self.operands(),
       shape,
-      reduce=lambda seen: jnp.sum(seen, axis=-1, dtype=jnp.float32),
+      **options,
     )
 
   def __and__(self, other: "Mask") -> "Mask":

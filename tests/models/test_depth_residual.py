@@ -45,7 +45,10 @@ class Net(nn.Module):
 def full(x, kernels, queries, scales):
   """Full attention residuals, as the paper writes them."""
   values = [x]
-  for kernel, query, scale in zip(kernels, queries, scales):  # noqa: B905
+  # The last query and scale are the output's, which has no kernel.
+  for kernel, query, scale in zip(
+    kernels, queries[:-1], scales[:-1], strict=True
+  ):
     values.append(np.tanh(formula(query, np.stack(values), scale) @ kernel))
   return formula(queries[-1], np.stack(values), scales[-1])
 
