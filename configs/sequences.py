@@ -62,16 +62,22 @@ def get_config(variant: str = "mqar") -> ml_collections.ConfigDict:
   return config
 
 
+def _train(
+  config: ml_collections.ConfigDict, *, steps: int, every: int
+) -> None:
+  """A short training, that is evaluated and saved every so many steps."""
+  config.train_for = f"{steps} steps"
+  config.evaluate_every = config.checkpoint.every = f"{every} steps"
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.final_learning_rate = 1e-4
+
+
 def _mqar(config: ml_collections.ConfigDict) -> None:
   config.data.options.update(length=64, pairs=(4, 8), vocabulary_size=128)
   config.model.update(dict(width=64, depth=2, heads=2, mlp_width=128))
   config.batch_size = 64
   config.eval_batch_size = 100
-  config.train_for = "600 steps"
-  config.evaluate_every = "200 steps"
-  config.checkpoint.every = "200 steps"
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.final_learning_rate = 1e-4
+  _train(config, steps=600, every=200)
 
 
 def _digits(config: ml_collections.ConfigDict) -> None:
@@ -84,11 +90,7 @@ def _digits(config: ml_collections.ConfigDict) -> None:
   config.model.init_scale = 0.1
   config.batch_size = 32
   config.eval_batch_size = 200
-  config.train_for = "400 steps"
-  config.evaluate_every = "400 steps"
-  config.checkpoint.every = "400 steps"
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.final_learning_rate = 1e-4
+  _train(config, steps=400, every=400)
 
 
 def _grammar(config: ml_collections.ConfigDict) -> None:
@@ -105,11 +107,7 @@ def _grammar(config: ml_collections.ConfigDict) -> None:
   config.model.mixer_options = {"linear": RECURRENT_MIXERS["gated DeltaNet"]}
   config.batch_size = 16
   config.eval_batch_size = 50
-  config.train_for = "600 steps"
-  config.evaluate_every = "200 steps"
-  config.checkpoint.every = "200 steps"
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.final_learning_rate = 1e-4
+  _train(config, steps=600, every=200)
 
 
 def _near_and_far(config: ml_collections.ConfigDict) -> None:
@@ -118,11 +116,7 @@ def _near_and_far(config: ml_collections.ConfigDict) -> None:
   config.model.init_scale = 0.125
   config.batch_size = 32
   config.eval_batch_size = 100
-  config.train_for = "300 steps"
-  config.evaluate_every = "100 steps"
-  config.checkpoint.every = "100 steps"
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.final_learning_rate = 1e-4
+  _train(config, steps=300, every=100)
 
 
 def _marked_word(config: ml_collections.ConfigDict) -> None:
@@ -133,11 +127,7 @@ def _marked_word(config: ml_collections.ConfigDict) -> None:
   config.model.init_scale = 0.125
   config.batch_size = 32
   config.eval_batch_size = 100
-  config.train_for = "600 steps"
-  config.evaluate_every = "600 steps"
-  config.checkpoint.every = "600 steps"
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.final_learning_rate = 1e-4
+  _train(config, steps=600, every=600)
 
 
 def _selectivbench(config: ml_collections.ConfigDict) -> None:
