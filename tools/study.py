@@ -197,16 +197,23 @@ _SMALL_MODEL = {"width": 16, "heads": 2, "mlp_width": 16}
 _SMALL_TEXT = pathlib.Path(__file__).parents[1] / "docs" / "language.md"
 
 
-def shrunk(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def shrunk(
+  config: ml_collections.ConfigDict, *, depth: int = 0
+) -> ml_collections.ConfigDict:
   """The same config with one step of a very small model, to be tried.
 
-  Its depth, mixers and options stay; heads that are given are two, and a
-  window is 4. Text is a page of this project, in short rows; sequences are a
-  few.
+  Its mixers and options stay; heads that are given are two, and a window is 4.
+  Text is a page of this project, in short rows; sequences are a few.
+
+  Args:
+    config: of the run.
+    depth: layers; 0 for as many as there are.
   """
   config = config.copy_and_resolve_references()
   model = config.model
   model.update(_SMALL_MODEL)
+  if depth:
+    model.depth = depth
   if model.get("kv_heads"):
     model.kv_heads = 2
   if model.get("window"):

@@ -114,9 +114,8 @@ def _config(
   config.train_for = config.evaluate_every = "300 steps"
   config.checkpoint.every = "300 steps"
   if variant == "test":
-    config = study.shrunk(config)
     # A deep model takes long to compile.
-    config.model.depth = 2
+    config = study.shrunk(config, depth=2)
     if "residual_block" in fields:
       config.model.residual_block = 2
   return config

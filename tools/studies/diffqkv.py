@@ -43,8 +43,7 @@ def rows(variant: str) -> Sequence[study.Row]:
     if "wider" in name:
       config.model.mlp_width += _WIDER
     if variant == "test":
-      config = study.shrunk(config)
-      config.model.depth = 1
+      config = study.shrunk(config, depth=1)
     config.model.heads = HEADS
     made.append(study.Row(name, config))
   return made

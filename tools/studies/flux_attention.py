@@ -48,8 +48,7 @@ def rows(variant: str) -> list[study.Row]:
 
 
 def _small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  config = study.shrunk(config)
-  config.model.depth = 1
+  config = study.shrunk(config, depth=1)
   return config
 
 

@@ -53,8 +53,7 @@ def _config(gate: str, variant: str):
   config = language.get_config("study")
   config.model.update(_GATES[gate][0])
   if variant == "test":
-    config = study.shrunk(config)
-    config.model.depth = 1
+    config = study.shrunk(config, depth=1)
   return config
 
 

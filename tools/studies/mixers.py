@@ -29,8 +29,7 @@ def _config(
   if variant == "test":
     # One for all: compiling is all that a row costs, and `mixers_table` makes
     # a model of each.
-    config = study.shrunk(config)
-    config.model.depth = 1
+    config = study.shrunk(config, depth=1)
   else:
     config.model.update(fields)
   return config

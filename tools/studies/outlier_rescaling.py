@@ -34,8 +34,7 @@ def rows(variant: str) -> Sequence[study.Row]:
     config = language.get_config("study")
     config.model.update(fields)
     if variant == "test":
-      config = study.shrunk(config)
-      config.model.depth = 1
+      config = study.shrunk(config, depth=1)
     made.append(study.Row(name, config))
   return made
 

@@ -57,8 +57,7 @@ def _config(mixer: str, variant: str) -> ml_collections.ConfigDict:
     mixer = "gated DeltaNet" if variant == "test" else mixer
     config.model.mixer_options = {"linear": configs.RECURRENT_MIXERS[mixer]}
   if variant == "test":
-    config = study.shrunk(config)
-    config.model.depth = 1
+    config = study.shrunk(config, depth=1)
     config.data.options.update(elements=4, length=16)
   return config
 
