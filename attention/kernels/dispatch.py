@@ -3,8 +3,8 @@
 A public function of `attention` takes `implementation`:
 
 - "xla": the reference, which defines what is right;
-- "pallas": the kernel for the platform JAX runs on; an error says why if there
-  is none;
+- "pallas": the kernel for the platform of the current mesh, or else the one
+  that JAX runs on; an error says why if there is none;
 - "auto": the kernel if there is one for the platform and the arguments,
   otherwise the reference;
 - "tpu", "gpu": that kernel whatever the platform here, to compile it for a chip
@@ -32,7 +32,7 @@ IMPLEMENTATIONS = (
   "gpu_interpret",
 )
 # Axes of the mesh that a batch and the heads are split over, where it has them.
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("slice", "data", "fsdp")
 HEAD_AXES = ("model",)
 
 
@@ -71,7 +71,7 @@ def choose(
   if implementation == "xla":
     return None
   named = implementation not in ("auto", "pallas")
-  platform = implementation.split("_")[0] if named else jax.default_backend()
+  platform = implementation.split("_")[0] if named else chip()[0]
   if platform not in reasons:
     reason = f"there is no kernel for the platform {platform!r}"
   else:
@@ -81,6 +81,20 @@ def choose(
   if implementation == "auto":
     return None
   raise ValueError(f"implementation is {implementation!r}, but {reason}")
+
+
+def chip() -> tuple[str, str]:
+  """Returns the platform, "tpu", "gpu" or "cpu", and the kind of the chips.
+
+  They are those of the current mesh, which need not be here: a step that is
+  compiled for a pod has the kernels that it will have there. Without a mesh
+  they are what JAX runs on.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None:
+    return jax.default_backend(), jax.devices()[0].device_kind
+  platform = "gpu" if device.platform in ("cuda", "rocm") else device.platform
+  return platform, device.device_kind
 
 
 @functools.cache
@@ -125,7 +139,7 @@ def per_device(
   automatic = {
     name
     for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-    if kind == jax.sharding.AxisType.Auto and mesh.shape[name] > 1
+    if kind == jax.sharding.AxisType.Auto
   }
   names = {}
   for letter, axes in (("b", BATCH_AXES), ("h", HEAD_AXES)):
@@ -147,7 +161,7 @@ def per_device(
         tuple(sorted(sizes)) or (1,),
         tuple((axis, mesh.shape[axis]) for axis in axes),
       )
-  if not automatic:
+  if all(mesh.shape[name] == 1 for name in automatic):
     return kernel(*arrays)
 
   def spec(layout, shape=None):
@@ -169,6 +183,8 @@ def per_device(
       for array, layout in zip(arrays, layouts, strict=True)
     ),
     out_specs=out_specs,
+    # All, also those of one device: Mosaic's kernels refuse a mesh of which an
+    # axis is left to the compiler.
     axis_names=automatic,
     check_vma=False,
   )(*arrays)

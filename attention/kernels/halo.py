@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
+from attention.kernels import dispatch
 from attention.kernels.halo_backward import backward
 from attention.kernels.halo_forward import forward
 from attention.kernels.halo_plan import Plan, pack_positions, unpack_positions
@@ -101,7 +102,7 @@ def halo_attention(
 
 
 def _vmem_limit() -> int:
-  if jax.default_backend() != "tpu":
+  if dispatch.chip()[0] != "tpu":
     return VMEM_LIMIT
   return pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4
 

@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from attention.kernels import dispatch
 from attention.kernels.tpu import LANES, unsupported_arrays
 from attention.kernels.window_backward import backward
 from attention.kernels.window_forward import forward
@@ -89,10 +90,8 @@ def _batch_goes_last(plan: Plan) -> bool:
   """
   if plan.batch % LANES or LANES % plan.dim or plan.dim % 16:
     return False
-  if jax.default_backend() == "tpu":
-    kind = jax.devices()[0].device_kind
-    if kind.startswith(("TPU v2", "TPU v3", "TPU v4")):
-      return False
+  if dispatch.chip()[1].startswith(("TPU v2", "TPU v3", "TPU v4")):
+    return False
   plan = dataclasses.replace(plan, batch_minor=True, direction="backward")
   return plan.vmem_bytes() <= VMEM_LIMIT
 
