@@ -68,7 +68,9 @@ def get_config(task: str = "classification") -> ml_collections.ConfigDict:
   )
 
   # One size may be -1 and takes the devices that are left.
-  config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, model=1))
+  config.mesh = ml_collections.ConfigDict(
+    dict(slice=1, data=-1, fsdp=1, sequence=1, model=1)
+  )
   # Pairs (pattern of a parameter's path, mesh axis for each array axis).
   config.sharding_rules = ()
 

@@ -35,9 +35,12 @@ def compile_steps(
   )
   for line in experiment.rules:
     console.say(line)
-  mesh = " x ".join(f"{n} {axis}" for axis, n in experiment.mesh.shape.items())
-  devices = experiment.mesh.devices
-  console.say(f"{devices.size} device(s) {devices.flat[0].device_kind}: {mesh}")
+  mesh = experiment.mesh
+  sizes = " x ".join(f"{n} {axis}" for axis, n in mesh.shape.items() if n > 1)
+  console.say(
+    f"{mesh.size} device(s) {mesh.devices.flat[0].device_kind}"
+    + (f": {sizes}" if sizes else "")
+  )
   started = time.perf_counter()
   evaluated.use(evaluate.compile())
   compiled = train.compile()

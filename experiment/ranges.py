@@ -9,7 +9,7 @@ depends on more than one field is checked where it is used.
 import ml_collections
 
 import tasks
-from training import ranges
+from training import ranges, sharding
 from training.ranges import Number, OneOf
 
 RANGES = {
@@ -21,9 +21,7 @@ RANGES = {
   "accumulation_steps": Number(1, whole=True),
   "ema.decay": Number(0, 1, below=True),
   "ema.every": Number(1, whole=True),
-  "mesh.data": Number(-1, whole=True),
-  "mesh.fsdp": Number(-1, whole=True),
-  "mesh.model": Number(-1, whole=True),
+  **{f"mesh.{axis}": Number(-1, whole=True) for axis in sharding.AXES},
   "checkpoint.keep_last": Number(1, whole=True),
 }
 

@@ -244,7 +244,7 @@ def _places(model: nn.Module) -> int:
 
 def _whole_batch(size: int, mesh: Mesh | None) -> int:
   """The next size that splits evenly over the mesh."""
-  parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+  parts = 1 if mesh is None else sharding.batch_parts(mesh)
   return -(-size // parts) * parts
 
 

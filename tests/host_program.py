@@ -142,13 +142,13 @@ def check_rows():
   d = np.array(jax.devices())
   orders = {
     # One run of rows each, rows in turns, and a model axis across processes.
-    "runs": (d, (4, 1, 1), 4),
-    "turns": (d[[0, 2, 1, 3]], (4, 1, 1), 4),
-    "model": (d[[0, 2, 1, 3]], (2, 1, 2), 8),
+    "runs": (d, (1, 4, 1, 1, 1), 4),
+    "turns": (d[[0, 2, 1, 3]], (1, 4, 1, 1, 1), 4),
+    "model": (d[[0, 2, 1, 3]], (1, 2, 1, 1, 2), 8),
   }
   for name, (devices, shape, expected) in orders.items():
     mesh = jax.sharding.Mesh(
-      devices.reshape(shape), sharding.AXES, axis_types=(AxisType.Auto,) * 3
+      devices.reshape(shape), sharding.AXES, axis_types=(AxisType.Auto,) * 5
     )
     rows = hosts.batch_rows(mesh, 8)
     assert len(rows) == expected, (name, rows)

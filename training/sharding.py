@@ -11,9 +11,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from training import paths
 
-AXES = ("data", "fsdp", "model")
-# A batch is split over both axes; the axis "model" sees it whole.
-BATCH = PartitionSpec(("data", "fsdp"))
+# From those that exchange least to those that exchange most.
+AXES = ("slice", "data", "fsdp", "sequence", "model")
+# A batch is split over these; the other axes see all of its rows.
+BATCH_AXES = ("slice", "data", "fsdp")
+BATCH = PartitionSpec(BATCH_AXES)
 # Splitting small arrays costs more in communication than it saves in memory.
 _MIN_FSDP_SIZE = 2**14
 
@@ -21,11 +23,11 @@ _MIN_FSDP_SIZE = 2**14
 def create_mesh(
   config: ml_collections.ConfigDict, devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """Arranges the devices as (data, fsdp, model).
+  """Arranges the devices along AXES.
 
   Args:
-    config: the sizes `data`, `fsdp` and `model`; one may be -1 and takes what
-      is left.
+    config: the sizes of AXES, 1 where one is missing; one may be -1 and takes
+      what is left.
     devices: all devices by default.
 
   Returns:
@@ -36,7 +38,7 @@ def create_mesh(
     ValueError: if the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = [config[axis] for axis in AXES]
+  sizes = [config.get(axis, 1) for axis in AXES]
   known = math.prod(size for size in sizes if size != -1)
   free = sizes.count(-1)
   fits = (
@@ -57,17 +59,23 @@ def create_mesh(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows of a batch over the axes data and fsdp."""
+  """Rows of a batch over the axes BATCH_AXES."""
   return NamedSharding(mesh, BATCH)
+
+
+def batch_parts(mesh: Mesh) -> int:
+  """How many parts a batch is split into."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, argument: str) -> None:
   """Raises ValueError if a batch cannot be split evenly over the mesh."""
-  parts = mesh.shape["data"] * mesh.shape["fsdp"]
+  parts = batch_parts(mesh)
   if batch_size <= 0 or batch_size % parts:
     fitting = max(batch_size // parts, 1) * parts
+    axes = " x ".join(BATCH_AXES)
     raise ValueError(
-      f"{argument}={batch_size} cannot be split over data x fsdp = {parts} "
+      f"{argument}={batch_size} cannot be split over {axes} = {parts} "
       f"devices: use a multiple of {parts}, such as {fitting} or "
       f"{fitting + parts}."
     )

@@ -9,7 +9,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from training import train_state
+from training import sharding, train_state
 
 Batch = dict[str, jax.Array]
 
@@ -138,7 +138,7 @@ def _accumulate(grad_fn, micro_batches: Batch, keys: jax.Array) -> Any:
 
 def check_accumulation(batch_size: int, n: int, mesh: Mesh) -> None:
   """Raises ValueError if n micro-batches cannot be split over the mesh."""
-  unit = max(n, 1) * mesh.shape["data"] * mesh.shape["fsdp"]
+  unit = max(n, 1) * sharding.batch_parts(mesh)
   if n < 1 or batch_size % unit:
     raise ValueError(
       f"accumulation_steps={n} does not cut batch_size={batch_size} into "

@@ -19,6 +19,7 @@ from tasks import (
   image_options,
   image_sampling,
 )
+from training import sharding
 
 
 class Known(nn.Module):
@@ -120,8 +121,8 @@ def test_images_do_not_depend_on_the_batch():
 
 def test_rows_go_to_the_devices_of_the_variables():
   model = Known(noisy=True)
-  kinds = (jax.sharding.AxisType.Auto,) * 2
-  mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=kinds)
+  kinds = (jax.sharding.AxisType.Auto,) * 5
+  mesh = jax.make_mesh((1, 2, 2, 1, 1), sharding.AXES, axis_types=kinds)
   there = jax.NamedSharding(mesh, jax.P())
   variables = {"params": {"unused": jax.device_put(np.ones(2), there)}}
   shards = []
@@ -243,8 +244,8 @@ def test_latents_are_decoded_by_the_autoencoder_that_made_them(monkeypatch):
     autoencoder="runs/autoencoder",
     fingerprint="0123",
   )
-  kinds = (jax.sharding.AxisType.Auto,) * 2
-  mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=kinds)
+  kinds = (jax.sharding.AxisType.Auto,) * 5
+  mesh = jax.make_mesh((1, 2, 2, 1, 1), sharding.AXES, axis_types=kinds)
   place = lambda x, *axes: jax.device_put(
     x, jax.NamedSharding(mesh, jax.P(*axes))
   )

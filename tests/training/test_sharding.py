@@ -7,9 +7,11 @@ from training import sharding
 
 
 def create(data=-1, fsdp=1, model=1):
-  return sharding.create_mesh(
-    ml_collections.ConfigDict(dict(data=data, fsdp=fsdp, model=model))
-  )
+  return of_sizes(data=data, fsdp=fsdp, model=model)
+
+
+def of_sizes(**sizes):
+  return sharding.create_mesh(ml_collections.ConfigDict(sizes))
 
 
 @pytest.mark.parametrize(
@@ -17,7 +19,15 @@ def create(data=-1, fsdp=1, model=1):
   [((-1, 1, 1), (4, 1, 1)), ((2, -1, 1), (2, 2, 1)), ((1, 2, 2), (1, 2, 2))],
 )
 def test_sizes(sizes, expected):
-  assert tuple(create(*sizes).shape.values()) == expected
+  mesh = create(*sizes)
+  assert mesh.axis_names == sharding.AXES
+  assert tuple(mesh.shape.values()) == (1, *expected[:2], 1, expected[2])
+
+
+def test_a_batch_is_split_over_all_axes_but_two():
+  assert sharding.batch_parts(of_sizes(slice=2, data=2)) == 4
+  assert sharding.batch_parts(of_sizes(sequence=2, fsdp=2)) == 2
+  assert sharding.batch_parts(of_sizes(sequence=2, model=2)) == 1
 
 
 @pytest.mark.parametrize(

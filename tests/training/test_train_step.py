@@ -332,7 +332,12 @@ def _on_one_device(accumulation_steps):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("sizes", "n"),
-  [((4, 1, 1), 1), ((4, 1, 1), 2), ((1, 4, 1), 1), ((2, 1, 2), 2)],
+  [
+    ((1, 4, 1, 1, 1), 1),
+    ((2, 2, 1, 1, 1), 2),
+    ((1, 1, 4, 1, 1), 1),
+    ((1, 2, 1, 1, 2), 2),
+  ],
 )
 def test_a_sharded_step_equals_the_step_on_one_device(sizes, n):
   batch = make_batch()
