@@ -122,7 +122,7 @@ def sample(
   weights = guidance_weights(guidance, min_guidance, plan, steps)
   programs = shapes(places, plan, weights, flow_steps)
   model = decoding.hashable(model)
-  condition, tokens, order = _start(
+  condition, tokens, order = start(
     model,
     variables,
     given,
@@ -138,7 +138,7 @@ def sample(
   for step, weight, program in (
     walk if progress is None else progress(walk, len(walk))
   ):
-    tokens = _step(
+    tokens = take_step(
       model,
       variables,
       condition,
@@ -235,8 +235,17 @@ def _row_keys(given, seed, first_row):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "guided", "padding"))
-def _start(model, variables, given, lengths, keys, *, guided, padding):
+def start(model, variables, given, lengths, keys, *, guided, padding):
   """What there is before the first step.
+
+  Args:
+    model: hashable.
+    variables: its variables.
+    given: classes or texts, see `sample`.
+    lengths: of texts, or None.
+    keys: random keys [batch].
+    guided: whether there will be guidance.
+    padding: the most tokens that a step makes.
 
   Returns:
     (condition, tokens, order): the condition [batch, ...], with guidance
@@ -271,10 +280,26 @@ def _with_none(model, given, lengths):
 @functools.partial(
   jax.jit, static_argnames=("model", "program"), donate_argnames="tokens"
 )
-def _step(
+def take_step(
   model, variables, condition, tokens, order, start, count, weight, *, program
 ):
-  """Makes `count` tokens where there are `start`."""
+  """Makes `count` tokens where there are `start`.
+
+  Args:
+    model: hashable.
+    variables: its variables.
+    condition: [batch, ...], or [2 batch, ...] with guidance.
+    tokens: [batch, N, token_dim], noise where there is no token yet; its buffer
+      is used again.
+    order: int32 [batch, N + padding], the places in their order.
+    start: how many tokens there are.
+    count: how many to make, at most `program.made`.
+    weight: of the guidance.
+    program: what this is compiled for.
+
+  Returns:
+    tokens, with those made.
+  """
   batch, places, _ = tokens.shape
   branches = 2 if program.guided else 1
   # Without guidance, the rows with a condition.

@@ -1,4 +1,10 @@
-"""Compiles functions for chips that are not here: TPUs and NVIDIA GPUs.
+"""Compiles for chips that are not here: TPUs and NVIDIA GPUs.
+
+  python -m tools.compile_only --config=configs/maxvit.py:base_224 \\
+    --topology=v5e:16x16 [--step=train|eval|decode] [--json] [--config.x=y ...]
+
+says what a step of a config needs on a pod, and if it does not fit what would
+make it fit, see docs/pods.md. The rest of this is a library for functions.
 
 Needs the extra `compile` and no accelerator: libtpu holds the whole compiler of
 every TPU generation, and the CUDA plugin that of every NVIDIA GPU. What comes
@@ -24,6 +30,9 @@ for _name, _value in {
   "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
 }.items():
   os.environ.setdefault(_name, _value)
+if __name__ == "__main__":
+  # The chips that may be here are somebody else's.
+  os.environ["JAX_PLATFORMS"] = "cpu"
 
 import functools  # noqa: E402
 from collections.abc import Callable  # noqa: E402
@@ -170,3 +179,10 @@ dnn_version_info {{ major: 9 minor: 12 patch: 0 }}
 runtime_version {{ major: 13 minor: 0 patch: 0 }}
 device_description_str: "{name}"
 """
+
+
+if __name__ == "__main__":
+  # What it imports needs the settings above.
+  from tools import compile_report
+
+  compile_report.run()

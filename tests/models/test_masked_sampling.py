@@ -243,11 +243,11 @@ def test_rows_on_a_mesh_are_the_same_and_compile_once():
   place = lambda x, *axes: jax.device_put(
     x, jax.NamedSharding(mesh, jax.P(*axes))
   )
-  before = masked_sampling._step._cache_size()
+  before = masked_sampling.take_step._cache_size()
   tokens, order = sample(
     model, place(variables), place(classes, "data"), **options
   )
-  assert masked_sampling._step._cache_size() - before <= 4
+  assert masked_sampling.take_step._cache_size() - before <= 4
   assert {s.data.shape[0] for s in tokens.addressable_shards} == {1}
   np.testing.assert_array_equal(order, single.order)
   np.testing.assert_allclose(tokens, single.tokens, atol=1e-5)
