@@ -1,0 +1,97 @@
+"""Steps of configs are compiled for pods, and what they need is said."""
+
+import json
+
+import pytest
+
+from configs import digits, language, lina
+
+pytestmark = pytest.mark.compile
+pytest.importorskip("libtpu")
+
+# The first sets what libtpu reads.
+from tools import compile_only, compile_report, topologies  # noqa: E402, F401
+
+# What others rely on, see docs/pods.md.
+KEYS = (
+  *("fits", "bytes_per_chip", "peak_bytes", "flops", "collectives"),
+  "kernel_share",
+)
+
+
+def test_a_training_step_on_a_pod():
+  config = language.get_config("test")
+  config.dtype = "bfloat16"
+  config.mesh.fsdp, config.mesh.model = 2, 2
+  row = json.loads(json.dumps(compile_report.report(config, "v5e-8")))
+  assert row["fits"]
+  assert row["step"] == "train"
+  assert (row["chips"], row["chip"]) == (8, "v5e")
+  assert row["mesh"] == {"data": 2, "fsdp": 2, "model": 2}
+  assert row["bytes_per_chip"] >= row["argument_bytes"] > 0
+  assert 0 < row["peak_bytes"] < row["available_bytes"]
+  assert 0 < row["kernel_share"] < 1
+  assert any("flash" in kernel["name"] for kernel in row["kernels"])
+  kinds = {(c["kind"], c["axis"]) for c in row["collectives"]}
+  assert ("all-reduce", "model") in kinds
+  assert any("data" in axis for _, axis in kinds)
+  text = compile_report.describe(row)
+  assert "transformer, train step, 8 rows on v5e:2x4: 8 chips v5e" in text
+  assert "fits: at most" in text
+  assert "kernel flash_forward: 2 x" in text
+
+
+def test_what_does_not_fit_says_what_would():
+  config = language.get_config("test")
+  config.batch_size = 2**21
+  row = compile_report.report(config, "v5e-4", fit=False)
+  assert set(KEYS) <= row.keys()
+  assert not row["fits"]
+  assert row["flops"] is None
+  assert row["bytes_per_chip"] > row["available_bytes"] > 2**33
+  assert "would_fit" not in row
+  text = compile_report.describe({**row, "would_fit": []})
+  assert "DOES NOT FIT: needs" in text
+  assert "nothing that was tried" in text
+
+
+def test_decoding_and_evaluation():
+  config = language.get_config("test")
+  config.eval_batch_size = 5
+  row = compile_report.report(config, "v5e-4", step="decode")
+  assert row["fits"]
+  assert row["rows"] == 8
+  assert any("eval_batch_size=5" in note for note in row["notes"])
+  # The key and value of each layer, of all tokens of two rows.
+  assert row["argument_bytes"] > 2 * 2 * 2 * 32 * 32 * 4
+  row = compile_report.report(config, "v5e-4", step="eval")
+  assert row["fits"]
+  assert "decode" not in row["step"]
+
+
+def test_a_step_of_a_generator_and_of_a_chip_without_a_clock():
+  config = lina.get_config("test")
+  row = compile_report.report(config, "v6e-4", step="decode")
+  assert row["seconds"] is None
+  assert row["kernel_share"] is None
+  assert any("linear_attention" in k["name"] for k in row["kernels"])
+  assert "time: unknown" in compile_report.describe(row)
+
+
+def test_what_there_is_not_is_refused():
+  with pytest.raises(ValueError, match="decode"):
+    compile_report.report(digits.get_config("tiny"), "v5e-4", step="decode")
+  for name in ("v9-4", "v5e:3x7"):
+    with pytest.raises(ValueError, match=name):
+      topologies.devices(name)
+
+
+def test_names_of_slices():
+  sizes = {"v4-32": 16, "v5e-64": 64, "v5e-256": 256, "v5p-64": 32}
+  sizes["v6e-256"] = 256
+  for name, size in sizes.items():
+    found = topologies.devices(name)
+    assert len(found) == size
+    assert topologies.CHIPS[found[0].device_kind].name == name.split("-")[0]
+  two = topologies.devices("v5e-4", num_slices=2)
+  assert [device.slice_index for device in two] == [0] * 4 + [1] * 4
