@@ -121,8 +121,9 @@ def summary(outcome: compiled_steps.Outcome) -> dict[str, Any]:
   }
   empty = dict.fromkeys(
     (
-      *("temporary_bytes", "peak_bytes", "flops", "bytes", "seconds"),
-      *("utilisation", "kernel_share", "collectives", "kernels", "unknown"),
+      *("temporary_bytes", "peak_bytes", "flops", "bytes"),
+      *("estimated_seconds", "utilisation", "kernel_share"),
+      *("collectives", "kernels", "unknown"),
     )
   )
   if found is None:
@@ -134,6 +135,7 @@ def summary(outcome: compiled_steps.Outcome) -> dict[str, Any]:
     **row,
     **{name: getattr(found, name) for name in empty if hasattr(found, name)},
     "argument_bytes": found.argument_bytes,
+    "estimated_seconds": found.seconds,
     "utilisation": utilisation,
     "collectives": [each._asdict() for each in found.collectives],
     "kernels": [each._asdict() for each in found.kernels],
@@ -194,13 +196,13 @@ def _memory(row) -> str:
 
 
 def _time(row) -> str:
-  if row["seconds"] is None:
+  if row["estimated_seconds"] is None:
     share = ""
     if row["kernel_share"] == 0:
       share = "; no kernels of ours"
     return f"time: unknown, as the clock of {row['chip']} is not public{share}"
   return (
-    f"time: {row['seconds'] * 1e3:.4g} ms by XLA's estimate, "
+    f"time: {row['estimated_seconds'] * 1e3:.4g} ms by XLA's estimate, "
     f"{row['utilisation']:.1%} of the chip's peak; our kernels at least "
     f"{row['kernel_share']:.1%} of it"
   )

@@ -10,10 +10,14 @@ whatever does not fit is not looked after: `tools.compile_only` does that.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+# This process only waits for others.
+os.environ["JAX_PLATFORMS"] = "cpu"
 
 from etils import epath
 
@@ -130,7 +134,7 @@ def row(line: Mapping[str, Any]) -> tuple[str, ...]:
   if not line["fits"]:
     needed = gib(line["bytes_per_chip"])
     return f"{line['rows']}", "no", needed, available, *[""] * 6, seconds
-  unknown = line["seconds"] is None
+  unknown = line["estimated_seconds"] is None
   moved = sum(c["bytes"] for c in line["collectives"] if not c["conditional"])
   return (
     f"{line['rows']}",
@@ -139,7 +143,7 @@ def row(line: Mapping[str, Any]) -> tuple[str, ...]:
     available,
     f"{line['flops'] / 1e12:.3g}",
     f"{line['bytes'] / 1e9:.3g}",
-    "unknown" if unknown else f"{line['seconds'] * 1e3:.3g}",
+    "unknown" if unknown else f"{line['estimated_seconds'] * 1e3:.3g}",
     "unknown" if unknown else f"{line['utilisation']:.0%}",
     "unknown" if unknown else f"{line['kernel_share']:.1%}",
     f"{moved / 1e6:,.0f} MB",
