@@ -127,7 +127,7 @@ def summary(outcome: compiled_steps.Outcome) -> dict[str, Any]:
     )
   )
   if found is None:
-    return row | empty
+    return row | empty | {"peak_bytes": outcome.needed_bytes}
   utilisation = None
   if chip and found.seconds:
     utilisation = found.flops / found.seconds / chip.peak

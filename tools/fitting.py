@@ -90,8 +90,11 @@ class _Search:
     self.answers: list[dict[str, Any]] = []
     self._config = config
     self._compile = compile_step
+    self._failed: set[str] = set()
 
   def attempt(self, change: dict[str, Any]) -> bool:
+    if _text(change) in self._failed:
+      return False
     changed = self._config.copy_and_resolve_references()
     with changed.unlocked():
       changed.update_from_flattened_dict(change)
@@ -100,6 +103,8 @@ class _Search:
     outcome = self._compile(changed)
     if outcome.fits:
       self.answers.append(_answer(change, outcome))
+    else:
+      self._failed.add(_text(change))
     return outcome.fits
 
   def bisect(self, changes: Sequence[dict[str, Any]]) -> None:
@@ -138,11 +143,13 @@ def _fsdp(config, parts: int) -> list[dict[str, Any]]:
 
 
 def _rows(config, step: str, parts: int) -> list[dict[str, Any]]:
-  """Ever fewer rows."""
+  """Ever fewer rows: by sixteenths of what there are, then by halves."""
   field = _BATCHES[step]
-  steps = config.accumulation_steps if step == "train" else 1
-  unit = parts * steps
-  return [{field: n * unit} for n in reversed(range(1, config[field] // unit))]
+  unit = parts * (config.accumulation_steps if step == "train" else 1)
+  now = config[field] // unit
+  fewer = {now * n // 16 for n in range(1, 16)}
+  fewer |= {now >> n for n in range(5, now.bit_length())}
+  return [{field: n * unit} for n in sorted(fewer - {0, now}, reverse=True)]
 
 
 def _answer(change, outcome: Outcome) -> dict[str, Any]:

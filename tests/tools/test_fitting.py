@@ -72,7 +72,15 @@ def test_all_changes_together_if_one_is_not_enough():
 def test_decoding_has_rows_but_no_remat():
   config = language.get_config("test")
   answers, _ = found(config, lambda c: c.eval_batch_size, "decode")
-  assert answers == [({"eval_batch_size": 100}, 100)]
+  # Of 64 rows a chip, 16 parts of 4.
+  assert answers == [({"eval_batch_size": 96}, 96)]
+  answers, tried = found(config, lambda c: 50 * c.eval_batch_size, "decode")
+  assert answers == []
+  assert tried == 3
+  config.eval_batch_size = 2**20
+  answers, tried = found(config, lambda c: c.eval_batch_size // 100, "decode")
+  assert answers == [({"eval_batch_size": 2**13}, 81)]
+  assert tried < 10
 
 
 def test_batches_are_made_to_split():
