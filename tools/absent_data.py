@@ -36,8 +36,8 @@ def info(
   Args:
     config: of a run.
     num_classes: of images whose data set is not known here.
-    vocabulary_size: of a tokeniser that is not here; 0 has that of the config's
-      tokeniser, and of GPT-2 its own.
+    vocabulary_size: of a tokeniser that is not here; 0 has that of the
+      published model, or else of the config's tokeniser.
 
   Raises:
     ValueError: for data that are neither known nor here.
@@ -100,8 +100,13 @@ def _text(config, vocabulary_size) -> text.TextInfo:
   tokenizer = None
   if not vocabulary_size and name == "characters":
     vocabulary_size = _CHARACTERS
-  if not vocabulary_size and name == "bytes" and "gpt2" in config.model.name:
-    _, vocabulary_size = models.fields(config.model.name)["vocabulary_size"]
+  if not vocabulary_size and name == "bytes":
+    # Of a published model, whose tokeniser the user brings.
+    own, plain = (
+      models.fields(model)["vocabulary_size"][1]
+      for model in (config.model.name, "transformer")
+    )
+    vocabulary_size = 0 if own == plain else own
   if not vocabulary_size:
     tokenizer = text.tokenizer_info(config.data).tokenizer
     vocabulary_size = tokenizer.vocabulary_size

@@ -67,20 +67,20 @@ def search(
     Changes of one kind that are enough, each with the fields of the config as
     "change" and with what a chip needs then; or if none is, of all together.
   """
-  search = _Search(config, compile_step)
+  tries = _Search(config, compile_step)
   parts = sharding.batch_parts(sharding.create_mesh(config.mesh, devices))
   remat = _remat(config) if step == "train" else {}
   if remat:
-    search.attempt(remat)
+    tries.attempt(remat)
   shared = _fsdp(config, parts)
-  search.bisect(shared)
+  tries.bisect(shared)
   rows = _rows(config, step, parts)
-  search.bisect(rows)
-  if not search.answers and (remat or shared):
+  tries.bisect(rows)
+  if not tries.answers and (remat or shared):
     together = remat | (shared[-1] if shared else {})
-    if not search.attempt(together):
-      search.bisect([together | change for change in rows])
-  return search.answers
+    if not tries.attempt(together):
+      tries.bisect([together | change for change in rows])
+  return tries.answers
 
 
 class _Search:
