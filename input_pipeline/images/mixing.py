@@ -74,15 +74,21 @@ def mix(
 def _before(x: jax.Array, mask: jax.Array) -> jax.Array:
   """For each example the last one before it whose mask is not 0."""
   present = mask > 0
-  # Twice the batch, so that what is before the first is looked for at the end.
-  rows = jnp.where(jnp.tile(present, 2), jnp.arange(2 * len(mask)), -1)
-  before = jax.lax.cummax(rows)[len(mask) - 1 : -1] % len(mask)
-  # Nearly always a roll will do, for which shards exchange one example.
-  return jax.lax.cond(
-    present.all(),
-    lambda: jnp.roll(x, 1, axis=0),
-    lambda: jnp.take(x, before, axis=0),
-  )
+
+  def shift(state):
+    x, there, before, found = state
+    # Shards exchange one example. Taking any example by its number would
+    # gather the whole batch on each of them, in memory even if it never ran.
+    x, there = jnp.roll(x, 1, axis=0), jnp.roll(there, 1)
+    new = there & ~found
+    before = jnp.where(new.reshape(-1, *[1] * (x.ndim - 1)), x, before)
+    return x, there, before, found | there
+
+  # Nearly always once will do.
+  state = shift((x, present, x, jnp.zeros_like(present)))
+  return jax.lax.while_loop(
+    lambda state: present.any() & ~state[3].all(), shift, state
+  )[2]
 
 
 def _mixup_weights(

@@ -144,6 +144,11 @@ def test_sharded_batch_gives_the_same(options):
   for a, b in zip(actual, expected, strict=True):
     assert len(a.sharding.device_set) == 4
     np.testing.assert_allclose(a, b, atol=1e-6)
+  # A whole batch on each device would not fit it, also where examples miss.
+  with jax.set_mesh(mesh):
+    text = mix.lower(jax.random.key(3), *sharded, **options).compile().as_text()
+  assert "collective-permute" in text
+  assert f"f32[{BATCH},{HEIGHT}" not in text
 
 
 @pytest.mark.parametrize("missing", [[2], [0], [0, 7], [1, 2, 3, 4, 5, 6]])
