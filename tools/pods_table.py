@@ -124,15 +124,22 @@ def compiled(entry: Entry, topology: str) -> dict[str, Any]:
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-  """Returns a row for each config and pod, also those that nobody compiled."""
+  """Returns a row for each config and pod, and names what has none yet."""
   found = {(line["config"], line["pod"]): line for line in lines}
   rows = []
+  missing: dict[str, list[str]] = {}
   for entry in ENTRIES:
     for topology in TOPOLOGIES:
-      line = found.get((entry.config, topology))
-      cells = row(line) if line else ("not compiled",)
-      rows.append((entry.config, topology, *cells, *[""] * (11 - len(cells))))
-  return study.markdown(_HEADER, rows)
+      if line := found.get((entry.config, topology)):
+        rows.append((entry.config, topology, *row(line)))
+      else:
+        missing.setdefault(topology, []).append(entry.config)
+  texts = [
+    f"Not compiled for {topology}: {', '.join(missing[topology])}."
+    for topology in TOPOLOGIES
+    if topology in missing
+  ]
+  return "\n\n".join((study.markdown(_HEADER, rows), *texts))
 
 
 def row(line: Mapping[str, Any]) -> tuple[str, ...]:
