@@ -44,7 +44,7 @@ class Outcome:
   Attributes:
     fits: whether the chips have room for it.
     needed_bytes: of a chip: arguments and temporaries; where it does not fit,
-      as far as the compiler says.
+      what the compiler says.
     available_bytes: of a chip, None if not known.
     lower_seconds: to trace and lower it.
     compile_seconds: to compile it.
@@ -100,7 +100,7 @@ def compile_step(
   except jax.errors.JaxRuntimeError as error:
     if _NO_ROOM not in str(error):
       raise
-    needed += _required_bytes(str(error))
+    needed = _required_bytes(str(error)) or needed
   ended = time.perf_counter()
   report = None
   if compiled is not None:
@@ -124,7 +124,10 @@ def compile_step(
 
 
 def _required_bytes(message: str) -> int:
-  """What the compiler says that temporaries would take, as "32.00G"."""
+  """What the compiler says that is needed, as "32.00G".
+
+  It speaks of temporaries, but arguments and results are in it.
+  """
   found = re.search(r"([\d.]+)([KMGT]?)\) exceeds", message)
   return int(float(found[1]) * _UNITS[found[2]]) if found else 0
 
