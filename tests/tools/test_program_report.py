@@ -131,9 +131,7 @@ def test_a_program_for_a_pod():
   pytest.importorskip("libtpu")
   from tools import compile_only  # noqa: F401, it sets what libtpu reads.
 
-  devices = jax.experimental.topologies.get_topology_desc(
-    platform="tpu", topology_name="v5e:2x2"
-  ).devices
+  devices = topologies.devices("v5e-4")
   mesh = jax.sharding.Mesh(
     np.array(devices).reshape(2, 2), ("data", "model"), (AxisType.Auto,) * 2
   )
