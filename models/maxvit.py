@@ -248,6 +248,21 @@ def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
 
 
 KIND = "image"
+# Heads, hidden channels of feed-forward layers and those of MBConv.
+SHARDING_RULES = (
+  ("attention/qkv/kernel", (None, None, "model", None)),
+  ("attention/qkv/bias", (None, "model", None)),
+  ("attention/relative_bias_table", ("model", None, None)),
+  ("attention/out/kernel", ("model", None, None)),
+  ("(ffn|se)/expand/kernel", (None, "model")),
+  ("(ffn|se)/expand/bias", ("model",)),
+  ("ffn/shrink/kernel", ("model", None)),
+  ("expand_conv/kernel", (None, "model")),
+  ("(expand|depthwise)_norm/(scale|bias|mean|var)", ("model",)),
+  ("depthwise_conv/kernel", (None, None, None, "model")),
+  ("se/reduce/kernel", ("model", None)),
+  ("shrink_conv/kernel", ("model", None)),
+)
 VARIANTS = _variants()
 # The last stage, a 32nd of the image, is one window.
 IMAGE_SIZES = {

@@ -29,6 +29,23 @@ from models.transformer_variants import SIZES
 __all__ = ["KIND", "VARIANTS", "Transformer", "stack_layers", "unstack_layers"]
 
 KIND = "language"
+_LAYER_RULES = (
+  ("mixer/(query|key|value|gate)/kernel", (None, "model", None)),
+  ("mixer/(query|key|value|gate)/bias", ("model", None)),
+  ("mixer/out/kernel", ("model", None, None)),
+  ("mlp/(expand|gate)/kernel", (None, "model")),
+  ("mlp/(expand|gate)/bias", ("model",)),
+  ("mlp/shrink/kernel", ("model", None)),
+)
+# Heads, hidden channels of feed-forward layers, and the vocabulary. A scan's
+# layers are stacked, and each step of it takes one: that axis is not to split.
+SHARDING_RULES = (
+  *((f"layers/.*/{path}", ("whole", *axes)) for path, axes in _LAYER_RULES),
+  *_LAYER_RULES,
+  ("embed/embedding", ("model", None)),
+  ("head/logits/kernel", (None, "model")),
+  ("head/logits/bias", ("model",)),
+)
 Cache = dict[str, Any]
 
 
