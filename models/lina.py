@@ -25,6 +25,8 @@ SHARDING_RULES = (
   ("attention/(key|value|weight)_gate", (None, "model")),
   # [heads and their channels, width].
   ("attention/out/kernel", ("model", None)),
+  ("attention/convolution/kernel", (None, None, None, "model")),
+  ("attention/convolution/bias", ("model",)),
   ("mlp/(expand|gate)/kernel", (None, "model")),
   ("mlp/(expand|gate)/bias", ("model",)),
   ("mlp/shrink/kernel", ("model", None)),

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import layers, normalization, taps
+from models import layers, normalization, rows, taps
 from models.backbone import Backbone
 from models.maxvit_blocks import KERNEL_INIT, Block, LayerNorm
 
@@ -174,7 +174,7 @@ class Stem(nn.Module):
     )
     x = conv(self.widths[0], strides=(2, 2), name="conv_0")(x)
     x = self.batch_norm(use_running_average=not train, name="norm_0")(x)
-    x = conv(self.widths[1], name="conv_1")(nn.gelu(x))
+    x = rows.by_rows(conv(self.widths[1], name="conv_1")(nn.gelu(x)))
     return taps.tap(self, "hidden_state", x)
 
 

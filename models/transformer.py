@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from models import layers, taps, transformer_checks
+from models import layers, rows, taps, transformer_checks
 from models.layer_stacking import (
   empty_caches,
   stack_layers,
@@ -308,7 +308,7 @@ class Transformer(TransformerParts):
     return x, None if cache is None else new
 
   def _embedded(self, tokens, positions, token_types, train) -> jax.Array:
-    x = self.embed(tokens)
+    x = rows.by_rows(self.embed(tokens))
     if self.embedding_scale != 1.0:
       x = x * jnp.asarray(self.embedding_scale, x.dtype)
     if self.position_encoding == "learned":
