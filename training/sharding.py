@@ -1,11 +1,14 @@
 """The device mesh, and how batches lie on it."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # From those that exchange least to those that exchange most.
@@ -30,7 +33,8 @@ def create_mesh(
     window partitions and rolled batches need.
 
   Raises:
-    ValueError: if the sizes do not multiply to the number of devices.
+    ValueError: if the sizes do not multiply to the number of devices, or TPUs
+      are of several slices and `slice` is not how many.
   """
   devices = jax.devices() if devices is None else devices
   sizes = [config.get(axis, 1) for axis in AXES]
@@ -48,9 +52,30 @@ def create_mesh(
       "one of them may be -1."
     )
   sizes = [len(devices) // known if size == -1 else size for size in sizes]
-  return jax.make_mesh(
-    sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES)
+  return Mesh(_arranged(sizes, devices), AXES, (AxisType.Auto,) * len(AXES))
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+  """Returns devices [*sizes]: neighbours, and each slice in its place.
+
+  Without several slices the axis "slice" is one like others, with which a run
+  on many can be rehearsed on one.
+  """
+  arrange = functools.partial(
+    mesh_utils.create_device_mesh, allow_split_physical_axes=True
   )
+  slices: dict[Any, list[Any]] = {}
+  for device in devices:
+    slices.setdefault(getattr(device, "slice_index", None), []).append(device)
+  # GPUs have an index for each machine, and are in that order anyway.
+  if len(slices) == 1 or devices[0].platform != "tpu":
+    return arrange(sizes, devices)
+  if sizes[0] != len(slices):
+    raise ValueError(
+      f"mesh.slice={sizes[0]} does not fit these TPUs, which are "
+      f"{len(slices)} slices: set mesh.slice={len(slices)}."
+    )
+  return np.stack([arrange(sizes[1:], slices[i]) for i in sorted(slices)])
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,5 +1,6 @@
 import ml_collections
 import pytest
+from jax.experimental import topologies
 
 from training import sharding
 
@@ -8,8 +9,8 @@ def create(data=-1, fsdp=1, model=1):
   return of_sizes(data=data, fsdp=fsdp, model=model)
 
 
-def of_sizes(**sizes):
-  return sharding.create_mesh(ml_collections.ConfigDict(sizes))
+def of_sizes(devices=None, **sizes):
+  return sharding.create_mesh(ml_collections.ConfigDict(sizes), devices)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,23 @@ def test_batch_that_cannot_be_split_is_an_error():
   with pytest.raises(ValueError, match=r"batch_size=6 .* such as 4 or 8"):
     sharding.check_batch_size(6, create(), "batch_size")
   sharding.check_batch_size(8, create(), "batch_size")
+
+
+@pytest.mark.compile
+def test_slices_are_not_mixed():
+  devices = topologies.get_topology_desc(
+    platform="tpu", topology_name="v5e:2x4", num_slices=2
+  ).devices
+  mesh = of_sizes(devices, slice=-1, data=2, model=4)
+  assert tuple(mesh.shape.values()) == (2, 2, 1, 1, 4)
+  for index, part in enumerate(mesh.devices):
+    assert {device.slice_index for device in part.flat} == {index}
+  with pytest.raises(ValueError, match=r"slice=1 .* set mesh.slice=2"):
+    of_sizes(devices, data=-1)
+  with pytest.raises(ValueError, match=r"slice=4 .* set mesh.slice=2"):
+    of_sizes(devices, slice=4, data=-1)
+
+
+def test_one_slice_rehearses_several():
+  mesh = of_sizes(slice=2, data=2)
+  assert [device.id for device in mesh.devices.flat] == [0, 1, 2, 3]
