@@ -1,6 +1,5 @@
 """The device mesh, and how batches lie on it."""
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # From those that exchange least to those that exchange most.
@@ -16,6 +14,7 @@ AXES = ("slice", "data", "fsdp", "sequence", "model")
 # A batch is split over these; the other axes see all of its rows.
 BATCH_AXES = ("slice", "data", "fsdp")
 BATCH = PartitionSpec(BATCH_AXES)
+_AUTO = (AxisType.Auto,) * len(AXES)
 
 
 def create_mesh(
@@ -52,30 +51,25 @@ def create_mesh(
       "one of them may be -1."
     )
   sizes = [len(devices) // known if size == -1 else size for size in sizes]
-  return Mesh(_arranged(sizes, devices), AXES, (AxisType.Auto,) * len(AXES))
-
-
-def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
-  """Returns devices [*sizes]: neighbours, and each slice in its place.
-
-  Without several slices the axis "slice" is one like others, with which a run
-  on many can be rehearsed on one.
-  """
-  arrange = functools.partial(
-    mesh_utils.create_device_mesh, allow_split_physical_axes=True
-  )
   slices: dict[Any, list[Any]] = {}
   for device in devices:
     slices.setdefault(getattr(device, "slice_index", None), []).append(device)
-  # GPUs have an index for each machine, and are in that order anyway.
+  # GPUs have an index for each machine, and are in that order anyway. Without
+  # several slices the axis is one like others, to rehearse them.
   if len(slices) == 1 or devices[0].platform != "tpu":
-    return arrange(sizes, devices)
+    return _arranged(sizes, devices)
   if sizes[0] != len(slices):
     raise ValueError(
       f"mesh.slice={sizes[0]} does not fit these TPUs, which are "
       f"{len(slices)} slices: set mesh.slice={len(slices)}."
     )
-  return np.stack([arrange(sizes[1:], slices[i]) for i in sorted(slices)])
+  parts = [_arranged((1, *sizes[1:]), slices[i]) for i in sorted(slices)]
+  return Mesh(np.concatenate([part.devices for part in parts]), AXES, _AUTO)
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
+  """Returns a mesh of devices that one network connects."""
+  return jax.make_mesh(sizes, AXES, devices=devices, axis_types=_AUTO)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
