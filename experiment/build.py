@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import ml_collections
 
+import models
 import tasks
 from experiment import layer_rates, ranges
 from training import (
@@ -19,6 +20,7 @@ from training import (
   metrics,
   optimizers,
   paths,
+  placement,
   schedules,
   sharding,
   train_state,
@@ -48,7 +50,8 @@ class Experiment(Evaluation):
   # does once, not once for each micro-batch.
   whole_step: Callable[[Any, Any], Any]
   init: Callable[[], train_state.TrainState]
-  # What rules by parameter name take, a line for each kind that there is.
+  # What rules by parameter name take, a line for each kind that there is, and
+  # what the mesh splits.
   rules: list[str]
   # The train state as `jax.ShapeDtypeStruct`s with their shardings.
   state: train_state.TrainState
@@ -89,7 +92,7 @@ def create_evaluation(
     return task.init(init_key)
 
   shapes = jax.eval_shape(init_variables)
-  init, variables = _place(init_variables, shapes, mesh, config.sharding_rules)
+  init, variables = _place(init_variables, shapes, mesh, config)
   return Evaluation(config, mesh, task, init, variables)
 
 
@@ -138,8 +141,9 @@ def create(
 
   # Of the shapes that are known, since tracing the model takes a second or so.
   shapes = jax.eval_shape(state_of, evaluation.variables)
-  init, state = _place(init_state, shapes, mesh, config.sharding_rules)
+  init, state = _place(init_state, shapes, mesh, config)
   rules = _describe_rules(config, trainable, state.params)
+  rules += _describe_placement(config, mesh, state)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
   def jit_step(accumulation_steps: int) -> Any:
@@ -170,10 +174,13 @@ def _keys(config: ml_collections.ConfigDict) -> jax.Array:
 
 
 def _place(
-  init: Callable[[], Any], shapes: Any, mesh: jax.sharding.Mesh, rules: Any
+  init: Callable[[], Any],
+  shapes: Any,
+  mesh: jax.sharding.Mesh,
+  config: ml_collections.ConfigDict,
 ) -> tuple[Callable[[], Any], Any]:
   """Returns `init` with its results on the mesh, and their shapes there."""
-  shardings = sharding.state_shardings(shapes, mesh, rules)
+  shardings = placement.state_shardings(shapes, mesh, *_sharding_rules(config))
   placed = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
@@ -183,6 +190,27 @@ def _place(
   )
   # Each array is made where it will live: no device ever holds them all.
   return jax.jit(init, out_shardings=shardings), placed
+
+
+def _sharding_rules(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
+  """The user's rules, and those of the model's family."""
+  return config.sharding_rules, models.sharding_rules(config.model.name)
+
+
+def _describe_placement(
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  state: train_state.TrainState,
+) -> list[str]:
+  """Says what is split how, if anything could be."""
+  if mesh.size == mesh.shape["slice"] * mesh.shape["data"]:
+    return []
+  variables = state.variables(averaged=False)
+  places = placement.placements(variables, mesh, *_sharding_rules(config))
+  return [
+    *placement.describe({"params": state.params}, mesh, places),
+    f"train state: {placement.bytes_per_device(state) / 1e6:,.1f} MB a device",
+  ]
 
 
 def _describe_rules(
@@ -204,7 +232,7 @@ def _describe_rules(
   }
   if not config.optimizer.weight_decay:
     del groups["optimizer.decay_exclude"]
-  # What these rules do not fit is an error of `sharding.state_shardings`.
+  # What these rules do not fit is an error of `placement.placements`.
   groups["sharding_rules"] = paths.group_by_rule(
     "sharding_rules",
     patterns := paths.check_pairs("sharding_rules", config.sharding_rules),

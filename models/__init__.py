@@ -7,12 +7,26 @@ are first used.
 import importlib
 from typing import Any
 
-from models.registry import create, fields, image_size, kind
+from models.registry import (
+  create,
+  fields,
+  image_size,
+  kind,
+  sharding_rules,
+)
 from models.registry import list_models as list
 
 _LAZY = ("decoding", "pretrained", "taps")
 
-__all__ = ["create", "fields", "image_size", "kind", "list", *_LAZY]
+__all__ = [
+  "create",
+  "fields",
+  "image_size",
+  "kind",
+  "list",
+  "sharding_rules",
+  *_LAZY,
+]
 
 
 def __getattr__(name: str) -> Any:

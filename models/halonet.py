@@ -342,6 +342,12 @@ def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
 
 
 KIND = "image"
+# Heads, and what reads them.
+SHARDING_RULES = (
+  ("attention/(q|kv)/kernel", (None, "model", None)),
+  ("attention_norm/(scale|bias|mean|var)", ("model",)),
+  ("conv_out/conv/kernel", ("model", None)),
+)
 VARIANTS = _variants()
 IMAGE_SIZES = {
   name: fields.get("image_size", 256) for name, (_, fields) in VARIANTS.items()

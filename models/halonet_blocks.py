@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import halo_mixer, layers, taps
+from models import halo_mixer, layers, rows, taps
 
 Dtype = layers.Dtype
 
@@ -86,6 +86,7 @@ class Block(nn.Module):
       else nn.initializers.zeros,
       name="conv_out",
     )(y, train)
+    y = rows.by_rows(y)
     y = layers.StochasticDepth(self.stochastic_depth_rate)(y, train)
     if shortcut is not None:
       y += shortcut

@@ -18,6 +18,19 @@ from models.flow_head import FlowHead
 from models.lina_attention import LinaAttention
 
 KIND = "generation"
+# Heads, and hidden channels of all feed-forward layers.
+SHARDING_RULES = (
+  ("attention/(query|key|value)/kernel", (None, "model", None)),
+  ("attention/(query|key|value)/bias", ("model", None)),
+  ("attention/(key|value|weight)_gate", (None, "model")),
+  # [heads and their channels, width].
+  ("attention/out/kernel", ("model", None)),
+  ("attention/convolution/kernel", (None, None, None, "model")),
+  ("attention/convolution/bias", ("model",)),
+  ("mlp/(expand|gate)/kernel", (None, "model")),
+  ("mlp/(expand|gate)/bias", ("model",)),
+  ("mlp/shrink/kernel", ("model", None)),
+)
 # What the authors do not train, as patterns of paths (`training.paths`).
 FROZEN = (
   "(label_embed|text_embed)/norm",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import layers, normalization, taps
+from models import layers, normalization, rows, taps
 from models.dense import dot_general
 from models.feed_forward import exact_gelu
 
@@ -117,11 +117,12 @@ class Block(nn.Module):
     """Maps [batch, tokens, width] to an array like it."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     norm = functools.partial(normalization.LayerNorm, epsilon=1e-5, **dtypes)
-    y = self.attention(name="attention")(x, lengths)
+    x = rows.by_rows(x)
+    y = rows.by_rows(self.attention(name="attention")(x, lengths))
     x = x + norm(name="attention_norm")(y)
     width = x.shape[-1]
     mlp = Mlp(4 * width, width, exact_gelu, name="mlp", **dtypes)
-    x = x + norm(name="mlp_norm")(mlp(x))
+    x = x + norm(name="mlp_norm")(rows.by_rows(mlp(x)))
     return taps.tap(self, "hidden_state", x)
 
 

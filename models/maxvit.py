@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import layers, normalization, taps
+from models import layers, normalization, rows, taps
 from models.backbone import Backbone
 from models.maxvit_blocks import KERNEL_INIT, Block, LayerNorm
 
@@ -174,7 +174,7 @@ class Stem(nn.Module):
     )
     x = conv(self.widths[0], strides=(2, 2), name="conv_0")(x)
     x = self.batch_norm(use_running_average=not train, name="norm_0")(x)
-    x = conv(self.widths[1], name="conv_1")(nn.gelu(x))
+    x = rows.by_rows(conv(self.widths[1], name="conv_1")(nn.gelu(x)))
     return taps.tap(self, "hidden_state", x)
 
 
@@ -248,6 +248,21 @@ def _variants() -> dict[str, tuple[type[nn.Module], dict[str, Any]]]:
 
 
 KIND = "image"
+# Heads, hidden channels of feed-forward layers and those of MBConv.
+SHARDING_RULES = (
+  ("attention/qkv/kernel", (None, None, "model", None)),
+  ("attention/qkv/bias", (None, "model", None)),
+  ("attention/relative_bias_table", ("model", None, None)),
+  ("attention/out/kernel", ("model", None, None)),
+  ("(ffn|se)/expand/kernel", (None, "model")),
+  ("(ffn|se)/expand/bias", ("model",)),
+  ("ffn/shrink/kernel", ("model", None)),
+  ("expand_conv/kernel", (None, "model")),
+  ("(expand|depthwise)_norm/(scale|bias|mean|var)", ("model",)),
+  ("depthwise_conv/kernel", (None, None, None, "model")),
+  ("se/reduce/kernel", ("model", None)),
+  ("shrink_conv/kernel", ("model", None)),
+)
 VARIANTS = _variants()
 # The last stage, a 32nd of the image, is one window.
 IMAGE_SIZES = {

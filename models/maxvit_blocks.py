@@ -6,7 +6,7 @@ from collections import Counter
 import flax.linen as nn
 import jax
 
-from models import layers, normalization, taps, token_mixers
+from models import layers, normalization, rows, taps, token_mixers
 
 Dtype = layers.Dtype
 
@@ -106,7 +106,9 @@ class MBConv(nn.Module):
       round(self.squeeze_ratio * self.width), nn.silu, name="se", **options
     )(y)
     y = layers.Dense(self.width, name="shrink_conv", **options)(y)
-    y = layers.StochasticDepth(self.stochastic_depth_rate)(y, train)
+    y = layers.StochasticDepth(self.stochastic_depth_rate)(
+      rows.by_rows(y), train
+    )
     return Shortcut(self.width, self.stride, name="shortcut", **dtypes)(x) + y
 
 
@@ -148,10 +150,10 @@ class TransformerLayer(nn.Module):
     drop = functools.partial(layers.StochasticDepth, self.stochastic_depth_rate)
     y = LayerNorm(name="attention_norm", **dtypes)(x)
     y = self.token_mixer(name="attention")(y)
-    x += drop()(y, train)
+    x += drop()(rows.by_rows(y), train)
     y = LayerNorm(name="ffn_norm", **dtypes)(x)
     y = FeedForward(self.expansion * x.shape[-1], name="ffn", **dtypes)(y)
-    return x + drop()(y, train)
+    return x + drop()(rows.by_rows(y), train)
 
 
 class FeedForward(nn.Module):

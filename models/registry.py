@@ -15,7 +15,8 @@ import flax.linen as nn
 # The only list of families: modules with VARIANTS, {name: (class, {field:
 # value})}, and KIND, what they are for: "image", "language", "generation" or
 # "autoencoder". Those of images have IMAGE_SIZES too, {name: side in pixels of
-# the images that the variant was published for}.
+# the images that the variant was published for}; those that tensor parallelism
+# knows have SHARDING_RULES.
 FAMILIES = (
   "models.autoencoder",
   "models.duoformer",
@@ -78,6 +79,20 @@ def image_size(name: str) -> int:
       'models.list(kind="image")'
     )
   return _collect("IMAGE_SIZES")[name]
+
+
+def sharding_rules(name: str) -> tuple[tuple[str, tuple], ...]:
+  """Returns what splits a model's parameters, the SHARDING_RULES of its family.
+
+  Pairs (pattern of a parameter's path, what splits each of its axes), as
+  `training.placement` reads them; none for a family without.
+
+  Raises:
+    ValueError: if there is no such model.
+  """
+  _variant(name)
+  (family,) = (f for f in _families() if name in f.VARIANTS)
+  return getattr(family, "SHARDING_RULES", ())
 
 
 def kind(name: str) -> str:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from models import layers, taps, transformer_checks
+from models import layers, rows, taps, transformer_checks
 from models.layer_stacking import (
   empty_caches,
   stack_layers,
@@ -29,6 +29,23 @@ from models.transformer_variants import SIZES
 __all__ = ["KIND", "VARIANTS", "Transformer", "stack_layers", "unstack_layers"]
 
 KIND = "language"
+_LAYER_RULES = (
+  ("mixer/(query|key|value|gate)/kernel", (None, "model", None)),
+  ("mixer/(query|key|value|gate)/bias", ("model", None)),
+  ("mixer/out/kernel", ("model", None, None)),
+  ("mlp/(expand|gate)/kernel", (None, "model")),
+  ("mlp/(expand|gate)/bias", ("model",)),
+  ("mlp/shrink/kernel", ("model", None)),
+)
+# Heads, hidden channels of feed-forward layers, and the vocabulary. A scan's
+# layers are stacked, and each step of it takes one: that axis is not to split.
+SHARDING_RULES = (
+  *((f"layers/.*/{path}", ("whole", *axes)) for path, axes in _LAYER_RULES),
+  *_LAYER_RULES,
+  ("embed/embedding", ("model", None)),
+  ("head/logits/kernel", (None, "model")),
+  ("head/logits/bias", ("model",)),
+)
 Cache = dict[str, Any]
 
 
@@ -291,7 +308,7 @@ class Transformer(TransformerParts):
     return x, None if cache is None else new
 
   def _embedded(self, tokens, positions, token_types, train) -> jax.Array:
-    x = self.embed(tokens)
+    x = rows.by_rows(self.embed(tokens))
     if self.embedding_scale != 1.0:
       x = x * jnp.asarray(self.embedding_scale, x.dtype)
     if self.position_encoding == "learned":

@@ -7,7 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import affine_scale, dense, feed_forward, layers, mixer_base, taps
+from models import (
+  affine_scale,
+  dense,
+  feed_forward,
+  layers,
+  mixer_base,
+  rows,
+  taps,
+)
 from models.residual_streams import DepthStream
 
 Norm = Callable[..., nn.Module]
@@ -118,6 +126,7 @@ class Layer(nn.Module):
 
   def _write(self, x: Stream, y: jax.Array, branch: str, train: bool) -> Stream:
     """Returns the residual stream with what a branch gave."""
+    y = rows.by_rows(y)
     y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
     if self.norm_placement == "sandwich":
       y = self.norm(name=f"{branch}_post_norm")(y)

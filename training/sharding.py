@@ -1,4 +1,4 @@
-"""The device mesh, and which axis of each array lies on which mesh axis."""
+"""The device mesh, and how batches lie on it."""
 
 import math
 from collections.abc import Sequence
@@ -6,18 +6,15 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import logging
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-from training import paths
 
 # From those that exchange least to those that exchange most.
 AXES = ("slice", "data", "fsdp", "sequence", "model")
 # A batch is split over these; the other axes see all of its rows.
 BATCH_AXES = ("slice", "data", "fsdp")
 BATCH = PartitionSpec(BATCH_AXES)
-# Splitting small arrays costs more in communication than it saves in memory.
-_MIN_FSDP_SIZE = 2**14
+_AUTO = (AxisType.Auto,) * len(AXES)
 
 
 def create_mesh(
@@ -35,7 +32,8 @@ def create_mesh(
     window partitions and rolled batches need.
 
   Raises:
-    ValueError: if the sizes do not multiply to the number of devices.
+    ValueError: if the sizes do not multiply to the number of devices, or TPUs
+      are of several slices and `slice` is not how many.
   """
   devices = jax.devices() if devices is None else devices
   sizes = [config.get(axis, 1) for axis in AXES]
@@ -53,9 +51,25 @@ def create_mesh(
       "one of them may be -1."
     )
   sizes = [len(devices) // known if size == -1 else size for size in sizes]
-  return jax.make_mesh(
-    sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES)
-  )
+  slices: dict[Any, list[Any]] = {}
+  for device in devices:
+    slices.setdefault(getattr(device, "slice_index", None), []).append(device)
+  # GPUs have an index for each machine, and are in that order anyway. Without
+  # several slices the axis is one like others, to rehearse them.
+  if len(slices) == 1 or devices[0].platform != "tpu":
+    return _arranged(sizes, devices)
+  if sizes[0] != len(slices):
+    raise ValueError(
+      f"mesh.slice={sizes[0]} does not fit these TPUs, which are "
+      f"{len(slices)} slices: set mesh.slice={len(slices)}."
+    )
+  parts = [_arranged((1, *sizes[1:]), slices[i]) for i in sorted(slices)]
+  return Mesh(np.concatenate([part.devices for part in parts]), AXES, _AUTO)
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
+  """Returns a mesh of devices that one network connects."""
+  return jax.make_mesh(sizes, AXES, devices=devices, axis_types=_AUTO)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -79,73 +93,3 @@ def check_batch_size(batch_size: int, mesh: Mesh, argument: str) -> None:
       f"devices: use a multiple of {parts}, such as {fitting} or "
       f"{fitting + parts}."
     )
-
-
-def state_shardings(
-  tree: Any, mesh: Mesh, rules: Sequence[tuple[str, Sequence[str | None]]]
-) -> Any:
-  """Chooses a sharding for every leaf of a tree of shapes, by its path.
-
-  The first rule that takes the leaf's path (see `training.paths`) gives its
-  axes.
-  Without a rule, the largest axis that divides by the size of the mesh axis
-  "fsdp" is split over it, and small arrays are replicated. Optimizer state and
-  moving averages repeat the parameters' paths, so they follow them.
-
-  Args:
-    tree: arrays or `jax.ShapeDtypeStruct`s.
-    mesh: from `create_mesh`.
-    rules: pairs (pattern of a path, axes), such as
-      `("ffn/expand/kernel", (None, "model"))`.
-
-  Returns:
-    A tree of `NamedSharding`s.
-
-  Raises:
-    ValueError: if a rule takes nothing or does not fit an array that it takes.
-  """
-  patterns = paths.check_pairs("sharding_rules", rules)
-  named = paths.flatten_with_names(tree)
-  paths.group_by_rule(
-    "sharding_rules", patterns, [n for n, leaf in named.items() if leaf.ndim]
-  )
-
-  def choose(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-    name = paths.path_name(path)
-    index = paths.first_match(patterns, name) if leaf.ndim else None
-    if index is not None:
-      return _sharding_by_rule(name, leaf, mesh, *rules[index])
-    return NamedSharding(mesh, _fsdp_spec(name, leaf, mesh))
-
-  return jax.tree_util.tree_map_with_path(choose, tree)
-
-
-def _sharding_by_rule(name, leaf, mesh, pattern, axes) -> NamedSharding:
-  fits = len(axes) == leaf.ndim and all(
-    axis is None or (axis in mesh.shape and size % mesh.shape[axis] == 0)
-    for axis, size in zip(axes, leaf.shape, strict=True)
-  )
-  if not fits:
-    raise ValueError(
-      f"sharding_rules: {pattern!r} -> {tuple(axes)} does not fit {name} of "
-      f"shape {leaf.shape} on the mesh {dict(mesh.shape)}: give one of "
-      f"{(*AXES, None)} for each axis, of a size that divides it."
-    )
-  return NamedSharding(mesh, PartitionSpec(*axes))
-
-
-def _fsdp_spec(name: str, leaf: Any, mesh: Mesh) -> PartitionSpec:
-  parts = mesh.shape["fsdp"]
-  if parts == 1 or leaf.size < _MIN_FSDP_SIZE:
-    return PartitionSpec()
-  divisible = [i for i, size in enumerate(leaf.shape) if size % parts == 0]
-  if not divisible:
-    logging.info(
-      "%s %s is replicated: no axis divides by fsdp = %d.",
-      name,
-      leaf.shape,
-      parts,
-    )
-    return PartitionSpec()
-  axis = max(divisible, key=lambda i: leaf.shape[i])
-  return PartitionSpec(*[None] * axis, "fsdp")

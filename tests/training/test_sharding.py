@@ -1,7 +1,6 @@
-import jax
 import ml_collections
 import pytest
-from jax.sharding import PartitionSpec
+from jax.experimental import topologies
 
 from training import sharding
 
@@ -10,8 +9,8 @@ def create(data=-1, fsdp=1, model=1):
   return of_sizes(data=data, fsdp=fsdp, model=model)
 
 
-def of_sizes(**sizes):
-  return sharding.create_mesh(ml_collections.ConfigDict(sizes))
+def of_sizes(devices=None, **sizes):
+  return sharding.create_mesh(ml_collections.ConfigDict(sizes), devices)
 
 
 @pytest.mark.parametrize(
@@ -45,57 +44,21 @@ def test_batch_that_cannot_be_split_is_an_error():
   sharding.check_batch_size(8, create(), "batch_size")
 
 
-def specs(tree, mesh, rules=()):
-  shardings = sharding.state_shardings(tree, mesh, rules)
-  return jax.tree.map(lambda s: s.spec, shardings)
+@pytest.mark.compile
+def test_slices_are_not_mixed():
+  devices = topologies.get_topology_desc(
+    platform="tpu", topology_name="v5e:2x4", num_slices=2
+  ).devices
+  mesh = of_sizes(devices, slice=-1, data=2, model=4)
+  assert tuple(mesh.shape.values()) == (2, 2, 1, 1, 4)
+  for index, part in enumerate(mesh.devices):
+    assert {device.slice_index for device in part.flat} == {index}
+  with pytest.raises(ValueError, match=r"slice=1 .* set mesh.slice=2"):
+    of_sizes(devices, data=-1)
+  with pytest.raises(ValueError, match=r"slice=4 .* set mesh.slice=2"):
+    of_sizes(devices, slice=4, data=-1)
 
 
-def shape(*sizes):
-  return jax.ShapeDtypeStruct(sizes, "float32")
-
-
-def test_fsdp_splits_the_largest_axis_that_divides():
-  tree = {
-    "kernel": shape(256, 512),
-    "odd": shape(1023, 130),
-    "prime": shape(127, 131),
-    "small": shape(16),
-  }
-  assert specs(tree, create(1, 4, 1)) == {
-    "kernel": PartitionSpec(None, "fsdp"),
-    "odd": PartitionSpec(),
-    "prime": PartitionSpec(),
-    "small": PartitionSpec(),
-  }
-  assert specs(tree, create(2, 2, 1))["odd"] == PartitionSpec(None, "fsdp")
-
-
-def test_rules_apply_to_parameters_and_what_repeats_their_paths():
-  leaf = {"ffn": {"expand": {"kernel": shape(64, 256)}}}
-  tree = {"params": leaf, "opt_state": ({"mu": leaf},)}
-  found = specs(tree, create(2, 1, 2), [("expand/kernel", (None, "model"))])
-  for branch in (found["params"], found["opt_state"][0]["mu"]):
-    assert branch["ffn"]["expand"]["kernel"] == PartitionSpec(None, "model")
-
-
-@pytest.mark.parametrize(
-  ("rules", "message"),
-  [
-    ([("kernal", (None, "model"))], "'kernal', which matches no .*are kernel"),
-    ([("(", (None, "model"))], "not a regular expression"),
-    ([("kernel",)], "not a pair"),
-  ],
-)
-def test_a_rule_that_takes_nothing_is_an_error(rules, message):
-  with pytest.raises(ValueError, match=f"sharding_rules.*{message}"):
-    specs({"kernel": shape(64, 256)}, create(2, 1, 2), rules)
-
-
-@pytest.mark.parametrize(
-  "axes", [("model",), (None, "tensor"), ("model", None)]
-)
-def test_a_rule_that_does_not_fit_is_an_error(axes):
-  with pytest.raises(
-    ValueError, match=r"sharding_rules: 'kernel'.*\(63, 256\)"
-  ):
-    specs({"kernel": shape(63, 256)}, create(2, 1, 2), [("kernel", axes)])
+def test_one_slice_rehearses_several():
+  mesh = of_sizes(slice=2, data=2)
+  assert [device.id for device in mesh.devices.flat] == [0, 1, 2, 3]

@@ -10,7 +10,7 @@ import pytest
 
 import tasks
 from input_pipeline import images
-from training import sharding, train_state, train_step
+from training import placement, sharding, train_state, train_step
 
 BATCH, SIZE, CLASSES = 16, 5, 7
 
@@ -345,7 +345,7 @@ def test_a_sharded_step_equals_the_step_on_one_device(sizes, n):
   mesh = sharding.create_mesh(
     ml_collections.ConfigDict(dict(zip(sharding.AXES, sizes, strict=True)))
   )
-  shardings = sharding.state_shardings(
+  shardings = placement.state_shardings(
     state, mesh, [("Dense_0/kernel", (None, "model"))]
   )
   rows = sharding.batch_sharding(mesh)
