@@ -27,6 +27,7 @@ import experiment
 import tasks
 from experiment import program
 from experiment.weights import is_averaged, load_weights
+from training.console import say
 
 
 def evaluate(
@@ -82,12 +83,12 @@ def main(
 ) -> None:
   """Evaluates and prints."""
   result = evaluate(config, weights, use_ema=use_ema, **options)
-  print(tasks.find(config.task).describe(result))
+  say(tasks.find(config.task).describe(result))
   line = summarize(config, result)
   averaged = is_averaged(weights, use_ema)
   if averaged is not None:
     line["averaged"] = averaged
-  print(json.dumps(line))
+  say(json.dumps(line))
 
 
 if __name__ == "__main__":

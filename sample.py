@@ -53,6 +53,11 @@ def sample(
     raise ValueError(
       f"task={config.task!r} has no samples: its models make nothing up."
     )
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"Samples are made by one process, and there are {jax.process_count()}: "
+      "start it on one host with --nodistributed, and --weights that it sees."
+    )
   info = task.sampling_info(config)
   # Standard output is for the samples.
   with contextlib.redirect_stdout(sys.stderr):

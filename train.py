@@ -22,6 +22,7 @@ from training import (
   cli,
   durations,
   evaluation,
+  hosts,
   metrics,
   preemption,
   profiling,
@@ -29,6 +30,7 @@ from training import (
   reporting,
   summary,
   train_state,
+  watching,
 )
 from training.console import say
 
@@ -60,7 +62,10 @@ def train_and_evaluate(
     CheckpointError: if no checkpoint can be read, or one cannot be written.
     MetricsError: if the metrics cannot be written.
     NonFiniteError: if the run diverges; the checkpoints before it stand.
+    HostsError: if processes differ in the config, the code or the workdir, or
+      one did not come.
   """
+  records.check_hosts(config)
   setup = experiment.create(config)
   mesh, clock, task = setup.mesh, setup.clock, setup.task
   batches = create_train_batches(setup)
@@ -72,6 +77,7 @@ def train_and_evaluate(
     for each in evaluations
   ]
   experiment.check_workdir(workdir, config, task, override=override_config)
+  hosts.check_folder(workdir)
   store = checkpoints.Checkpoints(workdir, config.checkpoint, task.directions)
 
   with (
@@ -111,6 +117,7 @@ def train_and_evaluate(
     reporter = reporting.StepReporter(writer, progress)
     profiler = profiling.StepProfiler(workdir, first_step=step, enabled=profile)
     stack.callback(profiler.close)
+    stack.push(watching.tell)
 
     def due_evaluations() -> list[evaluation.Evaluation]:
       return [
@@ -192,14 +199,13 @@ def train_and_evaluate(
 def main(argv: Sequence[str]) -> None:
   """Reads the flags and runs."""
   del argv
-  if flags.FLAGS.distributed:
-    jax.distributed.initialize()
-  train_and_evaluate(
-    flags.FLAGS.config,
-    flags.FLAGS.workdir,
-    override_config=flags.FLAGS.override_config,
-    profile=flags.FLAGS.profile,
-  )
+  with cli.joined():
+    train_and_evaluate(
+      flags.FLAGS.config,
+      flags.FLAGS.workdir,
+      override_config=flags.FLAGS.override_config,
+      profile=flags.FLAGS.profile,
+    )
 
 
 if __name__ == "__main__":
@@ -213,11 +219,7 @@ if __name__ == "__main__":
     "Go on in a workdir whose saved config differs.",
   )
   flags.DEFINE_bool("profile", False, "Write an XProf trace of a few steps.")
-  flags.DEFINE_bool(
-    "distributed",
-    False,
-    "Join the other processes of a pod: call jax.distributed.initialize().",
-  )
+  cli.define_hosts_flags()
   flags.mark_flags_as_required(["config", "workdir"])
   cli.run(
     main,

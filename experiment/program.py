@@ -28,13 +28,14 @@ def run(use: Callable[..., Any], options: str) -> None:
     task = args.config.task
     # Refuses a task that does not exist.
     found = getattr(tasks.find(task), options)
-    use(
-      args.config,
-      args.weights,
-      step=args.step,
-      use_ema=args.ema,
-      **cli.task_options(task, found),
-    )
+    with cli.joined():
+      use(
+        args.config,
+        args.weights,
+        step=args.step,
+        use_ema=args.ema,
+        **cli.task_options(task, found),
+      )
 
   cli.define_config_flag(
     experiment.optional_fields,
@@ -42,5 +43,6 @@ def run(use: Callable[..., Any], options: str) -> None:
     default="weights",
   )
   cli.define_weights_flags()
+  cli.define_hosts_flags()
   cli.define_task_flags(by_task)
   cli.run(main, (*cli.USER_ERRORS, checkpoints.CheckpointError))

@@ -1,4 +1,4 @@
-"""One of the two processes that `test_hosts.py` starts: a pod of two hosts.
+"""One of the processes that `test_hosts.py` starts: a pod of some hosts.
 
 JAX takes one notice of pre-emption in the life of a process, so each signal
 needs new processes; all else that is shown of two hosts is in the last ones.
@@ -13,25 +13,24 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-port, index, folder, data_dir, stage = sys.argv[1:]
-jax.distributed.initialize(f"localhost:{port}", 2, int(index))
-
-import ml_collections  # noqa: E402, JAX must know of the other process first.
-
-from training import (  # noqa: E402, likewise.
+from training import (
   checkpoints,
   evaluation,
   hosts,
+  joining,
   preemption,
   sharding,
+  watching,
 )
 
+port, index, count, folder, data_dir, stage = sys.argv[1:]
 FOLDER, FIRST = Path(folder), int(index) == 0
 # Of this process in an evaluation; in training it has 32.
 EVAL_ROWS = 10
@@ -116,6 +115,10 @@ def check_restoring():
     assert record == {"step": 2}
     assert float(state["a"].addressable_data(0)[0]) == 2
   assert store.steps() == [1, 2]
+  # What a killed process left is no candidate, wherever it was seen.
+  if FIRST:
+    (store.directory / "9.orbax-checkpoint-tmp").mkdir()
+  assert store.restore(like)[1] == {"step": 2}
   fault = "In process 1: the disk of one host"
   with unreadable(2), pytest.raises(checkpoints.CheckpointError, match=fault):
     store.restore(like, step=2)
@@ -169,30 +172,98 @@ def check_parts():
   check_stopping()
 
 
-def check_runs():
-  import train
+def slowed():
+  """Batches that take long enough for a run to be killed between them."""
+  original = evaluation.put_batch
+
+  def put_slowly(batch, mesh):
+    time.sleep(0.05)
+    return original(batch, mesh)
+
+  return mock.patch.object(evaluation, "put_batch", put_slowly)
+
+
+def share_what_repeats():
   from tests.train_runs import Repeated
 
   repeated = Repeated()
   repeated.share(pytest.MonkeyPatch())
+  return repeated
+
+
+def train(config, name):
+  import train as program
+
+  return program.train_and_evaluate(config, str(FOLDER / name))
+
+
+def check_stopped():
+  repeated = share_what_repeats()
   config = make_config()
   if stage != "rest":
     kind, number = stage.split(":")
     signal_from(kind, int(number))
-  state = train.train_and_evaluate(config, str(FOLDER / "stopped"))
-  if stage != "rest":
+    train(config, "stopped")
     return
-  whole = train.train_and_evaluate(config, str(FOLDER / "whole"))
+  state = train(config, "stopped")
+  whole = train(config, "whole")
   check_same(state, whole)
+  check_same(train(config, "killed"), whole)
   with unreadable(8):
-    again = train.train_and_evaluate(config, str(FOLDER / "whole"))
+    again = train(config, "whole")
   check_same(again, whole)
   repeated.finish_as_users_do(pytest.MonkeyPatch())
   # Both processes hold all rows.
-  across = make_config(**{"mesh.data": 1, "mesh.model": 4})
-  train.train_and_evaluate(across, str(FOLDER / "across"))
+  train(make_config(**{"mesh.data": 1, "mesh.model": 4}), "across")
 
 
-assert (jax.process_count(), jax.device_count()) == (2, 4)
-check_parts() if stage == "parts" else check_runs()
-(FOLDER / f"{stage}_passed_{index}").touch()
+def train_until_killed():
+  share_what_repeats()
+  with slowed():
+    train(make_config(), "killed")
+
+
+def check_four():
+  """Three of four processes have fewer rows of the last batch, one none."""
+  share_what_repeats()
+  config = make_config(eval_batch_size=100)
+  if stage == "four":
+    train(config, "four_whole")
+    with slowed():
+      train(config, "four_killed")
+  else:
+    state = train(config, "four_killed")
+    check_same(state, train(config, "four_whole"))
+
+
+def hang():
+  """One process waits for what never comes; each of the others for it."""
+  if stage == "late":
+    time.sleep(0 if FIRST else 60)
+    hosts.share(0)
+  watching.went_on()
+  if not FIRST:
+    if stage == "error":
+      raise ValueError("the disk of one host")
+    time.sleep(60)
+  watching.went_on()
+  time.sleep(60)
+
+
+STAGES = {
+  "parts": check_parts,
+  "kill": train_until_killed,
+  "four": check_four,
+  "four_rest": check_four,
+  "hang": hang,
+  "late": hang,
+  "error": hang,
+}
+with joining.joined(
+  coordinator=f"localhost:{port}",
+  num_processes=int(count),
+  process_id=int(index),
+  wait_limit=5 if stage in ("hang", "late", "error") else 300,
+):
+  STAGES.get(stage, check_stopped)()
+  (FOLDER / f"{stage}_passed_{index}").touch()

@@ -1,10 +1,12 @@
-"""Two real processes, as two hosts of a pod."""
+"""Real processes, two and four of them, as the hosts of a pod."""
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -16,38 +18,82 @@ from tests import compiler_flags
 from training import summary
 
 ROOT = Path(__file__).parent.parent
+DEVICES = 4
+# Until all have ended when one was killed; JAX itself takes up to 100 s.
+END_SECONDS = 120
 pytestmark = pytest.mark.kill
 
 
-def run_pair(folder, stage):
-  """Runs `host_program.py` twice; returns what process 0 said."""
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": compiler_flags.QUICK
-    + " --xla_force_host_platform_device_count=2",
-    "PYTHONPATH": str(ROOT),
-  }
-  logs = [folder / f"{stage}_{index}.log" for index in range(2)]
-  processes = []
-  for index, log in enumerate(logs):
-    command = [sys.executable, str(ROOT / "tests" / "host_program.py")]
-    command += [str(port), str(index), str(folder), f"{folder}/data", stage]
-    with log.open("w") as file:
-      processes.append(
-        subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-      )
-  try:
-    codes = [process.wait(timeout=900) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  assert codes == [0, 0], stage + "\n".join(
-    log.read_text()[-3000:] for log in logs
-  )
-  return logs[0].read_text()
+class Pod:
+  """Processes of `host_program.py`, each with a log of its own."""
+
+  def __init__(self, folder, stage, count=2):
+    with socket.socket() as probe:
+      probe.bind(("localhost", 0))
+      port = probe.getsockname()[1]
+    devices = f" --xla_force_host_platform_device_count={DEVICES // count}"
+    environment = os.environ | {
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": compiler_flags.QUICK + devices,
+      "PYTHONPATH": str(ROOT),
+    }
+    self.stage = stage
+    self.logs = [folder / f"{stage}_{index}.log" for index in range(count)]
+    self.processes = []
+    for index, log in enumerate(self.logs):
+      command = [sys.executable, str(ROOT / "tests" / "host_program.py")]
+      command += [str(port), str(index), str(count), str(folder)]
+      command += [f"{folder}/data", stage]
+      with log.open("w") as file:
+        self.processes.append(
+          subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        )
+
+  def said(self, index=0):
+    return self.logs[index].read_text()
+
+  def codes(self, timeout):
+    """Waits for the end of all; returns their exit codes."""
+    limit = time.monotonic() + timeout
+    try:
+      return [
+        process.wait(max(limit - time.monotonic(), 0))
+        for process in self.processes
+      ]
+    finally:
+      for process in self.processes:
+        process.kill()
+
+  def finish(self):
+    """Runs to the end; returns what process 0 said."""
+    codes = self.codes(900)
+    assert set(codes) == {0}, self.stage + "\n".join(
+      self.said(index)[-3000:] for index in range(len(codes))
+    )
+    return self.said()
+
+  def kill_one(self, index, begun, rng):
+    """Kills a process once it has begun; the others end by themselves."""
+    while not begun(self):
+      assert all(process.poll() is None for process in self.processes)
+      time.sleep(0.01)
+    time.sleep(rng.uniform(0, 1.5))
+    assert self.processes[index].poll() is None, "the run was over too soon"
+    self.processes[index].kill()
+    codes = self.codes(END_SECONDS)
+    assert 0 not in codes, codes
+
+
+def joined(pod):
+  """All are at the start: they read, restore and compile."""
+  return all("with" in pod.said(i) for i in range(len(pod.logs)))
+
+
+def rows_in(workdir):
+  """Steps and evaluations alternate with saves, after the first row."""
+  path = workdir / "metrics.jsonl"
+  before = path.read_text() if path.exists() else ""
+  return lambda pod: path.exists() and len(path.read_text()) > len(before)
 
 
 def read_rows(workdir):
@@ -60,7 +106,7 @@ def evaluated(workdir):
 
 
 def test_rows_restoring_and_stopping_of_two_processes(tmp_path):
-  run_pair(tmp_path, "parts")
+  Pod(tmp_path, "parts").finish()
   assert len(list(tmp_path.glob("parts_passed_*"))) == 2
 
 
@@ -68,18 +114,23 @@ def test_rows_restoring_and_stopping_of_two_processes(tmp_path):
 def folder(tmp_path_factory):
   """A run that was stopped three times, and the runs beside it."""
   folder = tmp_path_factory.mktemp("hosts")
+  rng = random.Random(0)
+  for index, begun in ((0, joined), (1, rows_in(folder / "killed"))):
+    pod = Pod(folder, "kill")
+    pod.kill_one(index, begun, rng)
+    (folder / f"kill_of_{index}").write_text(pod.said(1 - index))
   stopped = folder / "stopped"
   # In training.
-  output = run_pair(folder, "train:1")
+  output = Pod(folder, "train:1").finish()
   step = int(output.partition("stopped at step ")[2].partition(",")[0])
   assert 0 < step < 4
   # In an evaluation of 18 batches, and in the last one, the 19th to 36th batch:
   # the one that was left to do comes before it.
-  assert "stopped at step 4, saved" in run_pair(folder, "eval:1")
+  assert "stopped at step 4, saved" in Pod(folder, "eval:1").finish()
   assert evaluated(stopped) == []
-  assert "stopped at step 8, saved" in run_pair(folder, "eval:19")
+  assert "stopped at step 8, saved" in Pod(folder, "eval:19").finish()
   assert evaluated(stopped) == [4]
-  run_pair(folder, "rest")
+  Pod(folder, "rest").finish()
   return folder
 
 
@@ -95,6 +146,50 @@ def test_a_run_stopped_in_training_and_evaluations_ends_with_the_same_bits(
     for name in ("stopped", "whole")
   ]
   assert rows[0] == rows[1]
+
+
+def test_a_killed_process_ends_the_others_and_the_run_ends_with_the_same_bits(
+  folder,
+):
+  # The bits are compared in the last stage.
+  assert len(list(folder.glob("rest_passed_*"))) == 2
+  assert "no sign of process 1" in (folder / "kill_of_1").read_text()
+  # Its death is seen by JAX, which ends the others.
+  assert "another task died" in (folder / "kill_of_0").read_text()
+  steps = [row["step"] for row in read_rows(folder / "killed")]
+  assert steps == [row["step"] for row in read_rows(folder / "whole")]
+
+
+@pytest.fixture(scope="module")
+def four(folder):
+  """The folder, after four processes trained, of which one was killed."""
+  rng = random.Random(0)
+  pod = Pod(folder, "four", count=4)
+  pod.kill_one(rng.randrange(1, 4), rows_in(folder / "four_killed"), rng)
+  Pod(folder, "four_rest", count=4).finish()
+  return folder
+
+
+def test_four_processes_of_which_one_was_killed_end_with_the_same_bits(four):
+  assert len(list(four.glob("four_rest_passed_*"))) == 4
+  steps = [row["step"] for row in read_rows(four / "four_killed")]
+  assert steps == [row["step"] for row in read_rows(four / "four_whole")]
+
+
+@pytest.mark.parametrize(
+  ("stage", "said"),
+  [
+    ("hang", "Nothing went on for 5 s (--wait_limit): process 1"),
+    ("late", "Waited for the others up to 5 s: process 1"),
+    ("error", "failed: ValueError: the disk of one host"),
+  ],
+)
+def test_a_process_that_does_not_go_on_ends_all_and_is_named(
+  tmp_path, stage, said
+):
+  pod = Pod(tmp_path, stage)
+  assert 0 not in pod.codes(50)
+  assert said in pod.said(0)
 
 
 def test_process_0_draws_what_needs_no_other(folder):
@@ -125,9 +220,10 @@ def one_host(folder, tmp_path_factory):
   return read_rows(workdir)
 
 
-@pytest.mark.parametrize("name", ["whole", "across"])
-def test_two_hosts_train_as_one(folder, one_host, name):
-  one, two = one_host, read_rows(folder / name)
+# Of four hosts, three have fewer examples of the last batch or none.
+@pytest.mark.parametrize("name", ["whole", "across", "four_whole"])
+def test_hosts_train_as_one(four, one_host, name):
+  one, two = one_host, read_rows(four / name)
   assert [row["step"] for row in two] == [row["step"] for row in one]
   for a, b in zip(one, two, strict=True):
     for key in a.keys() - {"train/images_per_second"}:

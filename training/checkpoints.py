@@ -10,7 +10,6 @@ import jax
 import ml_collections
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 import storage
@@ -298,8 +297,7 @@ class Checkpoints:
       for step in steps:
         path = self.directory / str(step)
         path.rename(self.directory / f"{step}.damaged")
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices("damaged checkpoints put aside")
+    hosts.share(None, "damaged checkpoints to be put aside")
     self._manager.reload()
 
   @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The command line: a config file with overrides, and errors that help."""
 
+import contextlib
 import difflib
 import re
 import sys
@@ -11,10 +12,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_dict, config_flags
 
 import storage
-from training import host_memory
+from training import host_memory, hosts, joining
 
 # What a user can cause and repair; anything else shows its traceback.
-USER_ERRORS = (ValueError, OSError)
+USER_ERRORS = (ValueError, OSError, hosts.HostsError)
 # The flags that `define_task_flags` has defined.
 _TASK_FLAGS: dict[str, Any] = {}
 
@@ -78,6 +79,35 @@ def define_weights_flags() -> None:
   flags.DEFINE_string("weights", None, "A workdir, or what the program names.")
   flags.DEFINE_string("step", "last", "Of a run: last, best or a number.")
   flags.DEFINE_bool("ema", True, "Use the moving average if there is one.")
+
+
+def define_hosts_flags() -> None:
+  """Defines how the processes of a run find each other; see `joining`."""
+  flags.DEFINE_bool(
+    "distributed",
+    None,
+    "Join the other processes of the run. By default if a TPU pod or SLURM "
+    "says that there are some; --nodistributed to be alone.",
+  )
+  flags.DEFINE_string(
+    "coordinator", None, "Where nothing says it: process 0, as host-a:8476."
+  )
+  flags.DEFINE_integer("num_processes", None, "With it: how many there are.")
+  flags.DEFINE_integer("process_id", None, "With it: which one this is.")
+  flags.DEFINE_float(
+    "wait_limit",
+    1800.0,
+    "Seconds that a process waits for others before it ends and says for whom.",
+  )
+
+
+def joined() -> contextlib.AbstractContextManager[None]:
+  """Joins the other processes as those flags say."""
+  names = ("distributed", "coordinator", "num_processes", "process_id")
+  return joining.joined(
+    wait_limit=flags.FLAGS.wait_limit,
+    **{name: flags.FLAGS[name].value for name in names},
+  )
 
 
 def check_weights(config: ConfigDict | None, weights: str | None) -> None:

@@ -17,6 +17,7 @@ import ml_collections
 from absl import logging
 
 import storage
+from training import hosts
 
 _PACKAGES = (
   "jax",
@@ -89,6 +90,22 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
       storage.write_whole(path, _to_text(_to_json(config)))
     except OSError as error:
       raise _not_writable(workdir, error) from error
+
+
+def check_hosts(config: ml_collections.ConfigDict) -> None:
+  """Compares what this run is with what it is in the other processes.
+
+  Raises:
+    HostsError: if they have another config or another version of the code.
+  """
+  if jax.process_count() > 1:
+    hosts.check_same(
+      {
+        "config": json.dumps(_to_json(config), sort_keys=True),
+        "git commit": str(git_commit()),
+        "version of jax": jax.__version__,
+      }
+    )
 
 
 def check_files(

@@ -1,0 +1,139 @@
+"""A thread that ends this process when the others cannot go on.
+
+JAX notices a process that died, by its heartbeats. It does not notice one that
+lives and hangs, as in reading data, nor does an error in one process reach the
+others, which would wait for it in a collective for ever.
+"""
+
+import os
+import sys
+import threading
+import time
+from typing import NoReturn
+
+import jax
+
+from training import hosts
+
+_INTERVAL = 2.0
+# An error is told to the others, or found to be one of all, within these.
+_GRACE = 5.0
+_FAILED, _ALIVE = "foveal/failed", "foveal/alive"
+
+_done = 0
+
+
+def went_on() -> None:
+  """To be called wherever training goes on, equally often by all processes."""
+  global _done
+  _done += 1
+
+
+def tell(kind: type | None, error: BaseException | None, _: object) -> None:
+  """Tells the others of an error that is on its way; an exit callback.
+
+  To be called before anything that waits for them, as the end of a save does.
+  """
+  del kind
+  if error is not None and Watch.current is not None:
+    Watch.current.fail(error)
+
+
+class Watch:
+  """Looks after the other processes from a thread."""
+
+  current: "Watch | None" = None
+
+  def __init__(self, limit: float):
+    """Starts.
+
+    Args:
+      limit: seconds without `went_on` after which the process ends.
+    """
+    # At its exit JAX forgets all of this before it waits for the others.
+    self._client = hosts.client()
+    self._index, self._count = jax.process_index(), jax.process_count()
+    self._limit = limit
+    self._stopped = threading.Event()
+    self._beats = 0
+    self._failure = ""
+    Watch.current = self
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    self._thread.start()
+
+  def stop(self) -> None:
+    """Looks no longer."""
+    self._stopped.set()
+    # Python's end would break it off in the middle of a call, and abort.
+    self._thread.join(_GRACE)
+    Watch.current = None
+
+  def fail(self, error: BaseException) -> None:
+    """Tells the others of an error, and ends this process soon.
+
+    Not at once, so that a traceback is seen, and an error of all processes is
+    said by each of them. Leaving as usual would wait for the others.
+    """
+    self._failure = f"{type(error).__name__}: {error}"[:1000]
+    self._put(_FAILED, self._failure)
+    self.stop()
+    before = self._read(_ALIVE)
+    threading.Thread(target=self._end_soon, args=(before,), daemon=True).start()
+
+  def _end_soon(self, before: dict[int, str]) -> None:
+    time.sleep(_GRACE)
+    after, failed = self._read(_ALIVE), self._read(_FAILED)
+    silent = {i for i, beats in before.items() if after.get(i) == beats}
+    if silent := silent - failed.keys() - {self._index}:
+      self._end(
+        f"There is no sign of {hosts.named(silent)}: killed, or its host is "
+        f"gone. This process ends too: {self._failure}"
+      )
+    self._end(
+      f"The run ends on all hosts, since this one failed: {self._failure}"
+    )
+
+  def _run(self) -> None:
+    last, since = _done, time.monotonic()
+    while not self._stopped.wait(_INTERVAL):
+      self._beats += 1
+      self._put(_ALIVE, f"{self._beats} {_done}")
+      failed = self._read(_FAILED)
+      if failed:
+        first = min(failed)
+        self._end(
+          f"The run ends, since {hosts.named([first])} failed: {failed[first]}"
+        )
+      if _done != last:
+        last, since = _done, time.monotonic()
+      elif time.monotonic() - since > self._limit:
+        self._end(self._stalled())
+
+  def _stalled(self) -> str:
+    done = dict.fromkeys(range(self._count), 0)
+    done |= {i: int(text.split()[1]) for i, text in self._read(_ALIVE).items()}
+    behind = [i for i in done if done[i] < max(done.values())]
+    return f"Nothing went on for {self._limit:.0f} s (--wait_limit): " + (
+      f"{hosts.named(behind)} is behind the others."
+      if behind
+      else "all are at the same batch, which waits for the devices or for what "
+      "connects them."
+    )
+
+  def _put(self, folder: str, text: str) -> None:
+    self._client.key_value_set(
+      f"{folder}/{self._index}", text, allow_overwrite=True
+    )
+
+  def _read(self, folder: str) -> dict[int, str]:
+    return hosts.read(self._client, folder)
+
+  def _end(self, text: str) -> NoReturn:
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if self._index == 0:
+      # It holds these texts; as soon as it is gone JAX aborts the others.
+      time.sleep(_GRACE)
+    # Whatever else runs here may wait for ever. To a checkpoint that is being
+    # written it is as a kill.
+    os._exit(1)
