@@ -163,10 +163,24 @@ def check_rows():
     assert int(put["damaged"].sum()) == 3, name
 
 
+def check_agreement():
+  """Hosts that are not of one run are named, by all of them."""
+  hosts.check_same({"git commit": "68d8166"})
+  with pytest.raises(hosts.HostsError, match=r"process 1 .* another config"):
+    hosts.check_same({"config": "batch_size: " + ("64" if FIRST else "32")})
+  hosts.check_folder(str(FOLDER))
+  own = FOLDER / f"disk_of_{index}"
+  own.mkdir()
+  with pytest.raises(hosts.HostsError, match=r"process 1 .* does not see"):
+    hosts.check_folder(str(own))
+  assert not list(own.iterdir())
+
+
 def check_parts():
   """What needs no training, and so little time."""
   shared = hosts.share({"process": int(index)})
   assert shared == [{"process": 0}, {"process": 1}]
+  check_agreement()
   check_rows()
   check_restoring()
   check_stopping()
@@ -263,7 +277,7 @@ with joining.joined(
   coordinator=f"localhost:{port}",
   num_processes=int(count),
   process_id=int(index),
-  wait_limit=5 if stage in ("hang", "late", "error") else 300,
+  wait_limit=8 if stage in ("hang", "late", "error") else 300,
 ):
   STAGES.get(stage, check_stopped)()
   (FOLDER / f"{stage}_passed_{index}").touch()

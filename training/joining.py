@@ -172,15 +172,19 @@ def _metadata(server: str, name: str) -> str:
 
 
 def _initialize(arguments: Mapping[str, Any], wait_limit: float) -> None:
-  limit = min(_JOIN_SECONDS, wait_limit)
+  join, heartbeat = (
+    # A short limit is for what goes on, and not for the start of programs.
+    min(seconds, max(wait_limit, 30.0))
+    for seconds in (_JOIN_SECONDS, _HEARTBEAT_SECONDS)
+  )
   # JAX's own limit ends the process with the stack of its C++.
-  timer = threading.Timer(limit, _end_alone, (arguments, limit))
+  timer = threading.Timer(join, _end_alone, (arguments, join))
   timer.daemon = True
   timer.start()
   jax.distributed.initialize(
     **arguments,
-    initialization_timeout=int(limit) + 30,
-    heartbeat_timeout_seconds=int(min(_HEARTBEAT_SECONDS, wait_limit)),
+    initialization_timeout=int(join) + 30,
+    heartbeat_timeout_seconds=int(heartbeat),
   )
   timer.cancel()
 

@@ -18,7 +18,7 @@ from training import hosts
 _INTERVAL = 2.0
 # An error is told to the others, or found to be one of all, within these.
 _GRACE = 5.0
-_FAILED, _ALIVE = "foveal/failed", "foveal/alive"
+_FAILED, _ENDING, _ALIVE = "foveal/failed", "foveal/ending", "foveal/alive"
 
 _done = 0
 
@@ -56,7 +56,6 @@ class Watch:
     self._limit = limit
     self._stopped = threading.Event()
     self._beats = 0
-    self._failure = ""
     Watch.current = self
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
@@ -74,24 +73,26 @@ class Watch:
     Not at once, so that a traceback is seen, and an error of all processes is
     said by each of them. Leaving as usual would wait for the others.
     """
-    self._failure = f"{type(error).__name__}: {error}"[:1000]
-    self._put(_FAILED, self._failure)
+    text = f"{type(error).__name__}: {error}"[:1000]
+    self._put(_FAILED, text)
+    self._put(_ENDING, "")
     self.stop()
-    before = self._read(_ALIVE)
-    threading.Thread(target=self._end_soon, args=(before,), daemon=True).start()
+    arguments = (f"This process failed: {text}", self._read(_ALIVE))
+    threading.Thread(target=self._end_soon, args=arguments, daemon=True).start()
 
-  def _end_soon(self, before: dict[int, str]) -> None:
+  def _end_soon(self, text: str, alive: dict[int, str]) -> None:
+    """Says as well of whom there is no sign of life, which may be the cause."""
     time.sleep(_GRACE)
-    after, failed = self._read(_ALIVE), self._read(_FAILED)
-    silent = {i for i, beats in before.items() if after.get(i) == beats}
-    if silent := silent - failed.keys() - {self._index}:
-      self._end(
+    now = self._read(_ALIVE)
+    silent = {i for i, beats in alive.items() if now.get(i) == beats}
+    # Who ends does not beat any more.
+    silent -= {self._index, *self._read(_ENDING)}
+    if silent:
+      text = (
         f"There is no sign of {hosts.named(silent)}: killed, or its host is "
-        f"gone. This process ends too: {self._failure}"
+        f"gone. {text}"
       )
-    self._end(
-      f"The run ends on all hosts, since this one failed: {self._failure}"
-    )
+    self._end(f"The run ends on all hosts. {text}")
 
   def _run(self) -> None:
     last, since = _done, time.monotonic()
@@ -100,9 +101,11 @@ class Watch:
       self._put(_ALIVE, f"{self._beats} {_done}")
       failed = self._read(_FAILED)
       if failed:
+        self._put(_ENDING, "")
         first = min(failed)
-        self._end(
-          f"The run ends, since {hosts.named([first])} failed: {failed[first]}"
+        self._end_soon(
+          f"{hosts.named([first])} failed: {failed[first]}",
+          self._read(_ALIVE),
         )
       if _done != last:
         last, since = _done, time.monotonic()
