@@ -5,6 +5,7 @@ lives and hangs, as in reading data, nor does an error in one process reach the
 others, which would wait for it in a collective for ever.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -77,7 +78,7 @@ class Watch:
     self._put(_FAILED, text)
     self._put(_ENDING, "")
     self.stop()
-    arguments = (f"This process failed: {text}", self._read(_ALIVE))
+    arguments = (f"this process failed: {text}", self._read(_ALIVE))
     threading.Thread(target=self._end_soon, args=arguments, daemon=True).start()
 
   def _end_soon(self, text: str, alive: dict[int, str]) -> None:
@@ -89,10 +90,10 @@ class Watch:
     silent -= {self._index, *self._read(_ENDING)}
     if silent:
       text = (
-        f"There is no sign of {hosts.named(silent)}: killed, or its host is "
-        f"gone. {text}"
+        f"there is no sign of {hosts.named(silent)}, killed or on a host that "
+        f"is gone; {text}"
       )
-    self._end(f"The run ends on all hosts. {text}")
+    self._end(f"The run ends on all hosts: {text}")
 
   def _run(self) -> None:
     last, since = _done, time.monotonic()
@@ -123,13 +124,18 @@ class Watch:
       "connects them."
     )
 
+  # One call that fails is no sign of anything. Where the service is gone JAX
+  # ends the process.
   def _put(self, folder: str, text: str) -> None:
-    self._client.key_value_set(
-      f"{folder}/{self._index}", text, allow_overwrite=True
-    )
+    with contextlib.suppress(RuntimeError):
+      self._client.key_value_set(
+        f"{folder}/{self._index}", text, allow_overwrite=True
+      )
 
   def _read(self, folder: str) -> dict[int, str]:
-    return hosts.read(self._client, folder)
+    with contextlib.suppress(RuntimeError):
+      return hosts.read(self._client, folder)
+    return {}
 
   def _end(self, text: str) -> NoReturn:
     print(text, file=sys.stderr, flush=True)
