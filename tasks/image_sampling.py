@@ -16,7 +16,7 @@ from models import decoding, masked_sampling
 from tasks import image_grids, image_options
 from tasks.base import Progress
 from tasks.image_decoding import Decode
-from training import sharding, watching
+from training import hosts, sharding
 
 # Options of `draw` for `sample.py`: each with a default and what it is.
 OPTIONS: Mapping[str, tuple[Any, str]] = {
@@ -257,7 +257,7 @@ def _place(rows: np.ndarray, mesh: Mesh | None) -> jax.Array:
 
 def _whole(array: jax.Array) -> np.ndarray:
   """All rows, also those that other processes hold."""
-  watching.went_on()
+  hosts.went_on()
   if array.is_fully_addressable:
     return np.asarray(array)
   return multihost_utils.process_allgather(array, tiled=True)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from training import sharding, watching
+from training import hosts, sharding
 
 Step = Callable[[Any, Any], dict[str, jax.Array]]
 
@@ -123,7 +123,7 @@ def put_batch(
   batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
 ) -> dict[str, jax.Array]:
   """Makes global arrays of this process's rows of a batch."""
-  watching.went_on()
+  hosts.went_on()
   rows = sharding.batch_sharding(mesh)
   return {
     name: jax.make_array_from_process_local_data(rows, array)

@@ -21,14 +21,6 @@ _INTERVAL = 2.0
 _GRACE = 5.0
 _FAILED, _ENDING, _ALIVE = "foveal/failed", "foveal/ending", "foveal/alive"
 
-_done = 0
-
-
-def went_on() -> None:
-  """To be called wherever training goes on, equally often by all processes."""
-  global _done
-  _done += 1
-
 
 def tell(kind: type | None, error: BaseException | None, _: object) -> None:
   """Tells the others of an error that is on its way; an exit callback.
@@ -49,7 +41,7 @@ class Watch:
     """Starts.
 
     Args:
-      limit: seconds without `went_on` after which the process ends.
+      limit: seconds without `hosts.went_on` after which the process ends.
     """
     # At its exit JAX forgets all of this before it waits for the others.
     self._client = hosts.client()
@@ -96,10 +88,10 @@ class Watch:
     self._end(f"The run ends on all hosts: {text}")
 
   def _run(self) -> None:
-    last, since = _done, time.monotonic()
+    last, since = hosts.done, time.monotonic()
     while not self._stopped.wait(_INTERVAL):
       self._beats += 1
-      self._put(_ALIVE, f"{self._beats} {_done}")
+      self._put(_ALIVE, f"{self._beats} {hosts.done}")
       failed = self._read(_FAILED)
       if failed:
         self._put(_ENDING, "")
@@ -108,9 +100,9 @@ class Watch:
           f"{hosts.named([first])} failed: {failed[first]}",
           self._read(_ALIVE),
         )
-      if _done != last:
-        last, since = _done, time.monotonic()
-      elif time.monotonic() - since > self._limit:
+      if hosts.done != last:
+        last, since = hosts.done, time.monotonic()
+      elif time.monotonic() - since > self._limit + _GRACE:
         self._end(self._stalled())
 
   def _stalled(self) -> str:
