@@ -308,9 +308,10 @@ def _cycles(name, length, loops, depth, turns) -> float:
     else:
       always += cycles
     length -= loop.length
-  # Window kernels repeat a step with more care where scores are beyond the
-  # usual. Others do one of several things at a step: count the dearest.
-  return length + always + (0 if "window" in name else max(sometimes))
+  # Window and halo kernels repeat a step with more care where scores are beyond
+  # the usual. Others do one of several things at a step: count the dearest.
+  repeats = "window" in name or "halo" in name
+  return length + always + (0 if repeats else max(sometimes))
 
 
 def _estimated_cycles(compiled) -> int | None:

@@ -1,11 +1,13 @@
 """Halo attention as a token mixer: projections, padding, attention."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 import attention
-from models import layers, taps
+from models import dense, layers, taps
 
 Dtype = layers.Dtype
 
@@ -61,16 +63,15 @@ class HaloAttention(nn.Module):
     x = jnp.pad(x, ((0, 0), *borders, (0, 0)))
     init = self.kernel_init or nn.initializers.normal(channels**-0.5)
     options = {
-      "use_bias": False,
       "kernel_init": init,
       "dtype": self.dtype,
       "param_dtype": self.param_dtype,
     }
-    q = layers.DenseGeneral((heads, key_dim), name="q", **options)(
+    (q,) = HeadProjection(heads, (key_dim,), name="q", **options)(
       x[:, ::stride, ::stride]
     )
-    kv = layers.DenseGeneral((heads, key_dim + value_dim), name="kv", **options)
-    k, v = jnp.split(kv(x), [key_dim], axis=-1)
+    kv = HeadProjection(heads, (key_dim, value_dim), name="kv", **options)
+    k, v = kv(x)
     out = _attend(
       self,
       q,
@@ -92,7 +93,6 @@ class HaloAttention(nn.Module):
       out = layers.average_pool(out)
     if not self.out_projection:
       return out
-    options["use_bias"] = True
     return layers.Dense(channels, name="out", **options)(out)
 
   def _sizes(self, channels: int) -> tuple[int, int, int]:
@@ -119,6 +119,53 @@ class HaloAttention(nn.Module):
       (2 * window - 1, key_dim),
       self.param_dtype,
     )
+
+
+class HeadProjection(nn.Module):
+  """Projections to heads that share one parameter, without biases.
+
+  Each is a product of its own with channels side by side, [..., heads * dim],
+  which is how the kernels read them: one product of [heads, dims] would be
+  transposed and cut apart in the memory of the device. The parameter is what a
+  `DenseGeneral` of all of them has, "kernel" [C, heads, sum of dims].
+
+  Attributes:
+    heads: number of heads.
+    dims: channels of a head in each of the projections.
+    kernel_init: initializer of the kernel.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameter.
+  """
+
+  heads: int
+  dims: tuple[int, ...]
+  kernel_init: layers.Initializer
+  dtype: Dtype = jnp.float32
+  param_dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> list[jax.Array]:
+    """Maps [..., C] to [..., heads, dim] for each of `dims`."""
+    channels = x.shape[-1]
+    shape = (channels, self.heads, sum(self.dims))
+
+    def init(key, shape, dtype):
+      # As a matrix, whose outputs are those of all heads.
+      flat = (channels, self.heads * sum(self.dims))
+      return self.kernel_init(key, flat, dtype).reshape(shape)
+
+    kernel = self.param("kernel", init, shape, self.param_dtype)
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    ends = list(itertools.accumulate(self.dims))[:-1]
+    out = []
+    for part in jnp.split(kernel, ends, axis=-1):
+      y = dense.dot_general(
+        x,
+        part.reshape(channels, -1),
+        (((x.ndim - 1,), (0,)), ((), ())),
+      )
+      out.append(y.reshape(*x.shape[:-1], self.heads, -1))
+    return out
 
 
 def _attend(module, q, k, v, *, block_size, halo_size, **options) -> jax.Array:

@@ -10,16 +10,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 
-from attention.kernels import dispatch
+from attention.kernels import halo_call
 from attention.kernels.halo_backward import backward
 from attention.kernels.halo_forward import forward
 from attention.kernels.halo_plan import Plan, pack_positions, unpack_positions
 from attention.kernels.tpu import unsupported_arrays
-
-# What the smallest VMEM of the chips since TPU v5 leaves to a kernel.
-VMEM_LIMIT = 48 * 2**20
 
 
 def unsupported(
@@ -43,7 +39,7 @@ def unsupported(
   if scale == 0:
     return "scale is 0; the kernel needs another"
   plan = _plan(q, k, v, block_size, halo_size, stride, scale, mask_padding)
-  need, limit = plan.vmem_bytes("backward"), _vmem_limit()
+  need, limit = plan.vmem_bytes("backward"), halo_call.vmem_capacity() * 7 // 8
   if need > limit:
     return (
       f"an image of shape {k.shape[1:]} with blocks of {block_size} and a halo "
@@ -74,7 +70,8 @@ def halo_attention(
     k: keys of the image [batch, height, width, heads, dim].
     v: values [batch, height, width, heads, v_dim].
     position_height: what a query's score with a key's row is the product with,
-      [block / stride, window, dim]: a row of a block by a row of a window.
+      [block / stride, window, dim]: a row y of a block by a row i of a window,
+      functions of i - y. The gradient of all that are equal is at one of them.
     position_width: the same for columns.
     block_size: side of a block of the image.
     halo_size: tokens a window has beyond its block, on each side.
@@ -99,12 +96,6 @@ def halo_attention(
     position_width,
   )
   return out.reshape(*q.shape[:-1], v.shape[-1])
-
-
-def _vmem_limit() -> int:
-  if dispatch.chip()[0] != "tpu":
-    return VMEM_LIMIT
-  return pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4
 
 
 def _plan(

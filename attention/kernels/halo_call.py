@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import jax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
-from attention.kernels import tpu
+from attention.kernels import dispatch, tpu
 from attention.kernels.halo_plan import Plan
 from attention.kernels.tpu import Blocked
 
@@ -52,11 +53,20 @@ def call(
     scratch=scratch,
     # One core has all strips of an image, and clears its own scratch.
     parallel=1,
-    vmem_bytes=max(16 * 2**20, plan.vmem_bytes(direction) * 3 // 2),
+    vmem_bytes=min(
+      vmem_capacity(), max(16 * 2**20, plan.vmem_bytes(direction) * 3 // 2)
+    ),
     flops=2 * blocks * plan.stacked * macs,
     transcendentals=blocks * exponentials * plan.stacked,
     interpret=plan.interpret,
   )
+
+
+def vmem_capacity() -> int:
+  """Bytes of VMEM of a core; where no TPU is, the least since TPU v5."""
+  if dispatch.chip()[0] != "tpu":
+    return 64 * 2**20
+  return pltpu.get_tpu_info().vmem_capacity_bytes
 
 
 def whole_image(plan: Plan, x: jax.Array | jax.ShapeDtypeStruct) -> Blocked:

@@ -7,9 +7,10 @@ is not the lane's, so that one product over all lanes gives the scores of all
 heads, [keys, heads * queries]. Keys lie in rows, so that the maximum and the
 sum of a softmax are taken without moving anything between lanes.
 
-Embeddings of positions are *position keys*, which follow the keys: one for each
-row y of a block and row i of a window, Rh[i - y + w - 1], and so for columns.
-Of its scores with these, a query needs those of its own y and x.
+Embeddings of positions are *position keys*, which precede the keys: one for
+each difference of a row i of a window and a row y of a block, and so for
+columns. A query's scores with the rows of its window are a stretch of those
+that starts with its own y.
 """
 
 import dataclasses
@@ -19,6 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from attention.kernels.tpu import LANES, SUBLANES, pack_mask, round_up
+
+# Stacked queries that one turn of a loop works on, block by block together: the
+# products of one run while the exponentials of another do. More are no gain.
+TURN = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +123,14 @@ class Plan:
     return round_up(self.group_size * self.v_dim, LANES)
 
   @property
+  def offsets(self) -> int:
+    """Differences of a row of a window and a row of a block."""
+    return self.window + self.side - 1
+
+  @property
   def axis_keys(self) -> int:
-    """Position keys of an axis: `padded_window` for each row of a block."""
-    return self.side * self.padded_window
+    """Position keys of an axis, enough for a padded window of each row."""
+    return round_up(self.padded_window + self.side - 1, SUBLANES)
 
   @property
   def position_keys(self) -> int:
@@ -129,7 +139,33 @@ class Plan:
 
   @property
   def all_keys(self) -> int:
-    return self.keys + self.position_keys
+    return self.position_keys + self.keys
+
+  @property
+  def margin(self) -> int:
+    """Rows of zeros before the gradients of the scores of an axis."""
+    return round_up(self.side - 1, SUBLANES)
+
+  @property
+  def blocks_a_turn(self) -> int:
+    """Blocks of one turn of the loop over a strip, which they divide."""
+    if self.interpret:
+      # More is no gain there, and more code to compile.
+      return 1
+    most = max(1, TURN // (self.groups * self.stacked))
+    return max(n for n in range(1, most + 1) if self.columns % n == 0)
+
+  @property
+  def position_scratch(self) -> tuple[int, int, int, int]:
+    """Scores of position keys: of each block and group of a turn, and axis."""
+    blocks = self.blocks_a_turn * self.groups
+    return (blocks, 2, self.axis_keys, self.stacked)
+
+  @property
+  def position_bar_scratch(self) -> tuple[int, int, int, int]:
+    """Gradients of scores of an axis of a window, zeros around them."""
+    blocks, axes, rows, stacked = self.position_scratch
+    return (blocks, axes, self.margin + rows, stacked)
 
   def channels(self, group: int, dim: int) -> slice:
     """The channels of a group in the image, for heads of dimension `dim`."""
@@ -144,7 +180,13 @@ class Plan:
   @property
   def key_row(self) -> int:
     """The same for keys, with room for halos and padding."""
-    return round_up(self.width - self.block + self.padded_window, SUBLANES)
+    last = self.width - self.block + self.padded_window
+    return round_up(self.key_left - self.halo + last, SUBLANES)
+
+  @property
+  def key_left(self) -> int:
+    """Rows before the first key of an image row: whole registers are stored."""
+    return round_up(self.halo, SUBLANES)
 
   def query_scratch(self, lanes: int) -> tuple[int, int, int]:
     """A strip of queries; its end is read as padding of the last block."""
@@ -207,17 +249,20 @@ class Plan:
     both = self.lanes + self.v_lanes
     scratch = math.prod(self.query_scratch(both))
     scratch += math.prod(self.key_scratch(both))
+    scratch += math.prod(self.position_scratch)
     # Scores, weights and what is between them, as many as are alive at once.
     scores = self.all_keys * self.stacked
     constants = 2 * self.position_keys * self.lanes
     constants += 2 * self.stacked * both + self.padded_window * self.keys
-    total = queries + outs + keys + values + 4 * (scratch + 6 * scores)
+    total = queries + outs + keys + values
+    total += 4 * (scratch + 3 * scores)
     total += constants * self.itemsize
     if direction == "backward":
       # Gradients of images, with their scratch, and of the scores.
-      total += 2 * queries + keys + values + outs
+      total += queries + keys + values
       total += 4 * math.prod(self.key_scratch(both))
-      total += 4 * math.prod(self.query_scratch(self.lanes)) + 16 * scores
+      total += 4 * math.prod(self.query_scratch(self.lanes))
+      total += 4 * (math.prod(self.position_bar_scratch) + 2 * scores)
       total += 8 * self.position_keys * self.lanes
     return total
 
@@ -225,17 +270,15 @@ class Plan:
 def head_masks(plan: Plan, dim: int, lanes: int):
   """Returns what keeps the own head of each row of a stack of queries.
 
-  Returns:
-    bits: int32, to be combined by "and" with a stack read as int32; in
-      bfloat16 two rows share one. Rows of padding are cut off as well.
-    mask: the same as 0 and 1 in float32. [stacked, lanes].
+  That is bits, int32 to be combined by "and" with a stack [stacked, lanes] read
+  as int32; in bfloat16 two rows share one. Rows of padding are cut off as well.
   """
   # Row = head * queries + y * padded_side + x.
   row = np.arange(plan.stacked)[:, None]
   head, column = row // plan.queries, row % plan.padded_side
   mask = head == np.arange(lanes)[None] // dim
   mask &= (head < plan.group_size) & (column < plan.side)
-  return pack_mask(mask, plan.dtype), jnp.asarray(mask, jnp.float32)
+  return pack_mask(mask, plan.dtype)
 
 
 def own_rows(plan: Plan):
@@ -266,24 +309,39 @@ def pack_positions(plan: Plan, *embeddings):
 
   Args:
     plan: the shapes.
-    *embeddings: [side, window, dim] for rows and for columns.
+    *embeddings: [side, window, dim] for rows and for columns, which are read as
+      functions of the difference i - y of their indices.
   """
-  # [axes, side, window, dim]
+  # The last y with i = 0 and all y before it, then y = 0 with all i beyond 0:
+  # [axes, offsets, dim].
   x = jnp.stack(embeddings).astype(jnp.float32) / plan.scale
-  x = jnp.pad(
-    x, ((0, 0), (0, 0), (0, plan.padded_window - plan.window), (0, 0))
-  )
-  # [axes * side * padded_window, heads * dim]: position keys are shared by all
-  # heads, so each head's lanes have a copy.
+  x = jnp.concatenate([x[:, ::-1, 0], x[:, 0, 1:]], axis=1)
+  x = jnp.pad(x, ((0, 0), (0, plan.axis_keys - plan.offsets), (0, 0)))
+  # [axes * axis_keys, heads * dim]: position keys are shared by all heads, so
+  # each head's lanes have a copy.
   x = jnp.tile(x.reshape(-1, plan.dim), (1, plan.group_size))
   missing = (plan.position_keys - x.shape[0], plan.lanes - x.shape[1])
   return jnp.pad(x, [(0, n) for n in missing]).astype(plan.dtype)
 
 
 def unpack_positions(plan: Plan, packed):
-  """Returns the gradients of the embeddings from that of the position keys."""
-  heads, window = plan.group_size, plan.window
-  # The reverse of `pack_positions`; copies for the heads add up.
+  """Returns the gradients of the embeddings.
+
+  Args:
+    plan: the shapes.
+    packed: [position_keys, lanes], products of queries with the gradients of
+      scores. Without the factor of the scores, as `pack_positions` divides by
+      it.
+
+  That of a difference is all at the one entry which `pack_positions` reads.
+  """
+  heads = plan.group_size
   x = packed[: 2 * plan.axis_keys, : heads * plan.dim]
-  x = x.reshape(2, plan.side, plan.padded_window, heads, plan.dim)
-  return tuple(x[:, :, :window].sum(3) / plan.scale)
+  x = x.reshape(2, plan.axis_keys, heads, plan.dim)
+  # Copies for the heads add up.
+  x = x[:, : plan.offsets].sum(2)
+  first = x[:, : plan.side][:, ::-1, None]
+  others = jnp.pad(
+    x[:, None, plan.side :], ((0, 0), (0, plan.side - 1), (0, 0), (0, 0))
+  )
+  return tuple(jnp.concatenate([first, others], axis=2))

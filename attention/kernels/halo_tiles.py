@@ -3,8 +3,8 @@
 Scratch memory has [groups, rows, lanes] in float32: in the lanes the channels
 of a group's heads side by side, in the rows the tokens of a strip, image row
 after image row. Image rows of queries lie `query_row` rows apart; those of keys
-`key_row`, of which the first `halo` and the last are the zeros beyond the edge,
-so that a window at the edge is cut out like any other.
+`key_row`, of which the first `key_left` and the last are the zeros beyond the
+edge, so that a window at the edge is cut out like any other.
 
 Shapes in comments: N heads of a group, Q rows of a block's queries, K rows of a
 window's keys, R position keys, D channels of a head. Scores are [K, N Q], keys
@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -24,7 +25,7 @@ from attention.kernels.tpu import MASKED, SUBLANES
 
 
 def clear_at_first_step(refs: Iterable) -> None:
-  """Zeroes references at the first step of a core.
+  """Zeroes references [first, ..., rows, lanes] at the first step of a core.
 
   Scratch memory holds anything then, and what is read as padding must be
   numbers: zero weights times NaN would be NaN. Halos at the sides stay zero
@@ -33,20 +34,16 @@ def clear_at_first_step(refs: Iterable) -> None:
 
   @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
   def _():
-    _clear(refs)
+    for ref in refs:
+      zeros = jnp.zeros((SUBLANES, ref.shape[-1]), jnp.float32)
 
+      def clear(row, _, ref=ref, zeros=zeros):
+        rows = pl.ds(pl.multiple_of(row * SUBLANES, SUBLANES), SUBLANES)
+        for place in np.ndindex(ref.shape[:-2]):
+          ref[*place, rows, :] = zeros
+        return 0
 
-def clear_at_first_strip(strip, refs: Iterable) -> None:
-  """Zeroes sums that go on from strip to strip of an image, not beyond it."""
-
-  @pl.when(strip == 0)
-  def _():
-    _clear(refs)
-
-
-def _clear(refs):
-  for ref in refs:
-    ref[...] = jnp.zeros_like(ref)
+      lax.fori_loop(0, ref.shape[-2] // SUBLANES, clear, 0)
 
 
 def fill_queries(plan: Plan, ref, scratch, dim: int) -> None:
@@ -74,42 +71,43 @@ def drain_queries(plan: Plan, scratch, ref, dim: int) -> None:
       ref[0, row, :, lanes] = part.astype(ref.dtype)
 
 
-def fill_keys(plan: Plan, ref, scratch, strip, dim: int) -> None:
-  """Copies the rows that the windows of a strip see, zeros beyond the edge."""
+def fill_keys(plan: Plan, strip, *images) -> None:
+  """Copies the rows that the windows of a strip see, zeros beyond the edge.
+
+  Args:
+    plan: the shapes.
+    strip: number of the strip.
+    *images: (reference, scratch, channels of a head) of keys and of values.
+  """
   # The image row of the first row of the windows; before the image at the top.
   first = strip * plan.block - plan.halo
 
   def fill(row, _):
     inside = (first + row >= 0) & (first + row < plan.height)
-    start = row * plan.key_row
-
-    @pl.when(inside)
-    def _():
-      x = ref[0, first + row].astype(jnp.float32)
+    # Beyond the edge any row will do, to be read and dropped.
+    place = jnp.clip(first + row, 0, plan.height - 1)
+    rows = pl.ds(row * plan.key_row + plan.key_left, plan.width)
+    for ref, scratch, dim in images:
+      x = jnp.where(inside, ref[0, place].astype(jnp.float32), 0.0)
       for group in range(plan.groups):
         part = x[:, plan.channels(group, dim)]
-        rows = pl.ds(start + plan.halo, plan.width)
         scratch[group, rows, : part.shape[1]] = part
-
-    # The row holds the keys of another strip, or of the image before.
-    @pl.when(jnp.logical_not(inside))
-    def _():
-      rows = pl.ds(start, plan.key_row)
-      for group in range(plan.groups):
-        scratch[group, rows, :] = jnp.zeros(
-          (plan.key_row, scratch.shape[2]), jnp.float32
-        )
-
     return 0
 
   lax.fori_loop(0, plan.window, fill, 0)
 
 
-def drain_keys(plan: Plan, scratch, ref, strip, dim: int) -> None:
-  """Writes the rows of an image that no later strip adds to.
+def drain_keys(plan: Plan, strip, *images) -> None:
+  """Writes the rows of images that no later strip adds to.
 
-  `scratch` holds the sums of the rows that the strip's windows see. What
-  remains moves to where the next strip has it, with zeros behind it.
+  Scratch memory holds the sums of the rows that the strip's windows see. What
+  remains moves to where the next strip has it, with zeros behind it; the next
+  image starts with nothing but zeros.
+
+  Args:
+    plan: the shapes.
+    strip: number of the strip.
+    *images: (scratch, reference, channels of a head) of keys and of values.
   """
   first = strip * plan.block - plan.halo
   last = strip == plan.rows - 1
@@ -121,34 +119,40 @@ def drain_keys(plan: Plan, scratch, ref, strip, dim: int) -> None:
     # above is complete. After the last strip all is.
     @pl.when(inside & ((row < plan.block) | last))
     def _():
-      for group in range(plan.groups):
-        lanes = plan.channels(group, dim)
-        rows = pl.ds(row * plan.key_row + plan.halo, plan.width)
-        part = scratch[group, rows, : lanes.stop - lanes.start]
-        ref[0, first + row, :, lanes] = part.astype(ref.dtype)
+      rows = pl.ds(row * plan.key_row + plan.key_left, plan.width)
+      for scratch, ref, dim in images:
+        for group in range(plan.groups):
+          lanes = plan.channels(group, dim)
+          part = scratch[group, rows, : lanes.stop - lanes.start]
+          ref[0, first + row, :, lanes] = part.astype(ref.dtype)
 
     return 0
 
   # The 2 halo rows that both strips see go up by `block` rows, in order, so
   # that where they overlap each is read before it is written.
   def move(row, _):
-    for group in range(plan.groups):
-      source = pl.ds((row + plan.block) * plan.key_row, plan.key_row)
-      scratch[group, pl.ds(row * plan.key_row, plan.key_row), :] = scratch[
-        group, source, :
-      ]
+    source = pl.ds((row + plan.block) * plan.key_row, plan.key_row)
+    for scratch, _, _ in images:
+      for group in range(plan.groups):
+        x = jnp.where(last, 0.0, scratch[group, source, :])
+        scratch[group, pl.ds(row * plan.key_row, plan.key_row), :] = x
+    return 0
+
+  def clear(row, _):
+    rows = pl.ds((2 * plan.halo + row) * plan.key_row, plan.key_row)
+    for scratch, _, _ in images:
+      zeros = jnp.zeros((plan.key_row, scratch.shape[2]), jnp.float32)
+      for group in range(plan.groups):
+        scratch[group, rows, :] = zeros
     return 0
 
   lax.fori_loop(0, plan.window, drain, 0)
   if plan.halo:
     lax.fori_loop(0, 2 * plan.halo, move, 0)
-  rows = pl.ds(2 * plan.halo * plan.key_row, plan.block * plan.key_row)
-  zeros = jnp.zeros((rows.size, scratch.shape[2]), jnp.float32)
-  for group in range(plan.groups):
-    scratch[group, rows, :] = zeros
+  lax.fori_loop(0, plan.block, clear, 0)
 
 
-def load_queries(plan: Plan, scratch, group: int, column):
+def load_queries(plan: Plan, scratch, group, column):
   """Returns a block [queries, lanes]; the padding holds other tokens."""
   start = column * plan.side
   # Each row of the block is read with padding up to a whole register, so that
@@ -161,7 +165,7 @@ def load_queries(plan: Plan, scratch, group: int, column):
   )
 
 
-def store_queries(plan: Plan, scratch, group: int, column, x) -> None:
+def store_queries(plan: Plan, scratch, group, column, x) -> None:
   """Writes the tokens of a block [queries, lanes], without the padding."""
   for row in range(plan.side):
     rows = pl.ds(row * plan.query_row + column * plan.side, plan.side)
@@ -169,12 +173,12 @@ def store_queries(plan: Plan, scratch, group: int, column, x) -> None:
     scratch[group, rows, :] = x[start : start + plan.side]
 
 
-def load_keys(plan: Plan, scratch, group: int, column):
+def load_keys(plan: Plan, scratch, group, column):
   """Returns a window [keys, lanes]; the padding holds other tokens."""
   rows = [
     scratch[
       group,
-      pl.ds(row * plan.key_row + column * plan.block, plan.padded_window),
+      pl.ds(_window_start(plan, row, column), plan.padded_window),
       :,
     ]
     for row in range(plan.window)
@@ -186,11 +190,15 @@ def load_keys(plan: Plan, scratch, group: int, column):
   return jnp.concatenate(rows).astype(plan.dtype)
 
 
-def add_keys(plan: Plan, scratch, group: int, column, x) -> None:
+def _window_start(plan: Plan, row: int, column):
+  left = plan.key_left - plan.halo
+  return row * plan.key_row + left + column * plan.block
+
+
+def add_keys(plan: Plan, scratch, group, column, x) -> None:
   """Adds a window [keys, lanes] to a strip; the padding of x must be 0."""
   for row in range(plan.window):
-    start = row * plan.key_row + column * plan.block
-    rows = pl.ds(start, plan.padded_window)
+    rows = pl.ds(_window_start(plan, row, column), plan.padded_window)
     part = x[row * plan.padded_window : (row + 1) * plan.padded_window]
     scratch[group, rows, :] = scratch[group, rows, :] + part
 
@@ -210,16 +218,18 @@ def stack(plan: Plan, x, bits):
   return pltpu.bitcast(pltpu.bitcast(x, jnp.int32) & bits, x.dtype)
 
 
-def unstack(plan: Plan, x, mask):
-  """Returns [queries, lanes], each lane from its head's rows of the stack."""
-  # A row of head h has, in the lanes of another head, h's weights with that
+def own_channels(plan: Plan, x, dim: int):
+  """Returns [queries, lanes] of [lanes, stacked], each head's own channels."""
+  # Columns of head h have, in the rows of another head, h's weights with that
   # head's values: of no meaning.
-  x = x * mask
   parts = [
-    x[head * plan.queries : (head + 1) * plan.queries]
+    x[head * dim : (head + 1) * dim, head * plan.queries :][:, : plan.queries]
     for head in range(plan.group_size)
   ]
-  return sum(parts[1:], parts[0])
+  missing = x.shape[0] - plan.group_size * dim
+  if missing:
+    parts.append(jnp.zeros((missing, plan.queries), jnp.float32))
+  return jnp.concatenate(parts).T
 
 
 def product(plan: Plan, x, y, contract=(1, 0)):
@@ -233,60 +243,74 @@ def product(plan: Plan, x, y, contract=(1, 0)):
   )
 
 
-def scores(plan: Plan, place, queries, all_keys, own_rows_ref):
+def scores(
+  plan: Plan, place, queries, all_keys, own_rows_ref, scratch, subtract=0.0
+):
   """Returns the scores [keys, stacked] times log2(e), MASKED where no key is.
 
   Args:
     plan: the shapes.
     place: the strip and the column of the block.
     queries: [stacked, lanes], block-diagonal.
-    all_keys: keys and position keys [all_keys, lanes].
+    all_keys: position keys and keys [all_keys, lanes].
     own_rows_ref: [axes, 8, stacked] of `own_rows`.
+    scratch: for the scores of positions, [axes, axis_keys, stacked].
+    subtract: what is taken from all scores of a query, [1, stacked].
   """
-  # [K + R, N D] [N Q, N D]^T -> [K + R, N Q], contents and positions at once.
+  # [R + K, N D] [N Q, N D]^T -> [R + K, N Q], positions and contents at once;
+  # positions first, since all else waits for them.
   x = product(plan, all_keys, queries, (1, 1))
+  # In base two: exp2 is one instruction, exp is exp2 and a product.
+  factor = plan.scale * math.log2(math.e)
+  # What hides a key is added with the scores of positions, which are few.
   by_row, by_column = (
-    _own_scores(plan, x[plan.keys :], axis, own_rows_ref) for axis in range(2)
+    jnp.where(
+      _visible(plan, place, axis, (plan.padded_window, plan.stacked)),
+      factor * _own_scores(plan, x, axis, own_rows_ref, scratch),
+      MASKED,
+    )
+    for axis in range(2)
   )
+  by_column -= subtract
+  x = x[plan.position_keys :]
   size = plan.padded_window
   # Row i of the window: [size, N Q] of its keys j. Their column's score is one
   # for each j, their row's is row i of `by_row`, the same for all.
   rows = [
-    x[i * size : (i + 1) * size] + (by_column + by_row[i : i + 1])
+    factor * x[i * size : (i + 1) * size] + (by_column + by_row[i : i + 1])
     for i in range(plan.window)
   ]
   if plan.keys > plan.window * size:
-    rows.append(x[plan.window * size : plan.keys])
-  # In base two: exp2 is one instruction, exp is exp2 and a product.
-  x = jnp.concatenate(rows) * (plan.scale * math.log2(math.e))
-  # Chosen after the sums, so that whatever the padding holds is dropped.
-  return jnp.where(_visible(plan, place, x.shape), x, MASKED)
+    missing = (plan.keys - plan.window * size, plan.stacked)
+    rows.append(jnp.full(missing, MASKED, jnp.float32))
+  return jnp.concatenate(rows)
 
 
-def _own_scores(plan: Plan, x, axis: int, own_rows_ref):
+def _own_scores(plan: Plan, x, axis: int, own_rows_ref, scratch):
   """Returns [padded_window, stacked]: those of each query's row or column.
 
-  `x` [R, N Q] has a query's scores with the position keys of all rows y of a
-  block, one stretch of `padded_window` after another; its own are one of them.
-  Choosing is an instruction a register and row y, a gather would be far more.
+  `x` [R, N Q] has a query's scores with all position keys of an axis. Its own
+  are a stretch of them, which starts at another row for each y: one load away
+  from scratch memory, then chosen by an instruction a register and row y.
   """
-  size = plan.padded_window
-  rows = lambda i: x[axis * plan.axis_keys + i * size :][:size]
-  own = _own_rows(plan, axis, own_rows_ref)
-  out = rows(0)
-  for i in range(1, plan.side):
-    out = jnp.where(own == i, rows(i), out)
+  size = plan.axis_keys
+  scratch[axis] = x[axis * size : (axis + 1) * size]
+  own = _own_rows(axis, own_rows_ref, plan.padded_window)
+  stretch = lambda y: scratch[
+    axis, pl.ds(plan.side - 1 - y, plan.padded_window), :
+  ]
+  out = stretch(0)
+  for y in range(1, plan.side):
+    out = jnp.where(own == y, stretch(y), out)
   return out
 
 
-def _own_rows(plan: Plan, axis: int, own_rows_ref):
-  """Returns [padded_window, stacked], the same in each row."""
-  return jnp.concatenate(
-    [own_rows_ref[axis]] * (plan.padded_window // SUBLANES)
-  )
+def _own_rows(axis: int, own_rows_ref, rows: int):
+  """Returns [rows, stacked], the same in each row."""
+  return jnp.concatenate([own_rows_ref[axis]] * (rows // SUBLANES))
 
 
-def position_gradients(plan: Plan, scores_bar, own_rows_ref, row_sums):
+def position_gradients(plan: Plan, scores_bar, own_rows_ref, row_sums, scratch):
   """Returns the gradients of the scores of position keys.
 
   Args:
@@ -294,6 +318,7 @@ def position_gradients(plan: Plan, scores_bar, own_rows_ref, row_sums):
     scores_bar: gradients of the scores of keys [keys, stacked], float32.
     own_rows_ref: [axes, 8, stacked] of `own_rows`.
     row_sums: [padded_window, keys] of `row_sums`.
+    scratch: [axes, margin + axis_keys, stacked], zeros but where this writes.
 
   Returns:
     [position_keys, stacked] in float32.
@@ -301,54 +326,68 @@ def position_gradients(plan: Plan, scores_bar, own_rows_ref, row_sums):
   # A position key's score was added to all keys of a row (or column) of the
   # window: its gradient is their sum. Over each row of the window by a product
   # with zeros and ones, [size, K] [K, N Q]; over columns the rows of the window
-  # add up as they lie. Then each query's go to the keys of its own y (or x).
+  # add up as they lie. Then each query's move by its own y (or x).
   size = plan.padded_window
   rows = [scores_bar[i * size : (i + 1) * size] for i in range(plan.window)]
   sums = (product(plan, row_sums, scores_bar), sum(rows[1:], rows[0]))
   parts = []
   for axis, x in enumerate(sums):
-    own = _own_rows(plan, axis, own_rows_ref)
-    parts += [jnp.where(own == i, x, 0.0) for i in range(plan.side)]
+    scratch[axis, pl.ds(plan.margin, size), :] = x
+    own = _own_rows(axis, own_rows_ref, plan.axis_keys)
+    moved = lambda y, axis=axis: scratch[
+      axis, pl.ds(plan.margin - plan.side + 1 + y, plan.axis_keys), :
+    ]
+    out = moved(0)
+    for y in range(1, plan.side):
+      out = jnp.where(own == y, moved(y), out)
+    parts.append(out)
   extra = plan.position_keys - 2 * plan.axis_keys
   if extra:
     parts.append(jnp.zeros((extra, plan.stacked), jnp.float32))
   return jnp.concatenate(parts)
 
 
-def _visible(plan: Plan, place, shape):
-  """Whether a row of [K, N Q] is a key of the window, and of the image.
+def _visible(plan: Plan, place, axis: int, shape):
+  """Whether a row (or column) of the window is one, and of the image.
 
-  The block itself always is, so that no query goes without keys.
+  Those of the block itself always are, so that no query goes without keys.
   """
-  key = lax.broadcasted_iota(jnp.int32, shape, 0)
-  i, j = key // plan.padded_window, key % plan.padded_window
-  visible = (j < plan.window) & (i < plan.window)
+  i = lax.broadcasted_iota(jnp.int32, shape, 0)
+  visible = i < plan.window
   if plan.mask_padding:
-    i += place[0] * plan.block - plan.halo
-    j += place[1] * plan.block - plan.halo
-    visible &= (i >= 0) & (i < plan.height) & (j >= 0) & (j < plan.width)
+    i += place[axis] * plan.block - plan.halo
+    visible &= (i >= 0) & (i < (plan.height, plan.width)[axis])
   return visible
 
 
-def for_blocks(plan: Plan, body, unroll: int) -> None:
-  """Calls `body(column, group)` for the blocks of a strip.
+def for_blocks(plan: Plan, body) -> None:
+  """Does `body(column, group, slot)` for the blocks and groups of a strip.
 
-  Of several blocks a turn the products of one run while the exponentials of
-  another do; more than divide the strip, or than registers hold, are no gain.
+  A turn of the loop does several, each with scratch memory of its own by its
+  slot. `body` yields where the others are to come up to the same place: the
+  compiler overlaps what is written side by side.
   """
-  if plan.interpret:
-    # Nothing is gained there, and twice the code compiled.
-    unroll = 1
-  unroll = max(
-    n
-    for n in range(1, plan.columns + 1)
-    if plan.columns % n == 0 and n * plan.groups <= max(unroll, plan.groups)
-  )
+  blocks = plan.blocks_a_turn
 
   def turn(i, carry):
-    for j in range(unroll):
-      for group in range(plan.groups):
-        body(i * unroll + j, group)
+    parts = [
+      body(i * blocks + j, group, j * plan.groups + group)
+      for j in range(blocks)
+      for group in range(plan.groups)
+    ]
+    for _ in zip(*parts, strict=True):
+      pass
     return carry
 
-  lax.fori_loop(0, plan.columns // unroll, turn, jnp.int32(0))
+  lax.fori_loop(0, plan.columns // blocks, turn, jnp.int32(0))
+
+
+def for_groups(plan: Plan, body) -> None:
+  """Does the same one group a turn: the least code."""
+
+  def turn(i, carry):
+    for _ in body(i // plan.groups, i % plan.groups, 0):
+      pass
+    return carry
+
+  lax.fori_loop(0, plan.columns * plan.groups, turn, jnp.int32(0))
