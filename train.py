@@ -7,7 +7,6 @@ overridden on the command line: --config.optimizer.learning_rate=1e-3.
 """
 
 import contextlib
-import time
 from collections.abc import Sequence
 
 import jax
@@ -23,6 +22,7 @@ from training import (
   durations,
   evaluation,
   metrics,
+  phases,
   preemption,
   profiling,
   records,
@@ -61,6 +61,7 @@ def train_and_evaluate(
     MetricsError: if the metrics cannot be written.
     NonFiniteError: if the run diverges; the checkpoints before it stand.
   """
+  timing = phases.Phases()
   setup = experiment.create(config)
   mesh, clock, task = setup.mesh, setup.clock, setup.task
   batches = create_train_batches(setup)
@@ -81,7 +82,8 @@ def train_and_evaluate(
   ):
     stack.callback(batches.close)
     stack.callback(store.close)
-    restored = store.restore(setup.state)
+    with timing.during("restoring"):
+      restored = store.restore(setup.state)
     if restored is None:
       state = weights.initial_state(setup)
       # A run of no steps ends evaluated and saved as others do.
@@ -90,12 +92,19 @@ def train_and_evaluate(
       state, record = restored
       batches.set_state(record["data"])
       say(f"going on from step {int(state.step)} of {total_steps}")
-    train_step = experiment.compile_steps(setup, evaluations[0])
+    start = records.StartRecord(workdir, mesh, task.record())
+    # Checkpoints of before phases were kept have the sum of all.
+    past = record.get("phases") or {"not measured": record["seconds"]}
+    timing.go_on(past, start.earlier)
+    heartbeat = phases.Heartbeat(
+      timing, lambda: start.write_seconds(timing.of_this_start())
+    )
+    stack.callback(heartbeat.close)
+    with timing.during("compiling"):
+      train_step = experiment.compile_steps(setup, evaluations[0])
     step = int(state.step)
-    started = time.perf_counter() - record["seconds"]
     records.write_config(workdir, config)
     records.write_files(workdir, task.files())
-    records.write_run_record(workdir, mesh, task.record())
     writer = stack.enter_context(
       metrics.MetricWriter(
         workdir, resume_step=step, evaluated=record["evaluated"]
@@ -108,7 +117,7 @@ def train_and_evaluate(
       shown=task.progress,
     )
     stack.callback(progress.pause)
-    reporter = reporting.StepReporter(writer, progress)
+    reporter = reporting.StepReporter(writer, progress, timing)
     profiler = profiling.StepProfiler(workdir, first_step=step, enabled=profile)
     stack.callback(profiler.close)
 
@@ -125,28 +134,31 @@ def train_and_evaluate(
         say(f"step {step}: {task.describe(result)}")
 
     def run_evaluations() -> dict[str, float]:
-      return evaluation.run_due(
-        due_evaluations(),
-        state.variables(),
-        guard.should_stop,
-        write_evaluation,
-      )
+      with timing.during("evaluating"):
+        return evaluation.run_due(
+          due_evaluations(),
+          state.variables(),
+          guard.should_stop,
+          write_evaluation,
+        )
 
     def save(result: dict[str, float] | None, *, evaluated: bool) -> None:
       record = {
-        "seconds": time.perf_counter() - started,
+        "phases": timing.seconds(),
         "evaluated": evaluated,
         "data": batches.get_state(),
       }
-      # Rows of metrics that the checkpoint is past must not be lost.
-      writer.flush()
-      store.save(step, state, record, metrics=result)
+      with timing.during("saving"):
+        # Rows of metrics that the checkpoint is past must not be lost.
+        writer.flush()
+        store.save(step, state, record, metrics=result)
 
     try:
       if not record["evaluated"]:
         result = run_evaluations()
         if restored is None:
           save(result, evaluated=True)
+      timing.enter(phases.STEPS)
       while step < total_steps and not guard.should_stop():
         profiler.before_step(step)
         rows = next(batches)
@@ -167,6 +179,7 @@ def train_and_evaluate(
           else:
             save(result, evaluated=True)
           progress.resume()
+      timing.enter("saving")
       store.wait()
     except evaluation.EvaluationInterrupted:
       say("stopped before the evaluation that was left to do")
@@ -180,8 +193,7 @@ def train_and_evaluate(
     # All is trained and saved: from here on nothing makes the run a failure.
     with summary.attempt("closing the files of the run"):
       stack.close()
-    seconds = time.perf_counter() - started
-    say(f"took {metrics.format_seconds(seconds)}, of all starts together")
+    say(f"took {timing.describe()}")
     if guard.should_stop():
       say(f"stopped at step {step}, saved; the same command goes on from there")
     elif show:
