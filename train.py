@@ -19,6 +19,7 @@ from experiment.batches import create_train_batches
 from training import (
   checkpoints,
   cli,
+  compilation_cache,
   durations,
   evaluation,
   metrics,
@@ -102,6 +103,7 @@ def train_and_evaluate(
     stack.callback(heartbeat.close)
     with timing.during("compiling"):
       train_step = experiment.compile_steps(setup, evaluations[0])
+    say(compilation_cache.describe())
     step = int(state.step)
     records.write_config(workdir, config)
     records.write_files(workdir, task.files())
