@@ -14,7 +14,7 @@ import ml_collections
 from absl import flags
 
 import experiment
-from experiment import weights
+from experiment import memory, weights
 from experiment.batches import create_train_batches
 from training import (
   checkpoints,
@@ -61,6 +61,7 @@ def train_and_evaluate(
     CheckpointError: if no checkpoint can be read, or one cannot be written.
     MetricsError: if the metrics cannot be written.
     NonFiniteError: if the run diverges; the checkpoints before it stand.
+    OutOfMemoryError: if the steps do not fit a device.
   """
   timing = phases.Phases()
   setup = experiment.create(config)
@@ -81,6 +82,7 @@ def train_and_evaluate(
     preemption.PreemptionGuard() as guard,
     contextlib.ExitStack() as stack,
   ):
+    stack.enter_context(memory.explained(setup))
     stack.callback(batches.close)
     stack.callback(store.close)
     with timing.during("restoring"):
@@ -238,6 +240,7 @@ if __name__ == "__main__":
     cli.USER_ERRORS
     + (
       checkpoints.CheckpointError,
+      memory.OutOfMemoryError,
       metrics.MetricsError,
       reporting.NonFiniteError,
     ),
