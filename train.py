@@ -7,7 +7,6 @@ overridden on the command line: --config.optimizer.learning_rate=1e-3.
 """
 
 import contextlib
-import time
 from collections.abc import Sequence
 
 import jax
@@ -15,15 +14,17 @@ import ml_collections
 from absl import flags
 
 import experiment
-from experiment import weights
+from experiment import memory, weights
 from experiment.batches import create_train_batches
 from training import (
   checkpoints,
   cli,
+  compilation_cache,
   durations,
   evaluation,
   hosts,
   metrics,
+  phases,
   preemption,
   profiling,
   records,
@@ -62,9 +63,11 @@ def train_and_evaluate(
     CheckpointError: if no checkpoint can be read, or one cannot be written.
     MetricsError: if the metrics cannot be written.
     NonFiniteError: if the run diverges; the checkpoints before it stand.
+    OutOfMemoryError: if the steps do not fit a device.
     HostsError: if processes differ in the config, the code or the workdir, or
       one did not come.
   """
+  timing = phases.Phases()
   records.check_hosts(config)
   setup = experiment.create(config)
   mesh, clock, task = setup.mesh, setup.clock, setup.task
@@ -85,9 +88,11 @@ def train_and_evaluate(
     preemption.PreemptionGuard() as guard,
     contextlib.ExitStack() as stack,
   ):
+    stack.enter_context(memory.explained(setup))
     stack.callback(batches.close)
     stack.callback(store.close)
-    restored = store.restore(setup.state)
+    with timing.during("restoring"):
+      restored = store.restore(setup.state)
     if restored is None:
       state = weights.initial_state(setup)
       # A run of no steps ends evaluated and saved as others do.
@@ -96,12 +101,20 @@ def train_and_evaluate(
       state, record = restored
       batches.set_state(record["data"])
       say(f"going on from step {int(state.step)} of {total_steps}")
-    train_step = experiment.compile_steps(setup, evaluations[0])
+    start = records.StartRecord(workdir, mesh, task.record())
+    # Checkpoints of before phases were kept have the sum of all.
+    past = record.get("phases") or {"not measured": record["seconds"]}
+    timing.go_on(past, start.earlier)
+    heartbeat = phases.Heartbeat(
+      timing, lambda: start.write_seconds(timing.of_this_start())
+    )
+    stack.callback(heartbeat.close)
+    with timing.during("compiling"):
+      train_step = experiment.compile_steps(setup, evaluations[0])
+    say(compilation_cache.describe())
     step = int(state.step)
-    started = time.perf_counter() - record["seconds"]
     records.write_config(workdir, config)
     records.write_files(workdir, task.files())
-    records.write_run_record(workdir, mesh, task.record())
     writer = stack.enter_context(
       metrics.MetricWriter(
         workdir, resume_step=step, evaluated=record["evaluated"]
@@ -114,7 +127,7 @@ def train_and_evaluate(
       shown=task.progress,
     )
     stack.callback(progress.pause)
-    reporter = reporting.StepReporter(writer, progress)
+    reporter = reporting.StepReporter(writer, progress, timing)
     profiler = profiling.StepProfiler(workdir, first_step=step, enabled=profile)
     stack.callback(profiler.close)
     stack.push(watching.tell)
@@ -132,28 +145,31 @@ def train_and_evaluate(
         say(f"step {step}: {task.describe(result)}")
 
     def run_evaluations() -> dict[str, float]:
-      return evaluation.run_due(
-        due_evaluations(),
-        state.variables(),
-        guard.should_stop,
-        write_evaluation,
-      )
+      with timing.during("evaluating"):
+        return evaluation.run_due(
+          due_evaluations(),
+          state.variables(),
+          guard.should_stop,
+          write_evaluation,
+        )
 
     def save(result: dict[str, float] | None, *, evaluated: bool) -> None:
       record = {
-        "seconds": time.perf_counter() - started,
+        "phases": timing.seconds(),
         "evaluated": evaluated,
         "data": batches.get_state(),
       }
-      # Rows of metrics that the checkpoint is past must not be lost.
-      writer.flush()
-      store.save(step, state, record, metrics=result)
+      with timing.during("saving"):
+        # Rows of metrics that the checkpoint is past must not be lost.
+        writer.flush()
+        store.save(step, state, record, metrics=result)
 
     try:
       if not record["evaluated"]:
         result = run_evaluations()
         if restored is None:
           save(result, evaluated=True)
+      timing.enter(phases.STEPS)
       while step < total_steps and not guard.should_stop():
         profiler.before_step(step)
         rows = next(batches)
@@ -174,6 +190,7 @@ def train_and_evaluate(
           else:
             save(result, evaluated=True)
           progress.resume()
+      timing.enter("saving")
       store.wait()
     except evaluation.EvaluationInterrupted:
       say("stopped before the evaluation that was left to do")
@@ -187,8 +204,7 @@ def train_and_evaluate(
     # All is trained and saved: from here on nothing makes the run a failure.
     with summary.attempt("closing the files of the run"):
       stack.close()
-    seconds = time.perf_counter() - started
-    say(f"took {metrics.format_seconds(seconds)}, of all starts together")
+    say(f"took {timing.describe()}")
     if guard.should_stop():
       say(f"stopped at step {step}, saved; the same command goes on from there")
     elif show:
@@ -226,6 +242,7 @@ if __name__ == "__main__":
     cli.USER_ERRORS
     + (
       checkpoints.CheckpointError,
+      memory.OutOfMemoryError,
       metrics.MetricsError,
       reporting.NonFiniteError,
     ),

@@ -10,16 +10,25 @@ from etils import epath
 
 from storage.growing import GrowingFile
 from storage.paths import absolute, is_remote, path, quote
+from storage.retrying import is_transient, retry
 
 __all__ = [
   "GrowingFile",
   "absolute",
   "is_remote",
+  "is_transient",
   "path",
   "quote",
+  "read_bytes",
+  "retry",
   "upload",
   "write_whole",
 ]
+
+
+def read_bytes(path: epath.Path) -> bytes:
+  """Reads a file, again after transient errors."""
+  return retry(path.read_bytes, what=f"reading {path}")
 
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:
@@ -27,9 +36,13 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
 
   Through a second name: neither a killed process nor a full disk leaves half
   a file, or takes away the one that was there. An object of a bucket needs
-  none, it is there once it is whole.
+  none, it is there once it is whole. Transient errors are tried again.
   """
   content = content.encode() if isinstance(content, str) else content
+  retry(_write_whole, path, content, what=f"writing {path}")
+
+
+def _write_whole(path: epath.Path, content: bytes) -> None:
   if is_remote(path):
     path.write_bytes(content)
     return
@@ -44,4 +57,4 @@ def upload(folder: str, target: epath.Path) -> None:
     if file.is_file():
       copy = target / file.relative_to(folder)
       copy.parent.mkdir(parents=True, exist_ok=True)
-      copy.write_bytes(file.read_bytes())
+      retry(copy.write_bytes, file.read_bytes(), what=f"writing {copy}")

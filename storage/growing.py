@@ -5,13 +5,14 @@ from typing import BinaryIO
 from etils import epath
 
 from storage.paths import is_remote
+from storage.retrying import retry
 
 
 class GrowingFile:
   """Takes bytes one after another; `flush` makes them seen.
 
   An object of a bucket can only be replaced. There the whole content is kept
-  in memory and put in its place by each flush.
+  in memory and put in its place by each flush, again after transient errors.
   """
 
   def __init__(self, path: epath.Path, *, append: bool = False):
@@ -31,7 +32,7 @@ class GrowingFile:
     if self._grows:
       self._file = path.open("ab" if append else "wb")
     elif append and path.exists():
-      self._content += path.read_bytes()
+      self._content += retry(path.read_bytes, what=f"reading {path}")
 
   @property
   def grows(self) -> bool:
@@ -50,7 +51,8 @@ class GrowingFile:
     if self._grows:
       self._file.flush()
     else:
-      self._path.write_bytes(bytes(self._content))
+      content = bytes(self._content)
+      retry(self._path.write_bytes, content, what=f"writing {self._path}")
 
   def close(self) -> None:
     """Flushes and closes."""

@@ -77,7 +77,7 @@ def test_what_a_run_writes_beside_checkpoints_is_in_the_bucket(
     )
     records.write_config(bucket, config)
     records.write_files(bucket, {"vocabulary": b"ab"})
-    records.write_run_record(bucket, mesh, {})
+    records.StartRecord(bucket, mesh, {}).write_seconds(3.0)
     with metrics.MetricWriter(
       bucket, resume_step=step - 1, evaluated=True
     ) as writer:

@@ -99,6 +99,6 @@ def assert_same_state(a, b):
 
 def strip_rates(rows):
   return [
-    {k: v for k, v in row.items() if not k.endswith("_per_second")}
+    {k: v for k, v in row.items() if not k.endswith(("_per_second", "goodput"))}
     for row in rows
   ]

@@ -1,6 +1,7 @@
 """Checkpoints that are whole or refused: Orbax behind one small class."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ from training import fingerprints, hosts, metrics, paths
 
 # From here on an array is copied faster from all devices than from one.
 _SLICED_BYTES = 2**22
+# Checkpoints in a row that may be missed before the run ends.
+_MISSED = 3
 
 
 class CheckpointError(RuntimeError):
@@ -25,6 +28,22 @@ class CheckpointError(RuntimeError):
 
 class _MisfitError(ValueError):
   """A checkpoint is whole, but of another model or optimizer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Save:
+  """The last save that was started."""
+
+  step: int | None = None
+  state: Any = ()
+  start: Callable[[], None] = lambda: None
+
+  def check_arrays(self, fault: Exception) -> None:
+    """Raises `CheckpointError` if they are gone, donated to the next step."""
+    if any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
+      raise CheckpointError(
+        f"{_short(fault)} The arrays are gone, so it is not tried again."
+      )
 
 
 class Checkpoints:
@@ -85,6 +104,9 @@ class Checkpoints:
       read_only=read_only,
     )
     self._manager = ocp.CheckpointManager(self.directory, options=options)
+    self._last = _Save()
+    # Saves in a row that a storage that did not answer has cost.
+    self._missed = 0
 
   def steps(self) -> list[int]:
     """Steps of the whole checkpoints, ascending."""
@@ -113,7 +135,8 @@ class Checkpoints:
       CheckpointError: if this or the save before it failed.
     """
     record = record | {"fingerprint": fingerprints.fingerprint(state)}
-    with self._writing():
+
+    def start() -> None:
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -124,10 +147,58 @@ class Checkpoints:
         metrics=None if self._better(metrics) is None else metrics,
       )
 
-  def wait(self) -> None:
-    """Waits for all saves; raises CheckpointError if one failed."""
     with self._writing():
+      self._pass_over_a_missed_save()
+      self._last = _Save(step, state, start)
+      _retry_alone(start, f"beginning the checkpoint of step {step}")
+
+  def _pass_over_a_missed_save(self) -> None:
+    """Waits for the save before, which a storage may have missed.
+
+    While a run goes on the arrays of a failed save are gone, and the next one
+    is written instead. Processes of a pod would have to agree on that; there
+    the error ends the run, as it does after a few in a row.
+    """
+    try:
       self._manager.wait_until_finished()
+      self._missed = 0
+    except Exception as error:
+      self._missed += 1
+      if (
+        jax.process_count() > 1
+        or self._missed > _MISSED
+        or not storage.is_transient(error)
+      ):
+        raise
+      logging.error(
+        "The checkpoint of step %d could not be written: %s. The run goes on "
+        "to the next one.",
+        self._last.step,
+        _short(error),
+      )
+
+  def wait(self) -> None:
+    """Waits for all saves; raises CheckpointError if one failed.
+
+    The last one is written again after transient errors, if its arrays still
+    are there, as they are at the end of a run.
+    """
+    fault: Exception | None = None
+
+    def finish() -> None:
+      nonlocal fault
+      if fault is not None:
+        self._last.check_arrays(fault)
+        self._manager.reload()
+        self._last.start()
+      try:
+        self._manager.wait_until_finished()
+      except Exception as error:
+        fault = error
+        raise
+
+    with self._writing():
+      _retry_alone(finish, f"writing the checkpoint of step {self._last.step}")
 
   def close(self) -> None:
     """Frees threads without waiting for anything but running saves.
@@ -313,6 +384,14 @@ class Checkpoints:
       ) from error
 
 
+def _retry_alone(operation: Callable[[], None], what: str) -> None:
+  """`storage.retry`, but processes of a pod fail together."""
+  if jax.process_count() > 1:
+    operation()
+  else:
+    storage.retry(operation, what=what)
+
+
 def _one_copy(array: jax.Array) -> jax.Array:
   """A small array that all devices of one process have, as one of them has it.
 
@@ -342,7 +421,8 @@ def _read_together(
   """
   result, fault, fits = None, "", True
   try:
-    result = read()
+    # Each process reads alone, so each may try again.
+    result = storage.retry(read, what="reading a checkpoint")
   except _MisfitError as error:
     fault, fits = str(error), False
   # Damage shows as anything from a missing file to a failed allocation.

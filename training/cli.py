@@ -12,7 +12,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_dict, config_flags
 
 import storage
-from training import host_memory, hosts, joining
+from training import compilation_cache, host_memory, hosts, joining
 
 # What a user can cause and repair; anything else shows its traceback.
 USER_ERRORS = (ValueError, OSError, hosts.HostsError)
@@ -33,6 +33,7 @@ def run(
     getLogger("matplotlib").setLevel(ERROR)
     host_memory.keep_freed_memory()
     try:
+      compilation_cache.enable(flags.FLAGS["compilation_cache"].value)
       main(argv)
     except user_errors as error:
       if flags.FLAGS["traceback"].value:
@@ -53,7 +54,7 @@ def define_config_flag(
   load_run: Callable[[str], ConfigDict],
   default: str = "",
 ) -> None:
-  """Defines --config and --traceback.
+  """Defines --config, --traceback and --compilation_cache.
 
   Args:
     optional_fields: returns fields that a config may have beside its own, as
@@ -72,6 +73,12 @@ def define_config_flag(
   flag = flags.FLAGS["config"]
   flag.parser = _ConfigParser(flag.parser, optional_fields, load_run, default)
   flags.DEFINE_bool("traceback", False, "Show the traceback of user errors.")
+  flags.DEFINE_string(
+    "compilation_cache",
+    "",
+    "A folder or URL for compiled programs, or none. By default that of "
+    "JAX_COMPILATION_CACHE_DIR, or else ~/.cache/foveal/compiled.",
+  )
 
 
 def define_weights_flags() -> None:

@@ -196,7 +196,7 @@ def read_metrics(workdir: str) -> list[dict[str, Any]]:
   if not path.exists():
     return []
   rows = []
-  for line in path.read_text().splitlines():
+  for line in storage.read_bytes(path).decode().splitlines():
     try:
       rows.append(json.loads(line))
     except json.JSONDecodeError:

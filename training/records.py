@@ -59,7 +59,7 @@ def check_workdir(
   path = storage.path(workdir) / "config.json"
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    saved = json.loads(path.read_text()) if path.exists() else None
+    saved = json.loads(storage.read_bytes(path)) if path.exists() else None
   # ImportError: a bucket's file system is a package of its own.
   except (OSError, ImportError) as error:
     raise _not_writable(workdir, error) from error
@@ -123,7 +123,7 @@ def check_files(
   """
   for name, content in files.items():
     path = storage.path(workdir) / name
-    if path.exists() and path.read_bytes() != content:
+    if path.exists() and storage.read_bytes(path) != content:
       raise ConfigMismatchError(
         f"{field}={workdir!r} has another {name} than this config makes: what "
         "was trained there does not fit it. Take the config of the run itself, "
@@ -181,7 +181,7 @@ def load_config(
       f"{workdir!r} holds no run: there is no config.json. Give the --workdir "
       "of a training run."
     )
-  saved = json.loads(path.read_text())
+  saved = json.loads(storage.read_bytes(path))
   return ml_collections.ConfigDict(
     _tuples(_complete(saved, _to_json(defaults(saved)), workdir))
   )
@@ -227,35 +227,57 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
   return [] if old == new else [f"{name}: {old!r} -> {new!r}"]
 
 
-def write_run_record(
-  workdir: str, mesh: jax.sharding.Mesh, task: Mapping[str, Any]
-) -> None:
-  """Appends this start of the run to `<workdir>/run.json`.
+class StartRecord:
+  """The record of this start in `<workdir>/run.json`, after those before it.
 
-  Args:
-    workdir: of the run.
-    mesh: the device mesh.
-    task: what the task has to say of itself.
+  Only process 0 writes.
   """
-  if jax.process_index() != 0:
-    return
-  path = storage.path(workdir) / "run.json"
-  starts = json.loads(path.read_text()) if path.exists() else []
-  starts.append(
-    {
-      "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-      "command": shlex.join([sys.executable, *sys.argv]),
-      "git_commit": git_commit(),
-      "device": jax.devices()[0].device_kind,
-      "devices": jax.device_count(),
-      "processes": jax.process_count(),
-      "mesh": dict(mesh.shape),
-      "python": platform.python_version(),
-      "task": dict(task),
-      "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
-    }
-  )
-  storage.write_whole(path, _to_text(starts))
+
+  def __init__(
+    self, workdir: str, mesh: jax.sharding.Mesh, task: Mapping[str, Any]
+  ):
+    """Appends it.
+
+    Args:
+      workdir: of the run.
+      mesh: the device mesh.
+      task: what the task has to say of itself.
+    """
+    self._path = storage.path(workdir) / "run.json"
+    self._starts = (
+      json.loads(storage.read_bytes(self._path)) if self._path.exists() else []
+    )
+    # Starts of before this was recorded took nobody knows how long.
+    self.earlier = sum(start.get("seconds", 0.0) for start in self._starts)
+    self._starts.append(_describe_start(mesh, task))
+    self._write()
+
+  def write_seconds(self, seconds: float) -> None:
+    """Records how long this start has taken until now."""
+    self._starts[-1]["seconds"] = round(seconds, 2)
+    self._write()
+
+  def _write(self) -> None:
+    if jax.process_index() == 0:
+      storage.write_whole(self._path, _to_text(self._starts))
+
+
+def _describe_start(
+  mesh: jax.sharding.Mesh, task: Mapping[str, Any]
+) -> dict[str, Any]:
+  return {
+    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    "command": shlex.join([sys.executable, *sys.argv]),
+    "git_commit": git_commit(),
+    "device": jax.devices()[0].device_kind,
+    "devices": jax.device_count(),
+    "processes": jax.process_count(),
+    "mesh": dict(mesh.shape),
+    "python": platform.python_version(),
+    "task": dict(task),
+    "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
+    "seconds": 0.0,
+  }
 
 
 def git_commit() -> str | None:

@@ -5,6 +5,7 @@ import math
 import jax
 
 from training.metrics import MetricWriter, ProgressLine
+from training.phases import Phases
 
 
 class NonFiniteError(FloatingPointError):
@@ -18,9 +19,11 @@ class StepReporter:
     self,
     writer: MetricWriter,
     progress: ProgressLine,
+    phases: Phases,
   ):
     self._writer = writer
     self._progress = progress
+    self._phases = phases
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
   def push(self, step: int, metrics: dict[str, jax.Array | float]) -> None:
@@ -45,8 +48,10 @@ class StepReporter:
       f"train/{name}": float(value)
       for name, value in jax.device_get(metrics).items()
     }
+    self._phases.step_done()
     rate = self._progress.update(step, row)
     row[f"train/{self._progress.unit}s_per_second"] = rate
+    row["train/goodput"] = round(self._phases.goodput(), 4)
     self._writer.write(step, row)
     for name in ("train/loss", "train/grad_norm", "train/param_norm"):
       if not math.isfinite(row[name]):

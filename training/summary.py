@@ -80,8 +80,7 @@ def write_picture(
   """Writes a file whole or not at all, also in a bucket."""
   picture = io.BytesIO()
   draw(picture)
-  path = storage.path(workdir) / name
-  path.write_bytes(picture.getvalue())
+  storage.write_whole(storage.path(workdir) / name, picture.getvalue())
 
 
 def describe_run(

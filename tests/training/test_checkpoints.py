@@ -1,4 +1,6 @@
+import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -6,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from storage import retrying
 from training import checkpoints
 
 CONFIG = ml_collections.ConfigDict(dict(keep_last=2, best_metric="accuracy"))
@@ -88,6 +92,86 @@ def flip_a_bit(directory):
 
 def lose_the_record(directory):
   shutil.rmtree(directory / "record")
+
+
+@pytest.fixture
+def storage_fails(monkeypatch):
+  """Has the next so many checkpoints fail as they get their name."""
+  left, rename = [0], os.rename
+
+  def flaky(source, target, **options):
+    if left[0] and str(target).rpartition("/")[2].isdecimal():
+      left[0] -= 1
+      raise OSError(errno.ETIMEDOUT, "the storage does not answer")
+    return rename(source, target, **options)
+
+  monkeypatch.setattr(os, "rename", flaky)
+  monkeypatch.setattr(retrying.time, "sleep", lambda seconds: None)
+  return lambda times: left.__setitem__(0, times)
+
+
+def save_one(store, step):
+  store.save(step, make_state(step), {"data": {"next_index": step}})
+
+
+def test_the_last_checkpoint_is_written_again(store, storage_fails, caplog):
+  storage_fails(3)
+  save(store, [1])
+  assert store.steps() == [1]
+  assert "writing the checkpoint of step 1 failed (try 3 of 8)" in caplog.text
+  state = make_state(1)
+  assert_is_step(reopen(store).restore(shapes(state)), 1)
+
+
+def test_a_missed_checkpoint_does_not_end_a_run(store, storage_fails, caplog):
+  storage_fails(2)
+  for step in (1, 2, 3):
+    save_one(store, step)
+  store.wait()
+  assert store.steps() == [3]
+  said = "step 2 could not be written: .*does not answer. The run goes on"
+  assert re.search(said, caplog.text)
+  # What was begun is gone once the next start saves.
+  save(reopen(store), [4])
+  assert sorted(os.listdir(store.directory)) == ["3", "4"]
+
+
+def test_a_storage_that_stays_away_ends_a_run(store, storage_fails):
+  storage_fails(100)
+  for step in range(1, 5):
+    save_one(store, step)
+  with pytest.raises(checkpoints.CheckpointError, match="does not answer"):
+    save_one(store, 5)
+  storage_fails(0)
+
+
+def test_arrays_that_are_gone_are_not_written_again(store, storage_fails):
+  storage_fails(1)
+  state = {"a": jnp.ones(3)}
+  store.save(1, state, {})
+  state["a"].delete()
+  with pytest.raises(
+    checkpoints.CheckpointError, match=r"not answer The arrays are gone"
+  ):
+    store.wait()
+
+
+def test_a_checkpoint_that_is_not_read_at_once_is_not_damaged(
+  store, monkeypatch
+):
+  save(store, [1, 2])
+  left, restore = [2], ocp.Checkpointer.restore
+
+  def flaky(self, directory, *args, **kwargs):
+    if left[0]:
+      left[0] -= 1
+      raise ConnectionResetError("by peer")
+    return restore(self, directory, *args, **kwargs)
+
+  monkeypatch.setattr(ocp.Checkpointer, "restore", flaky)
+  monkeypatch.setattr(retrying.time, "sleep", lambda seconds: None)
+  assert_is_step(store.restore(shapes(make_state(2))), 2)
+  assert store.steps() == [1, 2]
 
 
 def test_nothing_saved_restores_nothing(store):

@@ -117,10 +117,13 @@ def test_files_of_a_run_must_not_change(tmp_path):
 
 def test_each_start_is_recorded(tmp_path):
   mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-  for _ in range(2):
-    records.write_run_record(str(tmp_path), mesh, {"unit": "image"})
+  for number in range(2):
+    start = records.StartRecord(str(tmp_path), mesh, {"unit": "image"})
+    assert start.earlier == 2.5 * number
+    start.write_seconds(1.0)
+    start.write_seconds(2.5)
   starts = json.loads((tmp_path / "run.json").read_text())
-  assert len(starts) == 2
+  assert [start["seconds"] for start in starts] == [2.5, 2.5]
   assert starts[0]["versions"]["jax"] == jax.__version__
   assert starts[0]["mesh"] == {"data": 4}
   assert starts[0]["task"] == {"unit": "image"}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training import reporting
+from training import phases, reporting
 
 FINE = {"loss": 1.0, "accuracy": 0.5, "grad_norm": 1.0, "param_norm": 1.0}
 
@@ -11,6 +11,7 @@ class Writer:
     self.steps = []
 
   def write(self, step, row):
+    assert row["train/goodput"] == 0
     self.steps.append(step)
 
 
@@ -21,9 +22,13 @@ class Progress:
     return 3.0
 
 
+def make_reporter(writer):
+  return reporting.StepReporter(writer, Progress(), phases.Phases())
+
+
 def test_reports_one_step_behind():
   writer = Writer()
-  reporter = reporting.StepReporter(writer, Progress())
+  reporter = make_reporter(writer)
   seen = []
   for step in (1, 2, 3):
     reporter.push(step, FINE)
@@ -38,7 +43,7 @@ def test_reports_one_step_behind():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_written_and_raised(name, value):
   writer = Writer()
-  reporter = reporting.StepReporter(writer, Progress())
+  reporter = make_reporter(writer)
   reporter.push(7, FINE | {name: value})
   with pytest.raises(
     reporting.NonFiniteError, match=rf"train/{name} is {value} at step 7"

@@ -1,0 +1,1 @@
+"""Runs that are killed: how they start, what they are, what came of them."""
