@@ -18,6 +18,9 @@ def _quick():
   # they do not know.
   if metadata.version("jax").startswith("0.10."):
     flags.append("--xla_cpu_use_fusion_emitters=false")
+    # After 40 seconds that a device waits for others XLA ends the process,
+    # which a machine with much else to do needs for a test of four devices.
+    flags.append("--xla_cpu_collective_call_terminate_timeout_seconds=600")
   return " ".join(flags)
 
 

@@ -34,6 +34,8 @@ IMPLEMENTATIONS = (
 # Axes of the mesh that a batch and the heads are split over, where it has them.
 BATCH_AXES = ("slice", "data", "fsdp")
 HEAD_AXES = ("model",)
+# The axis that the tokens of a row are split over.
+SEQUENCE_AXIS = "sequence"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,18 +114,64 @@ def _say_repeated(
   )
 
 
+@functools.cache
+def _say_whole(reason: str, parts: int) -> None:
+  """Says, once for the same reason, that devices compute what others do."""
+  logging.warning(
+    "attention: a call is not split over the mesh axis %s=%d: %s; each device "
+    "computes all of it",
+    SEQUENCE_AXIS,
+    parts,
+    reason,
+  )
+
+
+def say_whole(reason: str) -> None:
+  """Says, once for the same reason, why a sequence is not split."""
+  _say_whole(reason, sequence_parts())
+
+
+def sequence_parts() -> int:
+  """Returns how many devices the current mesh splits the tokens of a row over.
+
+  1 inside of `jax.shard_map`, where a device has its part already.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.shape[SEQUENCE_AXIS] if SEQUENCE_AXIS in _automatic(mesh) else 1
+
+
+def _automatic(mesh) -> set[str]:
+  """Returns the axes of a mesh that are left to the compiler."""
+  return {
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    if kind == jax.sharding.AxisType.Auto
+  }
+
+
+def all_tokens(x: jax.Array) -> jax.Array:
+  """Gives each device all tokens of an array [batch, length, ...]."""
+  axes = [PartitionSpec.UNCONSTRAINED] * x.ndim
+  axes[1] = None
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
 def per_device(
   kernel: Callable,
   arrays: Sequence[jax.Array | np.ndarray],
   layouts: Sequence[str],
   out_layouts: Sequence[str] | str,
+  *,
+  sequence: str = "",
+  whole: str = "its kernel needs all tokens at once",
 ):
   """Calls `kernel(*arrays)`, on each device of the current mesh its own part.
 
   The compiler cannot split a kernel. Where a mesh of several devices is set
   (`jax.set_mesh`), the batch axis is split over the mesh axes BATCH_AXES and
   the heads over HEAD_AXES as far as sizes divide, and a warning says once
-  where they do not; other axes are whole on each device.
+  where they do not; other axes are whole on each device, unless `sequence` has
+  their letter.
 
   Args:
     kernel: function of arrays only.
@@ -131,16 +179,16 @@ def per_device(
     layouts: a letter for each axis of each array; "b" is the batch and "h" the
       heads, which may be of size 1 to be shared.
     out_layouts: the same for the result, or one for each of several results.
+    sequence: letters of axes that are split over SEQUENCE_AXIS, by a kernel
+      that knows; where they are not of size 1, they divide by
+      `sequence_parts()`.
+    whole: why a call splits none; it is said where the mesh could, if anything.
 
   Returns:
     What `kernel` returns.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  automatic = {
-    name
-    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-    if kind == jax.sharding.AxisType.Auto
-  }
+  automatic = _automatic(mesh)
   names = {}
   for letter, axes in (("b", BATCH_AXES), ("h", HEAD_AXES)):
     axes = tuple(axis for axis in axes if axis in automatic)
@@ -161,6 +209,10 @@ def per_device(
         tuple(sorted(sizes)) or (1,),
         tuple((axis, mesh.shape[axis]) for axis in axes),
       )
+  if sequence_parts() > 1:
+    names |= dict.fromkeys(sequence, SEQUENCE_AXIS)
+    if not sequence and whole:
+      say_whole(whole)
   if all(mesh.shape[name] == 1 for name in automatic):
     return kernel(*arrays)
 

@@ -14,11 +14,17 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from attention import idle, scores
-from attention.kernels import dispatch, flash_few, flash_gpu, flash_tpu
+from attention.kernels import (
+  dispatch,
+  flash_call,
+  flash_few,
+  flash_gpu,
+  flash_sequence,
+  flash_tpu,
+)
 from attention.kernels import flash_plan as planning
 from attention.mask_base import Mask
 from attention.scores import ScoreMod
@@ -65,7 +71,10 @@ def unsupported(
   q, k = jax.eval_shape(
     lambda q, k: planning.with_factors(q, k, 1.0, factors), q, k
   )
-  return _KERNELS[platform].unsupported(q, k, v, mask)
+  kernels = _KERNELS[platform]
+  # A device that has a part of the queries walks over the tiles of that part.
+  parts, _ = flash_sequence.parts_of(kernels, q, k, mask)
+  return kernels.unsupported(flash_sequence.one_part(q, parts), k, v, mask)
 
 
 def flash_attention(
@@ -108,26 +117,25 @@ def flash_attention(
 
 
 def _many_queries(kernels, q, k, v, mods, mask, *, scale, weigh, target):
-  """Arranges the arrays in tiles, and lists the tiles that are not empty."""
+  """Plans the tiles, and calls the kernels on the parts that devices have."""
   q, k, v = idle.emptied(q, k, v, mask)
   factors, mods = planning.leading_factors(mods)
   if factors and scale == 0:
     # Factors become channels divided by the scale, which multiplies them again.
     q, scale = jnp.zeros_like(q), 1.0
   q, k = planning.with_factors(q, k, scale, factors)
-  batch, q_len, heads, _ = q.shape
-  kv_len = k.shape[1]
-  block_q, block_k = kernels.block_sizes(q, k, mask)
+  parts, whole = flash_sequence.parts_of(kernels, q, k, mask)
+  q_len, kv_len = q.shape[1], k.shape[1]
+  block_q, block_k = kernels.block_sizes(
+    flash_sequence.one_part(q, parts), flash_sequence.one_part(k, parts), mask
+  )
   hides_queries = bool(mods) and q_len % block_q > 0
   if kv_len % block_k or hides_queries:
     inside = planning.Inside(q_len if hides_queries else None, kv_len)
     mask = inside if mask is None else mask & inside
-  lists = []
+  states = None
   if mask is not None:
     states = mask.tile_states(q_len, kv_len, block_q, block_k)
-    lists = [planning.tile_list(x) for x in (states, states.swapaxes(2, 3))]
-    # The gradient of a dense bias goes over all tiles.
-    lists.append(states)
     mask = mask.in_mixed_tile()
   operands = planning.all_operands(mods, mask)
   plan = planning.plan(
@@ -142,71 +150,45 @@ def _many_queries(kernels, q, k, v, mods, mask, *, scale, weigh, target):
     kv_len=kv_len,
     block_q=block_q,
     block_k=block_k,
-    listed=bool(lists),
+    listed=states is not None,
     interpret=target.interpret,
   )
+  arrays = [planning.padded_operand(o, block_q, block_k) for o in operands]
+  if parts > 1:
+    return flash_sequence.attend(plan, kernels, q, k, v, arrays, states, parts)
+  return _whole(plan, kernels, q, k, v, arrays, states, whole)
+
+
+def _whole(plan, kernels, q, k, v, operands, states, reason):
+  """Calls the kernels where each device has all queries and keys of a row."""
+  batch, q_len, heads, _ = q.shape
+  lists = flash_call.lists_of(states)
+  listed = len(lists)
   arrays = [
     *(
       planning.arranged(x, kernels.LAYOUT, block)
-      for x, block in ((q, block_q), (k, block_k), (v, block_k))
+      for x, block in ((q, plan.block_q), (k, plan.block_k), (v, plan.block_k))
     ),
     # A device that has a part of the batch or the heads must know which.
     jnp.arange(batch, dtype=jnp.int32),
     jnp.arange(heads, dtype=jnp.int32),
     *map(jnp.asarray, lists),
-    *(planning.padded_operand(o, block_q, block_k) for o in operands),
+    *operands,
   ]
+
+  def on_device(q, k, v, batch, heads, *rest):
+    lists, operands = rest[:listed], rest[listed:]
+    return flash_call.attend(
+      plan, kernels, q, k, v, operands, (batch, heads), lists
+    )
+
   out, lse = dispatch.per_device(
-    functools.partial(_grouped, plan, kernels),
+    on_device,
     arrays,
-    [kernels.LAYOUT] * 3 + ["b", "h"] + ["bhij"] * len(lists) + list(plan.axes),
+    [kernels.LAYOUT] * 3 + ["b", "h"] + ["bhij"] * listed + list(plan.axes),
     [kernels.LAYOUT, "bhn"],
+    whole=reason,
   )
   if kernels.LAYOUT == "bhnd":
     out = out.swapaxes(1, 2)
   return out[:, :q_len], lse[:, :, :q_len]
-
-
-def _grouped(plan, kernels, q, k, v, batch, heads, *rest):
-  """Gives the arrays of a kernel call their places."""
-  lists, operands = rest[: 3 * plan.listed], rest[3 * plan.listed :]
-  return _flash(plan, kernels, q, k, v, operands, (batch, heads), lists)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _flash(plan, kernels, q, k, v, operands, indices, lists):
-  return kernels.forward(plan, q, k, v, operands, indices, lists)
-
-
-def _flash_forward(plan, kernels, q, k, v, operands, indices, lists):
-  out, lse = kernels.forward(plan, q, k, v, operands, indices, lists)
-  return (out, lse), (q, k, v, operands, indices, lists, out, lse)
-
-
-def _flash_backward(plan, kernels, residuals, cotangents):
-  q, k, v, operands, indices, lists, out, lse = residuals
-  d_out, d_lse = cotangents
-  # The gradient of a score is p * (d_out v - delta): the softmax takes away
-  # the mean of d_out v over the row, and the log-sum-exp adds its own.
-  delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-  if kernels.LAYOUT == "bnhd":
-    delta = delta.swapaxes(1, 2)
-  delta = jnp.where(jnp.isfinite(lse), delta - d_lse, 0.0)
-  # A row without keys has weights exp(s - inf) = 0.
-  lse = jnp.where(jnp.isfinite(lse), lse, -planning.MASKED)
-  d_q, d_k, d_v, d_operands = kernels.backward(
-    plan, q, k, v, operands, indices, lists, d_out, lse, delta
-  )
-  differentiated = (
-    gradient.reshape(x.shape).astype(x.dtype)
-    if jnp.issubdtype(x.dtype, jnp.floating)
-    else np.zeros(x.shape, jax.dtypes.float0)
-    for gradient, x in zip(d_operands, operands, strict=False)
-  )
-  fixed = (
-    np.zeros(x.shape, jax.dtypes.float0) for x in operands[plan.mod_operands :]
-  )
-  return d_q, d_k, d_v, (*differentiated, *fixed), None, None
-
-
-_flash.defvjp(_flash_forward, _flash_backward)

@@ -164,4 +164,8 @@ def few_queries(
     ],
     ["bnhd"] * 3 + ["b", "h"] + ["bhij"] * len(states) + axes,
     ["bnhd", "bhn"],
+    # As many keys are no work, as where a model is initialised.
+    whole=""
+    if kv_len <= MOST_QUERIES
+    else f"{q_len} queries have keys that each device reads",
   )

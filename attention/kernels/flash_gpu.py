@@ -95,7 +95,8 @@ def forward(plan, q, k, v, operands, indices, lists):
     k: [batch, kv_len, k_heads, dim].
     v: [batch, kv_len, v_heads, v_dim].
     operands: arrays of the modifications and then of the mask.
-    indices: numbers of the batch elements and of the heads.
+    indices: numbers of the batch elements and of the heads, and where this is a
+      part of a sequence, the positions of the first query and key, [2].
     lists: of the tiles of each row and of each column, and the states of all;
       or empty.
 

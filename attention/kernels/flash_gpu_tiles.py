@@ -32,7 +32,8 @@ class Arrays(NamedTuple):
     k, v: [batch, kv_len, few heads, dim].
     operands: arrays of the score modifications and then of the mask.
     indices: numbers of the batch elements and of the heads in the whole call,
-      of which this device has a part.
+      of which this device has a part; and where it has a part of the sequence,
+      the positions of its first query and of its first key, [2].
     lists: the list of tiles [batch, heads, rows, longest] that a kernel walks
       along, or nothing.
     d_out: gradient of the output, like `q` but as wide as `v`; None in the
@@ -61,7 +62,9 @@ class Place:
     batch, head: numbers of what the arrays here hold.
     heads: how many heads the queries have here.
     indices: the same for the whole call, of which this device has a part.
-    queries, keys: positions, one of them None where a step has to say.
+    first: positions of the first query and the first key here, in the whole
+      call; None if both are 0.
+    queries, keys: positions here, one of them None where a step has to say.
     turned: whether keys are the rows of a tile.
   """
 
@@ -69,6 +72,7 @@ class Place:
   head: object
   heads: int
   indices: tuple
+  first: tuple | None = None
   queries: object = None
   keys: object = None
   turned: bool = False
@@ -89,18 +93,23 @@ class Place:
 
   @property
   def tile(self):
-    return Tile(*self.indices, self.q_index, self.k_index)
+    if self.first is None:
+      return Tile(*self.indices, self.q_index, self.k_index)
+    q_first, k_first = self.first
+    return Tile(*self.indices, self.q_index + q_first, self.k_index + k_first)
 
 
 def place_of(arrays: Arrays, head, batch, **more) -> Place:
   """Returns the place of a program, with `more` of the fields of `Place`."""
-  indices = arrays.indices
+  *indices, first = (*arrays.indices, None)[:3]
   numbers = (
     triton.load(ref, (i,))
     for ref, i in zip(indices, (batch, head), strict=True)
   )
+  if first is not None:
+    first = triton.load(first, (0,)), triton.load(first, (1,))
   heads = indices[1].shape[0]
-  return Place(batch, head, heads, tuple(numbers), **more)
+  return Place(batch, head, heads, tuple(numbers), first, **more)
 
 
 def walk(plan, lists, place, row, others, step, carry):

@@ -96,7 +96,7 @@ def forward(
   k: Array,
   v: Array,
   operands: Sequence[Array],
-  indices: tuple[Array, Array],
+  indices: tuple[Array, ...],
   lists: Sequence[Array],
 ) -> tuple[Array, Array]:
   """Returns the output like `q` but as wide as `v`, and the log-sum-exp.
@@ -107,7 +107,8 @@ def forward(
     k: [batch, k_heads, kv_len, dim].
     v: [batch, v_heads, kv_len, v_dim].
     operands: the arrays of the modifications and of the mask.
-    indices: the numbers of the batch elements and of the heads.
+    indices: the numbers of the batch elements and of the heads, and where this
+      is a part of a sequence, the positions of the first query and key, [2].
     lists: tiles of each row and of each column, or nothing.
   """
   grid = Grid(plan, q, k, v, lists, by_rows=True)

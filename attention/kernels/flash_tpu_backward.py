@@ -67,7 +67,7 @@ def backward(
   k: Array,
   v: Array,
   operands: Sequence[Array],
-  indices: tuple[Array, Array],
+  indices: tuple[Array, ...],
   lists: Sequence[Array],
   d_out: Array,
   lse: Array,

@@ -37,11 +37,14 @@ class Scalars(NamedTuple):
     batch, heads: numbers of the batch elements and of the heads here, in the
       whole of the call.
     tiles: the list of tiles, flat: scalar memory pads every last axis.
+    first: positions of the first query and of the first key here, in the whole
+      of the call; None if both are 0.
   """
 
   batch: Any
   heads: Any
   tiles: Any
+  first: Any = None
 
 
 class Arrays(NamedTuple):
@@ -212,7 +215,8 @@ class Grid:
     Args:
       kernel: the kernel.
       name: its name in a profile.
-      indices: numbers of the batch elements and of the heads.
+      indices: numbers of the batch elements and of the heads, and `first` of
+        `Scalars` if that is given.
       arrays: what it reads.
       outputs: as for `tpu.call`.
       scratch: as for `tpu.call`.
@@ -223,8 +227,9 @@ class Grid:
       jnp.zeros(1, jnp.int32) if self.list is None else self.list.reshape(-1)
     )
 
-    def run(batch, heads, tiles, inputs, outputs, scratch):
-      kernel(self, Scalars(batch, heads, tiles), inputs, outputs, scratch)
+    def run(*scalars_and_rest):
+      *scalars, inputs, outputs, scratch = scalars_and_rest
+      kernel(self, Scalars(*scalars), inputs, outputs, scratch)
 
     scores = math.prod(self.size) * self.plan.block_q * self.plan.block_k
     return tpu.call(
@@ -234,7 +239,7 @@ class Grid:
       inputs=self.inputs(arrays),
       outputs=outputs,
       scratch=scratch,
-      scalars=(*indices, tiles),
+      scalars=(*indices[:2], tiles, *indices[2:]),
       # Only the steps along a row carry anything.
       parallel=3,
       vmem_bytes=_VMEM_BYTES,
@@ -264,6 +269,9 @@ class Grid:
       def one(number, carry):
         start = number * self.part
         q_start, k_start = i * block_q, j * block_k
+        if scalars.first is not None:
+          q_start += scalars.first[0]
+          k_start += scalars.first[1]
         # Positions along the rows are a column, those across a row.
         q_shape, k_shape = (1, block_q), (1, block_k)
         if self.by_rows:
