@@ -18,6 +18,7 @@ from attention import (
   features,
   linear_checks,
   linear_normalizers,
+  linear_sequence,
   recurrence,
 )
 from attention.kernels import dispatch, linear_gpu, linear_gpu_causal
@@ -127,6 +128,7 @@ def linear_attention(
   linear_checks.memory(q, v, lengths, state, LinearState)
   linear_checks.decay(decay, q, k, causal, normalizer)
   linear_checks.delta_rule(write_strength, causal, normalizer)
+  parts, whole = linear_sequence.parts_of(q, k, write_strength is not None)
   target = _target(
     implementation,
     q,
@@ -144,6 +146,8 @@ def linear_attention(
     return _fused(
       (q, *_repeated(q, k, v), key_gate, value_gate, lengths),
       target,
+      parts,
+      whole,
       feature_map=feature_map,
       normalizer=normalizer,
       causal=causal,
@@ -166,7 +170,7 @@ def linear_attention(
   if target is not None:
     if key_gate is None and value_gate is None:
       terms = terms.astype(v.dtype)
-    sums = _weighted_sums(q, k, terms, feature_map, target)
+    sums = _weighted_sums(q, k, terms, feature_map, target, parts, whole)
   else:
     phi_q, phi_k = (feature_map(x.astype(jnp.float32)) for x in (q, k))
     if key_gate is not None and not gates_terms:
@@ -174,9 +178,17 @@ def linear_attention(
     memory = _first_memory(phi_k, terms, state)
     if causal:
       decay = _decays(decay, k.shape[1], kept)
-      sums, memory = recurrence.run(
-        phi_q, phi_k, terms, decay, memory, chunk_size, write_strength
-      )
+      if parts > 1:
+        sums, memory = linear_sequence.run(
+          phi_q, phi_k, terms, decay, memory, chunk_size
+        )
+      else:
+        phi_q, phi_k, terms, decay, write_strength = linear_sequence.whole(
+          phi_q, phi_k, terms, decay, write_strength, reason=whole
+        )
+        sums, memory = recurrence.run(
+          phi_q, phi_k, terms, decay, memory, chunk_size, write_strength
+        )
     else:
       memory = memory + recurrence.dot("bjhf,bjhv->bhfv", phi_k, terms)
       sums = recurrence.dot("bihf,bhfv->bihv", phi_q, memory)
@@ -205,13 +217,15 @@ def _repeated(q: Array, k: Array, v: Array) -> list[Array]:
   return [jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v)]
 
 
-def _fused(arrays, target, **options) -> Array:
+def _fused(arrays, target, parts, whole, **options) -> Array:
   """Returns the output by a kernel that reads what it is given.
 
   Args:
     arrays: q, k, v, key_gate, value_gate and lengths, of which the last three
       may be None.
     target: what the kernel is built for.
+    parts: how many devices share a sequence.
+    whole: if that is 1, why.
     **options: what else `kernels.linear.attend` takes.
   """
   layouts = ("bnhd",) * 3 + ("bnh",) * 2 + ("b",)
@@ -223,6 +237,7 @@ def _fused(arrays, target, **options) -> Array:
     rest = iter(present)
     return kernel.attend(
       *(next(rest) if there else None for there in given),
+      parts=parts,
       interpret=target.interpret,
       **options,
     )
@@ -232,6 +247,8 @@ def _fused(arrays, target, **options) -> Array:
     list(itertools.compress(arrays, given)),
     list(itertools.compress(layouts, given)),
     "bnhd",
+    sequence="n" if parts > 1 else "",
+    whole=whole,
   )
 
 
@@ -266,15 +283,25 @@ def _terms(v, key_gate, value_gate, ones) -> tuple[Array, Array]:
   return values, terms
 
 
-def _weighted_sums(q, k, terms, feature_map, target) -> Array:
+def _weighted_sums(q, k, terms, feature_map, target, parts, whole) -> Array:
   """Returns sum_(j <= i) phi(q_i) . phi(k_j) terms_j by a kernel for GPUs."""
 
   def call(q, k, terms):
-    return linear_gpu_causal.weighted_sums(
+    sums = linear_gpu_causal.weighted_sums(
       q, k, terms, feature_map=feature_map, interpret=target.interpret
     )
+    if parts == 1:
+      return sums
+    return linear_sequence.with_past(sums, q, k, terms, feature_map)
 
-  return dispatch.per_device(call, (q, k, terms), ("bnhd",) * 3, "bnhd")
+  return dispatch.per_device(
+    call,
+    (q, k, terms),
+    ("bnhd",) * 3,
+    "bnhd",
+    sequence="n" if parts > 1 else "",
+    whole=whole,
+  )
 
 
 def _first_memory(phi_k, terms, state) -> Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from attention import features, linear_normalizers
+from attention import features, linear_normalizers, linear_sequence
 from attention.kernels import (
   linear_causal,
   linear_memory,
@@ -86,9 +86,13 @@ def attend(
   feature_map,
   normalizer,
   causal,
+  parts=1,
   interpret=False,
 ):
   """Returns linear attention [batch, q_len, heads, v_dim], like `q`.
+
+  Where devices share a sequence, arrays are what this device has of it, and
+  `lengths` those of the whole.
 
   Args:
     q: [batch, q_len, heads, dim].
@@ -101,6 +105,7 @@ def attend(
     feature_map: phi, one of MAPS.
     normalizer: what becomes of the sums, one of NORMALIZERS.
     causal: whether query i sees only keys j <= i.
+    parts: how many devices share a sequence.
     interpret: whether Pallas's interpreter runs the kernels.
   """
   batch, kv_len, _, dim = k.shape
@@ -130,13 +135,24 @@ def attend(
     part=PART if features_of_one.shape[0] <= WIDE else WIDE_PART,
     padded=lengths is not None,
     interpret=interpret,
+    continued=causal and parts > 1,
   )
   if lengths is None:
-    lengths = jnp.full((batch,), kv_len, jnp.int32)
-  lengths = jnp.minimum(lengths.astype(jnp.int32), kv_len)
-  if causal:
-    out = linear_causal.attend(plan, q, k, v, *gates, lengths)
-  else:
-    memory = linear_memory.make(plan, k, v, *gates, lengths)
+    lengths = jnp.full((batch,), kv_len * parts, jnp.int32)
+  lengths = jnp.minimum(lengths.astype(jnp.int32), kv_len * parts)
+  own, first = lengths, None
+  if parts > 1:
+    start = linear_sequence.start_of(kv_len)
+    own = jnp.clip(lengths - start, 0, kv_len)
+  if not causal or parts > 1:
+    memory = linear_memory.make(plan, k, v, *gates, own)
+  if not causal:
+    if parts > 1:
+      memory = linear_sequence.summed(memory)
     out = linear_memory.read(plan, q, memory, lengths)
+  else:
+    if parts > 1:
+      first, _ = linear_sequence.before_and_after(memory)
+      own = jnp.concatenate([own, jnp.minimum(lengths, start)])
+    out = linear_causal.attend(plan, q, k, v, *gates, own, first)
   return out[:, :, :v_dim].transpose(0, 3, 1, 2)

@@ -32,6 +32,9 @@ class _Arrays(NamedTuple):
     value_gate: likewise.
     out: the output [batch, heads, v_dim, tokens].
     weight: sum of the weights of a query [batch, heads, 1, tokens].
+    weight_bar: gradient to it.
+    memory: what keys before the first here have left, [batch, heads,
+      *plan.memory], or None.
   """
 
   q: Any = None
@@ -42,6 +45,7 @@ class _Arrays(NamedTuple):
   out: Any = None
   weight: Any = None
   weight_bar: Any = None
+  memory: Any = None
 
 
 class _Scratch(NamedTuple):
@@ -51,7 +55,9 @@ class _Scratch(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(plan: Plan, q, k, v, key_gate, value_gate, lengths) -> jax.Array:
+def attend(
+  plan: Plan, q, k, v, key_gate, value_gate, lengths, memory=None
+) -> jax.Array:
   """Returns the output [batch, heads, v_dim, tokens], like the queries.
 
   Args:
@@ -61,10 +67,13 @@ def attend(plan: Plan, q, k, v, key_gate, value_gate, lengths) -> jax.Array:
     v: [batch, heads, v_dim, tokens].
     key_gate: [batch or 1, heads or 1, 1, tokens], or None.
     value_gate: likewise.
-    lengths: int32 [batch]; tokens beyond are padding, and get zeros.
+    lengths: int32 [batch]; tokens beyond are padding, and get zeros. See
+      `plan.continued`.
+    memory: what earlier keys have left, of `linear_memory.make`; None if there
+      are none.
   """
   grid = _grid(plan, q, backward=False)
-  arrays = _Arrays(q, k, v, key_gate, value_gate)
+  arrays = _Arrays(q, k, v, key_gate, value_gate, memory=memory)
   out = grid.row(plan.v_dim, q.dtype)
   return _call(
     grid,
@@ -82,8 +91,8 @@ def _forward(plan, *arrays):
 
 
 def _backward(plan, residuals, bar):
-  *arrays, lengths = residuals
-  arrays = _Arrays(*arrays, out=bar)
+  *arrays, lengths, memory = residuals
+  arrays = _Arrays(*arrays, out=bar, memory=memory)
   grid = _grid(plan, arrays.q, backward=False)
   row = grid.row(1, jnp.float32)
   first = _call(
@@ -106,6 +115,7 @@ def _backward(plan, residuals, bar):
       v=arrays.v,
       key_gate=None if arrays.key_gate is None else row,
       value_gate=None if arrays.value_gate is None else row,
+      memory=memory,
     ),
     products=5,
   )
@@ -116,6 +126,7 @@ def _backward(plan, residuals, bar):
     gate_gradient(second.key_gate, arrays.key_gate),
     gate_gradient(second.value_gate, arrays.value_gate),
     None,
+    second.memory,
   )
 
 
@@ -125,19 +136,26 @@ attend.defvjp(_forward, _backward)
 def _call(grid, kernel, name, lengths, inputs, outputs, *, products):
   plan = grid.plan
   rows, columns = plan.memory
-  shapes = (
-    None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
-    for x in outputs
+  shapes = _Arrays(
+    *(
+      None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
+      for x in outputs
+    )
   )
   return grid.call(
     kernel,
     name,
     lengths,
-    _Arrays(*map(grid.tokens, inputs)),
-    _Arrays(*map(grid.tokens, shapes)),
+    _blocks(grid, inputs),
+    _blocks(grid, shapes),
     _Scratch((grid.step_heads, *plan.memory)),
     products=products * (rows * columns + CHUNK * (rows + columns) // 2),
   )
+
+
+def _blocks(grid, arrays: _Arrays) -> _Arrays:
+  *of_tokens, memory = arrays
+  return _Arrays(*map(grid.tokens, of_tokens), grid.state(memory))
 
 
 def _grid(plan, x, *, backward) -> Grid:
@@ -182,10 +200,12 @@ def _scores(plan, left, right):
   return tiles.pieces(plan, jnp.where(key <= query, scores, 0.0))
 
 
-def _clear_at_start(memory) -> None:
+def _begin(memory, first=None) -> None:
+  """Lets the memories of a step's heads begin with zeros, or what is given."""
+
   @pl.when(pl.program_id(2) == 0)
   def _():
-    memory[...] = jnp.zeros_like(memory)
+    memory[...] = jnp.zeros_like(memory) if first is None else first[0]
 
 
 def _normalize(plan, part):
@@ -193,6 +213,7 @@ def _normalize(plan, part):
   count = part.numbers() + 1
   if part.limit is not None:
     count = jnp.minimum(count, part.limit)
+  count = count + part.before
   function = tiles.normalize(plan, count.astype(jnp.float32))
   # There are no means here, and padding gets zeros.
   return lambda sums, weight: part.kept(function(sums, weight, None))
@@ -243,7 +264,7 @@ def _sums(plan, x, own, memory) -> tuple:
 
 def _forward_kernel(grid, lengths, inputs, outputs, scratch):
   plan = grid.plan
-  _clear_at_start(scratch.memory)
+  _begin(scratch.memory, inputs.memory)
 
   def answer(part):
     chunks = _chunks(grid, part)
@@ -258,13 +279,13 @@ def _forward_kernel(grid, lengths, inputs, outputs, scratch):
     for chunk, out in zip(chunks, outs, strict=True):
       chunk.store(outputs.out, out)
 
-  grid.each_part(grid.limit(lengths), answer)
+  grid.each_part(grid.limit(lengths), answer, grid.before(lengths))
 
 
 def _backward_q_kernel(grid, lengths, inputs, outputs, scratch):
   """Pulls back to queries, and says what the sums are divided by."""
   plan = grid.plan
-  _clear_at_start(scratch.memory)
+  _begin(scratch.memory, inputs.memory)
 
   def pull(part):
     chunks = _chunks(grid, part)
@@ -288,7 +309,7 @@ def _backward_q_kernel(grid, lengths, inputs, outputs, scratch):
       chunk.store(outputs.weight, sums[i][1])
       chunk.store(outputs.weight_bar, bars[i][1])
 
-  grid.each_part(grid.limit(lengths), pull)
+  grid.each_part(grid.limit(lengths), pull, grid.before(lengths))
 
 
 def _backward_k_kernel(grid, lengths, inputs, outputs, scratch):
@@ -297,7 +318,7 @@ def _backward_k_kernel(grid, lengths, inputs, outputs, scratch):
   The memory here is the gradient to the memory, from queries of later chunks.
   """
   plan = grid.plan
-  _clear_at_start(scratch.memory)
+  _begin(scratch.memory)
 
   def pull(part):
     chunks = _chunks(grid, part)
@@ -329,7 +350,12 @@ def _backward_k_kernel(grid, lengths, inputs, outputs, scratch):
       chunk.store(outputs.key_gate, key_gate_bar)
       chunk.store(outputs.value_gate, value_gate_bar)
 
-  grid.each_part(grid.limit(lengths), pull)
+  grid.each_part(grid.limit(lengths), pull, grid.before(lengths))
+  if outputs.memory is not None:
+
+    @pl.when(pl.program_id(2) == grid.size[2] - 1)
+    def _():
+      outputs.memory[0] = scratch.memory[...]
 
 
 def _sums_bar(plan, chunk, inputs) -> tuple:

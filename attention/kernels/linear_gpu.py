@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from attention import features, linear_normalizers
+from attention import features, linear_normalizers, linear_sequence
 from attention.kernels import linear_gpu_make, linear_gpu_read, triton
 from attention.kernels.linear_gpu_memory import Plan
 
@@ -74,6 +74,7 @@ def attend(
   feature_map,
   normalizer,
   causal,
+  parts=1,
   interpret=False,
 ):
   """Returns linear attention among all tokens, like `kernels.linear.attend`.
@@ -83,8 +84,16 @@ def attend(
   if causal:
     raise ValueError("causal is True; `linear_gpu_causal` has its sums")
   plan = Plan(feature_map, normalizer, q.dtype == jnp.float32, interpret)
+  kv_len = k.shape[1]
+  own = lengths
   if lengths is not None:
-    lengths = jnp.minimum(lengths.astype(jnp.int32), k.shape[1])
-  memory = linear_gpu_make.make(plan, k, v, key_gate, value_gate, lengths)
-  keys = k.shape[1], v.shape[3]
+    lengths = jnp.minimum(lengths.astype(jnp.int32), kv_len * parts)
+    own = lengths
+    if parts > 1:
+      start = linear_sequence.start_of(kv_len)
+      own = jnp.clip(lengths - start, 0, kv_len)
+  memory = linear_gpu_make.make(plan, k, v, key_gate, value_gate, own)
+  if parts > 1:
+    memory = linear_sequence.summed(memory)
+  keys = kv_len * parts, v.shape[3]
   return linear_gpu_read.read(plan, keys, q, memory, lengths)

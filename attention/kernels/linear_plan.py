@@ -41,6 +41,8 @@ class Plan:
     part: tokens that are worked on at once.
     padded: whether there may be padding.
     interpret: whether Pallas's interpreter runs the kernels.
+    continued: whether there are keys before the first token here: lengths are
+      then followed by how many of them are no padding, [2 * batch] in all.
   """
 
   feature_map: Callable
@@ -52,6 +54,7 @@ class Plan:
   part: int
   padded: bool
   interpret: bool
+  continued: bool = False
 
   @property
   def full(self) -> bool:
@@ -210,7 +213,13 @@ class Grid(NamedTuple):
       return lengths[pl.program_id(0)]
     return self.length if self.length % self.block else None
 
-  def each_part(self, limit, body: Callable[["Part"], None]) -> None:
+  def before(self, lengths):
+    """Returns how many keys come before the first token here."""
+    if not self.plan.continued:
+      return 0
+    return lengths[self.batch + pl.program_id(0)]
+
+  def each_part(self, limit, body: Callable[["Part"], None], before=0) -> None:
     """Runs `body` on all parts of a step, in the order of the grid."""
     parts = self.block // self.part
     # Read here: the interpreter has no place in the grid within a loop.
@@ -230,6 +239,7 @@ class Grid(NamedTuple):
           step * self.block + start,
           limit,
           self.part,
+          before,
         )
       )
 
@@ -249,6 +259,7 @@ class Part(NamedTuple):
     first: number of the first of them.
     limit: number of tokens that count, None if all do.
     size: number of tokens.
+    before: number of keys before the first token of all.
   """
 
   head: Any
@@ -256,6 +267,7 @@ class Part(NamedTuple):
   first: Any
   limit: Any
   size: int
+  before: Any
 
   def chunks(self, size: int) -> list["Part"]:
     """Cuts the part; a start that is no multiple of `size` is never asked."""
