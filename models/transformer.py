@@ -308,7 +308,7 @@ class Transformer(TransformerParts):
     return x, None if cache is None else new
 
   def _embedded(self, tokens, positions, token_types, train) -> jax.Array:
-    x = rows.by_rows(self.embed(tokens))
+    x = rows.by_rows(self.embed(tokens), tokens=True)
     if self.embedding_scale != 1.0:
       x = x * jnp.asarray(self.embedding_scale, x.dtype)
     if self.position_encoding == "learned":

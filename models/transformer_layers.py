@@ -126,7 +126,7 @@ class Layer(nn.Module):
 
   def _write(self, x: Stream, y: jax.Array, branch: str, train: bool) -> Stream:
     """Returns the residual stream with what a branch gave."""
-    y = rows.by_rows(y)
+    y = rows.by_rows(y, tokens=True)
     y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
     if self.norm_placement == "sandwich":
       y = self.norm(name=f"{branch}_post_norm")(y)
