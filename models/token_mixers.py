@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import attention
 from models import layers, registry, taps
 from models.halo_mixer import HaloAttention
+from models.head_projections import ToHeads, from_heads
 
 Dtype = layers.Dtype
 
@@ -58,15 +59,12 @@ class WindowAttention(nn.Module):
       "dtype": self.dtype,
       "param_dtype": self.param_dtype,
     }
-    qkv = layers.DenseGeneral((3, heads, self.head_dim), name="qkv", **options)(
-      x
-    )
     # Three times [batch, height, width, heads, head_dim].
-    q, k, v = (qkv[..., i, :, :] for i in range(3))
+    q, k, v = ToHeads(3, heads, self.head_dim, name="qkv", **options)(x)
     out = self._attend(q, k, v, self._bias(heads))
-    return layers.DenseGeneral(channels, axis=(-2, -1), name="out", **options)(
-      out
-    )
+    return nn.DenseGeneral(
+      channels, axis=(-2, -1), dot_general=from_heads, name="out", **options
+    )(out)
 
   def _bias(self, heads: int) -> jax.Array:
     side = 2 * (self.bias_table_window or self.window_size) - 1

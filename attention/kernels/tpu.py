@@ -50,8 +50,8 @@ def call(
     grid: numbers of steps; the last axis varies fastest.
     inputs: a NamedTuple of `Blocked` or lists of them.
     outputs: the same for results. A field that is None stays None.
-    scratch: a NamedTuple of shapes of float32 arrays that stay in VMEM from
-      step to step, or None.
+    scratch: a NamedTuple of shapes of float32 arrays, or of
+      `jax.ShapeDtypeStruct`, that stay in VMEM from step to step, or None.
     scalars: int32 arrays to be kept in scalar memory, which the index maps of
       blocks get too, after the step.
     parallel: how many of the first axes of the grid may be shared out to cores.
@@ -67,11 +67,7 @@ def call(
   """
   arrays, in_specs = _apart(inputs)
   shapes, out_specs = _apart(outputs)
-  buffers = jax.tree.map(
-    lambda shape: pltpu.VMEM(shape, jnp.float32),
-    scratch,
-    is_leaf=lambda x: type(x) is tuple,
-  )
+  buffers = jax.tree.map(_buffer, scratch, is_leaf=lambda x: type(x) is tuple)
   # Pallas hands on trees as they are, each argument and result one tree.
   (results,) = pl.pallas_call(
     kernel,
@@ -100,6 +96,13 @@ def call(
     interpret=interpret,
   )(*scalars, arrays)
   return results
+
+
+def _buffer(x: tuple | jax.ShapeDtypeStruct):
+  """Returns scratch memory of a shape, or of a shape and dtype."""
+  if isinstance(x, tuple):
+    return pltpu.VMEM(x, jnp.float32)
+  return pltpu.VMEM(x.shape, x.dtype)
 
 
 def _apart(blocked):

@@ -16,7 +16,7 @@ from attention.kernels import dispatch
 from attention.kernels.tpu import LANES, unsupported_arrays
 from attention.kernels.window_backward import backward
 from attention.kernels.window_forward import forward
-from attention.kernels.window_plan import VMEM_LIMIT, Plan
+from attention.kernels.window_plan import VMEM_AIM, VMEM_LIMIT, Plan
 
 
 def unsupported(q, k, v, bias, *, window_size: int) -> str | None:
@@ -70,30 +70,47 @@ def window_attention(
     four arrays are the same at every run.
   """
   plan = _plan(q, bias, window_size, grid, scale, interpret)
-  if _batch_goes_last(plan):
-    plan = dataclasses.replace(plan, batch_minor=True)
-    views = (
-      jnp.moveaxis(x.reshape(plan.split_shape), 0, -1) for x in (q, k, v)
-    )
-    out = jnp.moveaxis(_attention(plan, *views, bias), -1, 0)
-  else:
+  plan = dataclasses.replace(plan, batch_in=_batch_in(plan))
+  # Where the batch goes; XLA keeps such images with it there.
+  axis = {"lanes": -1, "rows": -2}.get(plan.batch_in)
+  if axis is None:
     views = (x.reshape(plan.image_shape) for x in (q, k, v))
-    out = _attention(plan, *views, bias)
+    return _attention(plan, *views, bias).reshape(q.shape)
+  views = (
+    jnp.moveaxis(x.reshape(plan.split_shape), 0, axis) for x in (q, k, v)
+  )
+  out = jnp.moveaxis(_attention(plan, *views, bias), axis, 0)
   return out.reshape(q.shape)
 
 
-def _batch_goes_last(plan: Plan) -> bool:
-  """Says whether XLA keeps such images with the batch as their last axis.
+def _batch_in(plan: Plan) -> str:
+  """Says where XLA keeps the batch of such images, as `Plan.batch_in` does.
 
-  It does so where the batch fills all lanes. The kernel for it needs more VMEM
-  than a TPU v4 has.
+  It is in lanes where it fills them all, and else in rows where it fills tiles
+  of them. The kernel for lanes needs more VMEM than a TPU v4 has.
   """
-  if plan.batch % LANES or LANES % plan.dim or plan.dim % 16:
-    return False
-  if dispatch.chip()[1].startswith(("TPU v2", "TPU v3", "TPU v4")):
-    return False
-  plan = dataclasses.replace(plan, batch_minor=True, direction="backward")
-  return plan.vmem_bytes() <= VMEM_LIMIT
+  small = dispatch.chip()[1].startswith(("TPU v2", "TPU v3", "TPU v4"))
+  if (
+    not small
+    and plan.batch % LANES == 0
+    and LANES % plan.dim == 0
+    and plan.dim % 16 == 0
+    and _vmem_bytes(plan, "lanes") <= VMEM_LIMIT
+  ):
+    return "lanes"
+  images = dataclasses.replace(plan, batch_in="rows").least_images
+  if (
+    plan.batch % images == 0
+    and plan.lanes == LANES
+    and _vmem_bytes(plan, "rows") <= (VMEM_AIM if small else VMEM_LIMIT)
+  ):
+    return "rows"
+  return "steps"
+
+
+def _vmem_bytes(plan: Plan, batch_in: str) -> int:
+  plan = dataclasses.replace(plan, batch_in=batch_in, direction="backward")
+  return plan.sized().vmem_bytes()
 
 
 def _plan(q, bias, window_size, grid, scale, interpret) -> Plan:

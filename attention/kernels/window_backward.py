@@ -14,6 +14,8 @@ Shapes in comments: Q and K rows of a window's queries and keys, N heads of a
 group, D channels of a head; N D is padded to whole registers of 128 lanes.
 """
 
+import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -63,11 +65,12 @@ class _Outputs(NamedTuple):
 
 
 class _Scratch(NamedTuple):
-  """One strip of each image in float32, in `plan.scratch_shape`.
+  """One strip of each image, see `window_call.scratch_of`.
 
-  Strips are filled and used up within a strip. `bias_bar` [groups of a step,
-  Q, N K] carries the sum over the windows of a grid step: it goes to the output
-  only when it is known which of the two runs over the step counts.
+  Filled and used up within a strip; inputs are None with the batch in rows.
+  `bias_bar` [groups of a step, Q, N K] carries the sum over the windows of a
+  grid step: it goes to the output only when it is known which of the two runs
+  over the step counts.
   """
 
   q: Any
@@ -101,7 +104,7 @@ def backward(plan: Plan, q, k, v, bias, out_bar):
     ),
     _Outputs(*[image_bar] * 3, bias_bar),
     _Scratch(
-      *[plan.scratch_shape] * 7,
+      *window_call.scratch_of(plan, inputs=4, outputs=3),
       bias_bar=bias_bar and bias_bar.spec.block_shape[1:],
     ),
     # Eleven full products and one of 8 rows.
@@ -130,26 +133,24 @@ def _kernel(inputs: _Inputs, outputs: _Outputs, scratch: _Scratch, plan: Plan):
   first_channel = tiles.first_channel(plan)
   # The bias's gradient is cleared once and goes on over all steps of the core.
   sums_over_steps = (outputs.bias_bar,) if plan.has_bias else ()
-  tiles.clear_at_first_step((*(x for _, x in read), *sums_over_steps))
+  filled = (x for _, x in read if x is not None)
+  tiles.clear_at_first_step((*filled, *sums_over_steps))
 
-  def gradients(window, group, subtract_maxima):
-    """Writes three gradients; returns the row sums and that of the bias."""
-    heads = plan.stacked_heads(group)
+  def gradients(loads, windows, group, subtract_maxima):
+    """Writes three gradients; yields row sums and the scores' gradients."""
     # [Q, N D] each; rows of padding hold tokens of other windows.
-    q, k, v, out_bar = (tiles.load(plan, x, group, window) for _, x in read)
-    by_query = _by_queries(
-      plan, inputs, group, heads, (q, k, v, out_bar), subtract_maxima
-    )
-    k_bar, v_bar = _by_keys(
-      plan, inputs, group, heads, (q, k, v), by_query, subtract_maxima
-    )
-    for x, value in (
-      (scratch.q_bar, by_query.q_bar),
-      (scratch.k_bar, k_bar),
-      (scratch.v_bar, v_bar),
-    ):
-      tiles.store(plan, x, group, window, value)
-    return by_query.sums, by_query.scores_bar
+    arrays = [load(group, windows) for load in loads]
+    bars = []
+    for window in zip(*arrays, strict=True):
+      by_query = _by_queries(plan, inputs, group, window, subtract_maxima)
+      k_bar, v_bar = _by_keys(
+        plan, inputs, group, window[:3], by_query, subtract_maxima
+      )
+      bars.append((by_query.q_bar, k_bar, v_bar))
+      yield by_query.sums, by_query.scores_bar
+    outs = (scratch.q_bar, scratch.k_bar, scratch.v_bar)
+    for x, values in zip(outs, zip(*bars, strict=True), strict=True):
+      tiles.store(plan, x, group, windows, list(values))
 
   def run(good, subtract_maxima, unroll):
     """Does all strips; zeroes `good` where row sums are extreme."""
@@ -157,13 +158,15 @@ def _kernel(inputs: _Inputs, outputs: _Outputs, scratch: _Scratch, plan: Plan):
       # Also what a run with extreme scores has left.
       scratch.bias_bar[...] = jnp.zeros_like(scratch.bias_bar)
 
-    def windows_body(windows, good):
+    def windows_body(loads, parts, good):
       # Groups outside: the gradients of the windows of a turn are added up in
       # registers, and scratch memory is read and written once a turn.
       for group in range(plan.step_groups):
         bias_bar = None
-        for window in windows:
-          sums, scores_bar = gradients(window, group, subtract_maxima)
+        results = itertools.chain.from_iterable(
+          gradients(loads, windows, group, subtract_maxima) for windows in parts
+        )
+        for sums, scores_bar in results:
           if not subtract_maxima:
             good = tiles.in_range(sums, good)
           bias_bar = scores_bar if bias_bar is None else bias_bar + scores_bar
@@ -178,7 +181,9 @@ def _kernel(inputs: _Inputs, outputs: _Outputs, scratch: _Scratch, plan: Plan):
       read,
       written,
       first_channel,
-      lambda good: tiles.for_windows(plan, windows_body, good, unroll),
+      lambda loads, good: tiles.for_windows(
+        plan, functools.partial(windows_body, loads), good, unroll
+      ),
       good,
     )
 
@@ -206,11 +211,10 @@ class _ByQuery(NamedTuple):
   sums: jax.Array
 
 
-def _by_queries(
-  plan, inputs, group, heads, images, subtract_maxima
-) -> _ByQuery:
+def _by_queries(plan, inputs, group, images, subtract_maxima) -> _ByQuery:
   """The scores as [Q, N K], and what follows from them for queries."""
   q, k, v, out_bar = images
+  heads = plan.stacked_heads(group)
   keys = slice(0, heads * plan.keys)
   # [Q, N D] -> block-diagonal [N K, N D]
   stack = lambda x: tiles.stack(plan, x, inputs.bits[...], heads)
@@ -239,9 +243,10 @@ def _by_queries(
   return _ByQuery(q_bar, scores_bar, out_bar, delta, sums)
 
 
-def _by_keys(plan, inputs, group, heads, images, by_query, subtract_maxima):
+def _by_keys(plan, inputs, group, images, by_query, subtract_maxima):
   """The scores as [K, N Q], and the gradients of keys and values."""
   q, k, v = images
+  heads = plan.stacked_heads(group)
   # As many rows of a stack are queries here as keys above: K >= Q.
   queries = slice(0, heads * plan.keys)
   stack = lambda x: tiles.stack(plan, x, inputs.bits[...], heads)

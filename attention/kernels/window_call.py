@@ -30,7 +30,7 @@ def call(
     name: its name in a profile.
     inputs: as for `tpu.call`, like the next two.
     outputs: results.
-    scratch: shapes of scratch memory.
+    scratch: scratch memory, as for `tpu.call`.
     product_rows: rows of all products that are made for a window and a group,
       each with [heads * keys, lanes].
     exponentials: how often the scores are made and exponentiated.
@@ -59,11 +59,16 @@ def call(
 def _grid(plan: Plan) -> tuple[int, int, int]:
   """Two cores, images and strips; or groups, windows and images.
 
-  With the batch in lanes, groups come first because the bias belongs to one: it
-  stays in place while all windows of the group pass.
+  With the batch in rows, the first axis has groups and cores, the second all
+  steps of a group: a batch may be one block.
+  Otherwise than with the batch in steps, groups come first because the bias
+  belongs to one: it stays in place while all windows of the group pass.
   """
   if plan.batch_minor:
     return (plan.groups, plan.rows * plan.columns, plan.batch // LANES)
+  if plan.batch_rows:
+    steps = plan.batch // plan.images * plan.window_steps
+    return (plan.groups * plan.cores, steps // plan.cores, 1)
   return (
     plan.cores,
     plan.batch // plan.images // plan.cores,
@@ -73,14 +78,9 @@ def _grid(plan: Plan) -> tuple[int, int, int]:
 
 def image_spec(plan: Plan) -> pl.BlockSpec:
   """The strips of a step, of an image in `plan.image_shape`."""
-  steps = plan.batch // plan.images // plan.cores
-  if plan.batch_minor:
-
-    def index(group, window, images):
-      row, column = window // plan.columns, window % plan.columns
-      if plan.grid:
-        return (0, row, 0, column, group, images)
-      return (row, 0, column, 0, group, images)
+  steps = _grid(plan)[1]
+  if plan.batch_in != "steps":
+    index = _split_index(plan)
   elif plan.grid:
     index = lambda core, i, strip: (core * steps + i, 0, strip, 0, 0)
   else:
@@ -88,12 +88,44 @@ def image_spec(plan: Plan) -> pl.BlockSpec:
   return pl.BlockSpec(plan.block_shape, index)
 
 
+def _split_index(plan: Plan) -> Callable:
+  """Where a step's block is in an image that is split into windows."""
+  steps = _grid(plan)[1]
+  columns = plan.columns
+  if plan.batch_rows and plan.grid:
+    columns //= plan.strips
+
+  def index(first, second, third):
+    if plan.batch_minor:
+      window, last = second, (first, third)
+    else:
+      group, core = first // plan.cores, first % plan.cores
+      images, window = divmod(core * steps + second, plan.window_steps)
+      last = (images, group)
+    row, column = window // columns, window % columns
+    return (
+      (0, row, 0, column, *last) if plan.grid else (row, 0, column, 0, *last)
+    )
+
+  return index
+
+
+def scratch_of(plan: Plan, *, inputs: int, outputs: int) -> list:
+  """Scratch memory for strips of inputs and outputs, None where none is needed.
+
+  It holds float32, or words of two bfloat16.
+  """
+  dtype = "int32" if plan.packed > 1 else "float32"
+  strip = jax.ShapeDtypeStruct(plan.scratch_shape, dtype)
+  return [None if plan.batch_rows else strip] * inputs + [strip] * outputs
+
+
 def per_group(plan: Plan, x: jax.Array) -> Blocked:
   """What [groups, ...] holds for the groups of a step."""
-  if not plan.batch_minor:
+  if plan.batch_in == "steps":
     return tpu.whole(x)
   rest = x.shape[1:]
-  index = lambda group, *_: (group,) + (0,) * len(rest)
+  index = lambda first, *_: (first // plan.cores,) + (0,) * len(rest)
   return Blocked(x, pl.BlockSpec((1, *rest), index))
 
 
@@ -104,10 +136,10 @@ def bias_sums(plan: Plan) -> Blocked:
   are all on one core), so that the kernel adds to it. Each core has a sum of
   its own: two that add to one would race.
   """
-  if plan.batch_minor:
-    index = lambda group, *_: (0, group, 0, 0)
-  else:
+  if plan.batch_in == "steps":
     index = lambda core, *_: (core, 0, 0, 0)
+  else:
+    index = lambda first, *_: (first % plan.cores, first // plan.cores, 0, 0)
   shape = (plan.cores, *plan.bias_shape)
   block = (1, plan.step_groups, *plan.bias_shape[1:])
   return Blocked(

@@ -1,12 +1,13 @@
 """How the window kernel for TPUs lays out an image, its heads and its bias.
 
-Images come in one of two layouts. XLA puts the batch into the lanes of a vector
-register where it is a multiple of them (`batch_minor`), and the channels
-otherwise; the kernel takes either as it is, since to change the layout would
-cost more than the attention.
+Images come in one of three layouts (`batch_in`). XLA puts the batch into the
+lanes of a vector register where it is a multiple of them. Otherwise channels
+lie in lanes, and the batch in the rows of registers where it fills them, or
+else the columns of an image. The kernel takes each as it is, since to change
+the layout would cost more than the attention.
 
 A *strip* is the windows that are read together: P image rows of full width, or,
-with the batch in lanes, the same window of 128 images. A *group*
+with the batch in rows or lanes, the same window of many images. A *group*
 is as many heads as fit side by side into the 128 lanes of a vector register.
 The keys and values of a group are stacked block-diagonally, [heads * keys,
 lanes] with zeros where a row's head is not the lane's, so that one product over
@@ -55,7 +56,8 @@ class Plan:
     dtype: name of the dtype of q, k and v.
     has_bias: whether the bias is an argument with a gradient.
     direction: "forward" or "backward".
-    batch_minor: whether the batch is the last axis of the images.
+    batch_in: where images lie in a block: one after the other in "steps", or
+      side by side in the "rows" or the "lanes" of registers.
     interpret: whether Pallas's interpreter runs the kernel.
     images: images of a grid step.
     strips: strips of each of its images.
@@ -72,7 +74,7 @@ class Plan:
   dtype: str
   has_bias: bool
   direction: str
-  batch_minor: bool = False
+  batch_in: str = "steps"
   interpret: bool = False
   images: int = 1
   strips: int = 1
@@ -88,14 +90,33 @@ class Plan:
     return self.width // self.side
 
   @property
+  def batch_minor(self) -> bool:
+    """Whether the batch is the last axis of the images."""
+    return self.batch_in == "lanes"
+
+  @property
+  def batch_rows(self) -> bool:
+    """Whether the batch is the last axis but one, before the channels."""
+    return self.batch_in == "rows"
+
+  @property
+  def packed(self) -> int:
+    """Windows that are read and written together: they share 32-bit words."""
+    return 2 if self.batch_rows and self.dtype == "bfloat16" else 1
+
+  @property
   def windows(self) -> int:
     """Windows of a strip."""
-    return LANES if self.batch_minor else self.columns
+    return {
+      "steps": self.columns,
+      "rows": self.images,
+      "lanes": LANES,
+    }[self.batch_in]
 
   @property
   def runs(self) -> int:
     """Parts of a window that start at a new tile of rows of registers."""
-    return 1 if self.batch_minor else self.side
+    return self.side if self.batch_in == "steps" else 1
 
   @property
   def run(self) -> int:
@@ -137,14 +158,16 @@ class Plan:
   @property
   def step_groups(self) -> int:
     """Groups of one grid step."""
-    return 1 if self.batch_minor else self.groups
+    return self.groups if self.batch_in == "steps" else 1
 
   def group_heads(self, group: int) -> int:
     return min(self.group_size, self.heads - group * self.group_size)
 
   def stacked_heads(self, group: int) -> int:
     """Heads that are computed; with a group a step, all steps do the same."""
-    return self.group_size if self.batch_minor else self.group_heads(group)
+    if self.batch_in == "steps":
+      return self.group_heads(group)
+    return self.group_size
 
   def channels(self, group: int) -> slice:
     """The channels of a group in the image."""
@@ -165,10 +188,17 @@ class Plan:
     return round_up(self.width, SUBLANES)
 
   @property
+  def row_words(self) -> int:
+    """Rows of 32-bit words that a token has in scratch memory."""
+    return self.images // self.packed
+
+  @property
   def scratch_shape(self) -> tuple[int, int, int]:
     """A strip by groups; its end is read as padding of the last window."""
     if self.batch_minor:
       return (1, LANES * self.queries, self.lanes)
+    if self.batch_rows:
+      return (1, self.queries * self.row_words, self.lanes)
     padding = (self.padded_run - self.run) * self.stride
     rows = self.side * self.row_stride + round_up(padding, SUBLANES)
     return (self.groups, rows, self.lanes)
@@ -185,6 +215,9 @@ class Plan:
   def unroll(self) -> int:
     """Windows of one turn of the loop over the windows of a strip."""
     most = max(1, UNROLL[self.direction] // self.step_groups)
+    if self.batch_rows:
+      # A tile of rows, so that the place of each within is known.
+      return SUBLANES
     return largest_divisor(self.windows, most)
 
   @property
@@ -192,13 +225,32 @@ class Plan:
     """Parts that the grid has for chips with two cores (TPU v4 and v5p)."""
     if self.batch_minor:
       return 1
-    return 2 if self.batch // self.images % 2 == 0 else 1
+    steps = self.batch // self.images
+    if self.batch_rows:
+      steps *= self.window_steps
+    return 1 if steps % 2 else 2
+
+  @property
+  def strip_axis(self) -> int:
+    """Windows of an image among which strips of a step, batch in rows, lie.
+
+    Below each other for blocks and side by side for grids: then the tokens of
+    a window are equally far apart in a block.
+    """
+    return self.columns if self.grid else self.rows
+
+  @property
+  def window_steps(self) -> int:
+    """Grid steps that pass over the windows of an image."""
+    return self.rows * self.columns // self.strips
 
   @property
   def image_shape(self) -> tuple[int, ...]:
     """The view of an image whose blocks are strips."""
     if self.batch_minor:
       return self.split_shape[1:] + (self.batch,)
+    if self.batch_rows:
+      return (*self.split_shape[1:-1], self.batch, self.heads * self.dim)
     rows = (self.side, self.rows) if self.grid else (self.rows, self.side)
     return (self.batch, *rows, self.width, self.heads * self.dim)
 
@@ -220,6 +272,10 @@ class Plan:
       p = self.side
       tokens = (p, 1, p, 1) if self.grid else (1, p, 1, p)
       return (*tokens, self.block_channels, LANES)
+    if self.batch_rows:
+      p, n = self.side, self.strips
+      tokens = (p, 1, p, n) if self.grid else (n, p, 1, p)
+      return (*tokens, self.images, self.block_channels)
     rows = (self.side, self.strips) if self.grid else (self.strips, self.side)
     return (self.images, *rows, self.width, self.heads * self.dim)
 
@@ -231,6 +287,8 @@ class Plan:
     strip = self.side * width * round_up(self.heads * self.dim, LANES)
     if self.batch_minor:
       strip = self.side**2 * self.block_channels * LANES
+    elif self.batch_rows:
+      strip = self.side**2 * LANES
     # Two buffers: one is computed on while the other is on its way.
     blocks = self.images * self.strips * strip * itemsize * 2
     scratch = 4 * math.prod(self.scratch_shape)
@@ -245,9 +303,20 @@ class Plan:
       (inputs + outputs) * (blocks + scratch) + biases + constants + 6 * scores
     )
 
+  @property
+  def step_strips(self) -> int:
+    """Strips of a grid step."""
+    return self.strips * (1 if self.batch_rows else self.images)
+
+  @property
+  def least_images(self) -> int:
+    """Images that fill a tile of rows."""
+    return SUBLANES * self.packed
+
   def sized(self) -> "Plan":
     """Returns the plan with as many strips in a grid step as are worth it."""
-    best = dataclasses.replace(self, images=1, strips=1)
+    images = self.least_images if self.batch_rows else 1
+    best = dataclasses.replace(self, images=images, strips=1)
     if self.batch_minor:
       return best
     for images, strips in _step_sizes(self):
@@ -259,6 +328,12 @@ class Plan:
 
 def _step_sizes(plan: Plan) -> list[tuple[int, int]]:
   """Images and strips of a step, from small steps to large ones."""
+  if plan.batch_rows:
+    each, along = plan.least_images, plan.strip_axis
+    strips = [s for s in range(1, along + 1) if along % s == 0]
+    return [
+      (plan.least_images, s) for s in strips if s * each <= max(STEP, each)
+    ]
   each = plan.columns * plan.groups
   strips = [s for s in range(1, plan.rows + 1) if plan.rows % s == 0]
   images = [b for b in range(1, plan.batch + 1) if plan.batch % b == 0]

@@ -5,11 +5,17 @@ channels of a group's heads side by side, in the rows the tokens. Of those there
 are two orders. With channels last in the image, a scratch row is a token of the
 strip, image row after image row, and a window is P runs of P rows, one apart in
 block attention and `columns` apart in grid attention: a strided load cuts it
-out. With the batch last, the strip is the same window of 128 images, and a
+out. With the batch in lanes, the strip is the same window of 128 images, and a
 window is all rows of one image in one piece.
+
+With the batch in rows, the strip is the same window of some images, and strided
+loads cut a window out of the block itself: each gets the windows of two images
+in bfloat16, which share 32-bit words. Only results go through scratch memory.
 """
 
+import functools
 from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -30,9 +36,27 @@ _reciprocal = (
 )
 
 
+class Window(NamedTuple):
+  """A window of a strip.
+
+  Attributes:
+    first: number of the first window that a turn of the loop works on.
+    offset: how far behind it this one is, which the compiler knows.
+  """
+
+  first: Any
+  offset: int
+
+  @property
+  def number(self):
+    return self.first + self.offset
+
+
 def first_channel(plan: Plan):
   """The channel that blocks start at. To be called outside of loops."""
-  return pl.program_id(0) * plan.block_channels if plan.batch_minor else 0
+  if plan.step_groups == plan.groups:
+    return 0
+  return pl.program_id(0) // plan.cores * plan.block_channels
 
 
 def clear_at_first_step(refs: Iterable) -> None:
@@ -78,6 +102,9 @@ def drain(plan: Plan, scratch, ref, strip) -> None:
   """Copies a strip from scratch memory: the inverse of `fill`."""
   if plan.batch_minor:
     _drain_transposed(plan, scratch, ref)
+    return
+  if plan.batch_rows:
+    _drain_words(plan, scratch, ref, strip)
     return
   for row in range(plan.side):
     rows = pl.ds(row * plan.row_stride, plan.width)
@@ -135,33 +162,104 @@ def _token_rows(plan: Plan, row, column):
   return pl.ds(row * plan.side + column, LANES, stride=plan.queries)
 
 
+def _drain_words(plan: Plan, scratch, ref, strip) -> None:
+  """Copies what `_store_words` has written to a strip of a block."""
+  for row in range(plan.side):
+    for column in range(plan.side):
+      start = (row * plan.side + column) * plan.row_words
+      part = scratch[0, pl.ds(start, plan.row_words), : plan.block_channels]
+      place = (row, 0, column, strip) if plan.grid else (strip, row, 0, column)
+      ref.at[place][...] = pltpu.bitcast(part, ref.dtype)
+
+
+def _load_words(
+  plan: Plan, ref, strip, first_channel, group: int, windows
+) -> list:
+  """Returns the windows of images that share words, [queries, lanes] each."""
+  del group  # There is one.
+  tokens = plan.side**2
+  rows = tokens * plan.strips * plan.row_words
+  x = ref.reshape(rows * plan.packed, plan.block_channels)
+  if plan.packed > 1:
+    x = x.bitcast(jnp.int32)
+  # Words of the first token, and from one to the next.
+  start, stride = strip * tokens * plan.row_words, plan.row_words
+  if plan.grid:
+    start, stride = strip * plan.row_words, plan.strips * plan.row_words
+  # A strided load must start at a place within a tile that the compiler knows.
+  tile = plan.unroll // plan.packed
+  first = lax.div(jnp.int32(windows[0].first), jnp.int32(plan.packed))
+  start = pl.multiple_of(start + first, tile)
+  x = x.at[pl.ds(start, (tokens - 1) * stride + tile)]
+  x = x[pl.ds(windows[0].offset // plan.packed, tokens, stride=stride), :]
+  missing = (plan.queries - tokens, plan.lanes - plan.block_channels)
+  x = jnp.pad(x, [(0, n) for n in missing])
+  channels = plan.heads * plan.dim
+  if channels % plan.block_channels:
+    # The last group ends beyond the image, where there may be anything.
+    channel = first_channel + lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    x = jnp.where(channel < channels, x, jnp.zeros_like(x))
+  if plan.packed == 1:
+    return [x]
+  # A bfloat16 is the upper half of a float32, and of two images that share a
+  # word the first has the lower half.
+  halves = (x << 16, x & jnp.int32(-(2**16)))
+  return [lax.bitcast_convert_type(half, jnp.float32) for half in halves]
+
+
+def _store_words(plan: Plan, scratch, windows, values: list) -> None:
+  """Writes windows [queries, lanes] of images that share words."""
+  x = values[0] if plan.packed == 1 else _pack(plan, values)
+  word = lax.div(jnp.int32(windows[0].number), jnp.int32(plan.packed))
+  scratch.at[0][pl.ds(word, plan.queries, stride=plan.row_words), :] = x
+
+
+def _pack(plan: Plan, pair):
+  """Rounds two float32 arrays to bfloat16 and returns them as words."""
+  if not plan.interpret:
+    x = pltpu.pack_elementwise(pair, packed_dtype=jnp.bfloat16)
+    return lax.bitcast_convert_type(x, jnp.int32)
+  # It has no rule for other platforms.
+  first, second = (
+    lax.bitcast_convert_type(
+      x.astype(jnp.bfloat16).astype(jnp.float32), jnp.int32
+    )
+    for x in pair
+  )
+  return lax.shift_right_logical(first, 16) | second
+
+
 def _image_rows(plan: Plan, window):
   """Where a window of an image is; `queries` is whole registers of 8 rows."""
   return pl.ds(pl.multiple_of(window * plan.queries, 8), plan.queries)
 
 
-def load(plan: Plan, scratch, group: int, window):
+def _load(plan: Plan, scratch, group: int, windows) -> list:
   """Returns a window [queries, lanes]; the padding holds other tokens."""
+  (window,) = windows
   if plan.batch_minor:
-    return scratch.at[group][_image_rows(plan, window), :]
-  column = plan.first_column(window)
+    return [scratch.at[group][_image_rows(plan, window.number), :]]
+  column = plan.first_column(window.number)
   # Each row of the window is read with padding up to a whole register, so that
   # the pieces lie one below the other without moving rows about. The padding is
   # the next tokens of the strip, of whatever window.
-  return jnp.concatenate(
-    [
-      scratch.at[group][_columns(plan, row, column, plan.padded_run), :]
-      for row in range(plan.side)
-    ]
-  )
+  parts = [
+    scratch.at[group][_columns(plan, row, column, plan.padded_run), :]
+    for row in range(plan.side)
+  ]
+  return [jnp.concatenate(parts)]
 
 
-def store(plan: Plan, scratch, group: int, window, x) -> None:
-  """Writes the tokens of a window [queries, lanes], without the padding."""
-  if plan.batch_minor:
-    scratch.at[group][_image_rows(plan, window), :] = x
+def store(plan: Plan, scratch, group: int, windows, values: list) -> None:
+  """Writes windows [queries, lanes] to where `drain` takes them from."""
+  if plan.batch_rows:
+    _store_words(plan, scratch, windows, values)
     return
-  column = plan.first_column(window)
+  (window,), (x,) = windows, values
+  if plan.batch_minor:
+    scratch.at[group][_image_rows(plan, window.number), :] = x
+    return
+  column = plan.first_column(window.number)
   for row in range(plan.side):
     start = row * plan.padded_run
     columns = _columns(plan, row, column, plan.side)
@@ -262,15 +360,18 @@ def in_range(sums, good):
 
 
 def for_windows(plan: Plan, body, carry, unroll: int):
-  """Carries `body(windows, carry)` over the windows of a strip.
+  """Carries `body(parts, carry)` over the windows of a strip.
 
   Several windows a turn: they do not depend on each other, so that the products
-  of one run while the exponentials of another do.
+  of one run while the exponentials of another do. `parts` are lists of
+  `plan.packed` of them each.
   """
   turns = plan.windows // unroll
 
   def turn(i, carry):
-    return body([i * unroll + j for j in range(unroll)], carry)
+    windows = [Window(i * unroll, j) for j in range(unroll)]
+    starts = range(0, unroll, plan.packed)
+    return body([windows[j : j + plan.packed] for j in starts], carry)
 
   return turn(0, carry) if turns == 1 else lax.fori_loop(0, turns, turn, carry)
 
@@ -278,26 +379,36 @@ def for_windows(plan: Plan, body, carry, unroll: int):
 def for_strips(
   plan: Plan, read, written, first_channel, attend: Callable, good
 ):
-  """Carries `attend(good)` over the strips of a grid step.
+  """Carries `attend(loads, good)` over the strips of a grid step.
 
   Args:
     plan: the shapes.
-    read: pairs of a block and the scratch memory to fill with a strip of it.
+    read: pairs of a block and the scratch memory to fill with a strip of it,
+      which is None with the batch in rows.
     written: pairs of a block and the scratch memory to drain into a strip.
     first_channel: of `first_channel`.
-    attend: what to do with a strip when it is in scratch memory.
+    attend: what to do with a strip. `loads` has a function for each of `read`
+      that returns `plan.packed` windows [queries, lanes] in float32, given
+      their group and their numbers. The padding of their rows holds zeros or
+      tokens of other windows.
     good: what it carries.
   """
 
   def body(strip, good):
+    loads = []
     for ref, scratch in read:
-      fill(plan, ref, scratch, strip, first_channel)
-    good = attend(good)
+      if plan.batch_rows:
+        load = functools.partial(_load_words, plan, ref, strip, first_channel)
+      else:
+        fill(plan, ref, scratch, strip, first_channel)
+        load = functools.partial(_load, plan, scratch)
+      loads.append(load)
+    good = attend(loads, good)
     for ref, scratch in written:
       drain(plan, scratch, ref, strip)
     return good
 
-  return lax.fori_loop(0, plan.images * plan.strips, body, good)
+  return lax.fori_loop(0, plan.step_strips, body, good)
 
 
 def again_if_extreme(plan: Plan, run: Callable) -> None:
@@ -319,4 +430,5 @@ def again_if_extreme(plan: Plan, run: Callable) -> None:
   @pl.when(jnp.logical_not(jnp.min(good) > 0.0))
   def _():
     # Rare, so small code rather than fast code.
-    run(jnp.ones_like(good), subtract_maxima=True, unroll=1)
+    unroll = plan.unroll if plan.batch_rows else 1
+    run(jnp.ones_like(good), subtract_maxima=True, unroll=unroll)

@@ -26,6 +26,7 @@ SHAPES = {
   "5 heads": (3, 2, 4, 5, 24, 2),
   "9x9": (1, 9, 9, 1, 16, 9),
   "batch in lanes": (128, 4, 2, 5, 32, 2),
+  "batch in rows": (16, 4, 6, 5, 32, 2),
 }
 # Of the largest element. The unit's reciprocal is interpreted in bfloat16.
 TOLERANCE = {jnp.float32: 2e-5, jnp.bfloat16: 1.5e-2}
@@ -72,6 +73,8 @@ def _results(shape, grid, implementation, arguments, out_bar):
     ("4x4", True, jnp.float32, False),
     ("5 heads", True, jnp.bfloat16, True),
     ("batch in lanes", True, jnp.bfloat16, True),
+    ("batch in rows", True, jnp.bfloat16, True),
+    ("batch in rows", False, jnp.float32, True),
   ],
 )
 def test_equals_the_reference(shape, grid, dtype, bias):
@@ -186,11 +189,12 @@ def test_says_why_it_cannot():
 STAGES = [(56, 3), (28, 6), (14, 12), (7, 24)]
 
 
-# A batch that stays an axis of its own, and one that fills the lanes.
+# A batch in rows, one that fills lanes, and one that does neither.
 CHIPS = [
   ("v5e", 0, 16, False),
   ("v5e", 2, 16, True),
   ("v5e", 1, 256, True),
+  ("v5e", 1, 17, True),
   ("v5e", 3, 256, False),
   ("v4", 0, 16, True),
   ("v5p", 0, 256, True),
