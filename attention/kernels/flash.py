@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from attention import idle, scores
@@ -180,6 +181,8 @@ def _flash(plan, kernels, q, k, v, operands, indices, lists):
 
 def _flash_forward(plan, kernels, q, k, v, operands, indices, lists):
   out, lse = kernels.forward(plan, q, k, v, operands, indices, lists)
+  # So that a layer that is computed again need not attend again.
+  out, lse = (checkpoint_name(x, planning.ATTENDED) for x in (out, lse))
   return (out, lse), (q, k, v, operands, indices, lists, out, lse)
 
 
