@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from attention.kernels import dispatch, flash_call
@@ -266,6 +267,8 @@ def _ring(part: _Part, *given) -> tuple[Array, Array]:
 
 def _ring_forward(part, *given):
   out, lse = _ring(part, *given)
+  # As on one device, where layers are computed again.
+  out, lse = (checkpoint_name(x, planning.ATTENDED) for x in (out, lse))
   return (out, lse), (given, out, lse)
 
 
