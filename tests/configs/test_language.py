@@ -17,7 +17,11 @@ from training import optimizers, paths
 SHAKESPEARE = (
   pathlib.Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
 )
-PARAMETERS = {"gpt2": 124_439_808 - 50257 * 768 + 257 * 768}
+# As published, with tables of embeddings for the tokens of these tests.
+PARAMETERS = {
+  "gpt2": 124_439_808 - 50257 * 768 + 257 * 768,
+  "1b": 1_235_814_400 - 128256 * 2048 + 257 * 2048,
+}
 
 
 def info(vocabulary_size):
