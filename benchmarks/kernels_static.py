@@ -31,7 +31,6 @@ for v5e (peak / MXUs / 128^2 / 2); for v6e cycles are compared with cycles.
 import concurrent.futures
 import functools
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -39,7 +38,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from tools import llo
 
@@ -52,10 +50,9 @@ if multiprocessing.parent_process() is None:
 
 import jax  # noqa: E402, libtpu reads the settings above.
 from absl import app, flags  # noqa: E402
-from jax.extend import core  # noqa: E402
 
 from benchmarks import flag_checks, static_cases  # noqa: E402
-from tools import compile_only  # noqa: E402
+from tools import compile_only, kernel_cycles  # noqa: E402
 
 _CHIPS = flag_checks.define_names(
   "chips", ["v5e", "v6e"], ["v5e", "v6e"], "TPUs to compile for."
@@ -192,126 +189,11 @@ def _kernels(
   """
   jaxpr = jax.make_jaxpr(function)(*case.arguments)
   cycles = traffic = fetched = 0.0
-  for call in _calls(jaxpr.jaxpr):
-    cycles += _kernel_cycles(call, case.busy)
-    traffic += call.params["cost_estimate"].bytes_accessed
-    fetched += _fetched(call.params["grid_mapping"])
+  for call in kernel_cycles.calls(jaxpr.jaxpr):
+    cycles += call.count * kernel_cycles.cycles(_DUMP, call, case.busy)
+    traffic += call.count * call.bytes
+    fetched += call.count * call.fetched
   return cycles, traffic, fetched
-
-
-def _fetched(mapping) -> int:
-  """Returns the bytes of all blocks that a grid moves.
-
-  A block moves whenever an axis of the grid takes a step that its place
-  depends on, or one before that axis does.
-  """
-  total = 0
-  for block in mapping.block_mappings:
-    jaxpr = block.index_map_jaxpr.jaxpr
-    axes = {x: {i} for i, x in enumerate(jaxpr.invars[: len(mapping.grid)])}
-
-    def of(variables, axes=axes):
-      return set().union(
-        *(axes.get(x, ()) for x in variables if isinstance(x, core.Var))
-      )
-
-    for equation in jaxpr.eqns:
-      axes.update(dict.fromkeys(equation.outvars, of(equation.invars)))
-    steps = [i for i in of(jaxpr.outvars) if mapping.grid[i] > 1]
-    sides = (getattr(side, "block_size", 1) for side in block.block_shape)
-    size = math.prod(sides) * block.array_aval.dtype.itemsize
-    total += math.prod(mapping.grid[: max(steps, default=-1) + 1]) * size
-  return total
-
-
-def _calls(jaxpr):
-  """Yields the kernel calls of a program."""
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == "pallas_call":
-      yield equation
-      continue
-    for inner in core.jaxprs_in_params(equation.params):
-      yield from _calls(inner)
-
-
-def _kernel_cycles(call, busy: float) -> float:
-  """Returns grid steps times bundles of a step, inner loops by their turns."""
-  name = call.params["name"]
-  dumped = next(k for k in llo.kernels(_DUMP) if name in k).rsplit(".", 1)[0]
-  found = llo.loops(_DUMP, dumped)
-  outer = [loop for loop in found if loop.depth == 1]
-  step = outer[0].length if outer else llo.bundles(_DUMP, dumped)
-  inner = [loop for loop in found if loop.depth > 1]
-  turns = _turns(call.params["jaxpr"])
-  step = _cycles(name, step, inner, 2, turns)
-  grid = call.params["grid_mapping"].grid
-  cycles = math.prod(grid) * step * busy
-  under = llo.conditional(_DUMP, dumped) if "flash" in name else []
-  if under and not inner:
-    # A tile without parts, which is full or is not: count the dearer.
-    cycles -= math.prod(grid) * busy * (sum(under) - max(under))
-  elif under:
-    # What begins and ends a row of tiles is skipped at its other steps.
-    cycles -= math.prod(grid[:-1]) * (grid[-1] * busy - 1) * sum(under)
-  return cycles
-
-
-class _Turns(NamedTuple):
-  """A loop of a kernel as it was written: turns, its loops, and if it may not
-  run, inside of a condition."""
-
-  count: float
-  inner: list["_Turns"]
-  conditional: bool
-
-
-def _turns(jaxpr, conditional: bool = False) -> list[_Turns]:
-  """Returns the loops of a kernel that are not unrolled away."""
-  found = []
-  for equation in jaxpr.eqns:
-    name, count = equation.primitive.name, 1
-    if name == "scan":
-      count = equation.params["length"] / equation.params["unroll"]
-    # Inside of a loop the question is whether a turn of it runs.
-    below = (conditional or name == "cond") and count == 1
-    inner = []
-    for part in core.jaxprs_in_params(equation.params):
-      inner += _turns(part, below)
-    found += [_Turns(count, inner, conditional)] if count > 1 else inner
-  return found
-
-
-def _cycles(name, length, loops, depth, turns) -> float:
-  """Returns the cycles of a stretch of bundles with loops in it."""
-  top = [loop for loop in loops if loop.depth == depth]
-  if len(top) > len(turns):
-    # The compiler's own are the shortest.
-    top = sorted(sorted(top, key=lambda loop: -loop.length)[: len(turns)])
-  if len(top) != len(turns):
-    raise ValueError(
-      f"kernel {name!r} has {len(turns)} loops at depth {depth} and the "
-      f"compiler left {len(top)}"
-    )
-  always = 0.0
-  sometimes = [0.0]
-  for loop, written in zip(top, turns, strict=True):
-    within = [
-      other
-      for other in loops
-      if other.depth > depth and loop.first <= other.first <= loop.last
-    ]
-    cycles = written.count * _cycles(
-      name, loop.length, within, depth + 1, written.inner
-    )
-    if written.conditional:
-      sometimes.append(cycles)
-    else:
-      always += cycles
-    length -= loop.length
-  # Window and halo kernels repeat a step with more care where scores are beyond
-  # the usual. Others do one of several things at a step: count the dearest.
-  repeats = "window" in name or "halo" in name
-  return length + always + (0 if repeats else max(sometimes))
 
 
 def _estimated_cycles(compiled) -> int | None:
