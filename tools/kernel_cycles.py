@@ -6,9 +6,9 @@ of the grid has (`tools.llo`). A bundle takes about one cycle.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.extend import core
 
@@ -62,9 +62,15 @@ class Call(NamedTuple):
     body = hash(str(self.equation.params["jaxpr"]))
     return f"{self.name} {shapes} {grid} {body}"
 
-  def function(self, *arguments):
-    """The call alone, to be compiled."""
-    return self.equation.primitive.bind(*arguments, **self.equation.params)
+  @property
+  def function(self) -> Callable[..., Any]:
+    """The call alone, to be compiled; the dump is named after it."""
+
+    def run(*arguments):
+      return self.equation.primitive.bind(*arguments, **self.equation.params)
+
+    run.__name__ = self.name
+    return run
 
 
 def calls(jaxpr: core.Jaxpr, count: int = 1) -> Iterator[Call]:

@@ -32,6 +32,8 @@ class Costs:
     kernels: (count, flops, bytes) by name.
     collectives: (count, bytes) by (kind, axis, under a condition).
     unknown: (count, bytes of results) by what it is that has no cost.
+    paths: (count, cycles) by where in the model operations come from, layers of
+      one kind together.
   """
 
   cycles: int = 0
@@ -47,6 +49,7 @@ class Costs:
   unknown: dict[str, tuple[int, int]] = dataclasses.field(
     default_factory=_pairs
   )
+  paths: dict[str, tuple[int, int]] = dataclasses.field(default_factory=_pairs)
 
   def add(self, other: "Costs") -> None:
     """Adds what another part of the program costs."""
@@ -152,6 +155,8 @@ class _Walk:
     if (cycles := instruction.cycles) is not None:
       self.costs.cycles += times * cycles
       self.costs.estimates += 1
+      place = re.sub(r"_\d+(?=/)", "", instruction.path)
+      more(self.costs.paths, place, times, times * cycles)
     elif (size := instruction.bytes) > _SMALL:
       label = operation_costs.label(instruction)
       # Collectives themselves are listed in more detail.

@@ -71,6 +71,8 @@ class Report:
     collectives: the largest first.
     kernels: the dearest first.
     kernel_share: of `seconds`, what kernels take at least; None if not known.
+    dearest: (path in the model, count, cycles) of XLA's operations, layers of
+      one kind together, the dearest first.
   """
 
   flops: float
@@ -84,6 +86,7 @@ class Report:
   collectives: list[Collective]
   kernels: list[Kernel]
   kernel_share: float | None
+  dearest: list[tuple[str, int, int]]
 
 
 def read(
@@ -161,6 +164,10 @@ def of_text(
     collectives=sorted(moved, key=lambda each: -each.bytes),
     kernels=kernels,
     kernel_share=share,
+    dearest=sorted(
+      ((path, *values) for path, values in costs.paths.items()),
+      key=lambda entry: -entry[2],
+    ),
   )
 
 

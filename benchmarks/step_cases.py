@@ -1,0 +1,101 @@
+"""The training steps of `benchmarks.steps_static`."""
+
+import functools
+import importlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+import experiment
+import models
+from tools import absent_data, topologies, work
+
+
+class Case(NamedTuple):
+  """A published config, and what of a pod it is compiled for.
+
+  Attributes:
+    config: file of `configs` and variant.
+    batch: examples a chip.
+    topology: what the step is compiled for: one chip, or as many as hold it.
+    causal: whether each token sees those before it only.
+  """
+
+  config: str
+  batch: int
+  topology: str = "v5e:1x1"
+  causal: bool = False
+
+
+# As many examples a chip as on 256 of them.
+CASES = (
+  Case("maxvit:base_224", 4096 // 256),
+  Case("halonet:h1", 4096 // 256),
+  Case("lina:imagenet_256", 2048 // 256),
+  # Parameters and moments of a billion are more than a chip has.
+  Case("language:1b", 1, "v5e:2x4", causal=True),
+)
+
+
+def config(case: Case, implementation: str) -> ml_collections.ConfigDict:
+  """Returns the config of a case, with that implementation of attention."""
+  family, variant = case.config.split(":")
+  found = importlib.import_module(f"configs.{family}").get_config(variant)
+  rows = case.batch * len(devices(case))
+  found.batch_size = found.eval_batch_size = rows
+  fields = models.fields(found.model.name)
+  with found.unlocked():
+    for name in ("implementation", "attention_implementation"):
+      if name in fields:
+        found.model[name] = implementation
+  return found
+
+
+def devices(case: Case) -> Sequence[Any]:
+  """Returns the chips of a case."""
+  return topologies.devices(case.topology)
+
+
+def create(case: Case, implementation: str) -> experiment.Experiment:
+  """Returns the experiment of a case, whose data are not needed."""
+  chosen = config(case, implementation)
+  return experiment.create(chosen, devices(case), info(chosen))
+
+
+def info(config: ml_collections.ConfigDict) -> Any:
+  """Returns what has to be known of data that are not here."""
+  known = models.fields(config.model.name).get("vocabulary_size", (None, 0))[1]
+  named = config.model.name != "transformer"
+  return absent_data.info(config, vocabulary_size=known if named else 0)
+
+
+def useful_flops(case: Case) -> float:
+  """Returns the operations that the result of a step needs, on each chip.
+
+  Three times those of the forward pass, with half of the scores if causal.
+  """
+  flops = _forward_flops(create(case, "xla"), 1)
+  if case.causal:
+    # Scores grow with the square of the length, all else with the length.
+    longer = _forward_flops(create(case, "xla"), 2)
+    flops -= (longer - 2 * flops) / 4
+  return 3 * flops / len(devices(case))
+
+
+def _forward_flops(made: experiment.Experiment, lengths: int) -> int:
+  """Operations of the forward pass of a batch with so much longer rows."""
+
+  def forward(variables: Any, batch: Any, key: jax.Array) -> jax.Array:
+    return made.task.loss(variables, made.task.prepare(key, batch), key)[0]
+
+  batch = made.task.batch_spec(made.config.batch_size, train=True)
+  if lengths > 1:
+    batch = {
+      name: jax.ShapeDtypeStruct((x.shape[0], lengths * x.shape[1]), x.dtype)
+      for name, x in batch.items()
+    }
+  variables = jax.eval_shape(made.init_variables)
+  key = jax.eval_shape(functools.partial(jax.random.key, 0))
+  return 2 * work.count_work(forward, variables, batch, key).multiply_adds

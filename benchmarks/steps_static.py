@@ -1,0 +1,249 @@
+"""Whole training steps on paper, read from the compiler: no TPU is needed.
+
+  python -m benchmarks.steps_static [--json] [--only=maxvit] [--ranking=20]
+
+For each case of `benchmarks.step_cases` it compiles the training step for a
+v5e with libtpu, with our kernels and with the reference (`implementation` of
+the attention "xla") at the same batch, and prints of both
+
+- time: XLA's `estimated_cycles` of its own operations, loops multiplied, and of
+  our kernels the larger of their instruction bundles times the turns of their
+  loops and of what their grids fetch at the bandwidth of the memory;
+- bytes: what XLA counts that operations read and write, also within the chip,
+  and what our kernels' grids fetch;
+- peak: the memory that is alive at once;
+- MFU: useful operations, three times those of the forward pass, over the time
+  at the peak of the chip. Of causal scores half are useful.
+
+Neither collectives nor what `unknown` names are in the time; copies between
+memories are taken to run beside other work. Nothing here was run. XLA's cycles
+are an estimate with a bias: a pass over bfloat16 is costed at two to four times
+what the bandwidth of the memory takes, a kernel at what it takes.
+"""
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tools import llo
+
+# Only this process has libtpu write what it does, and it compiles kernels only:
+# dumps of whole steps take gigabytes. A process of their own compiles them.
+_DUMP = None
+if multiprocessing.parent_process() is None:
+  _DUMP = Path(tempfile.mkdtemp(prefix="steps_static_"))
+  llo.enable(_DUMP)
+
+import jax  # noqa: E402, libtpu reads the settings above.
+from absl import app, flags  # noqa: E402
+
+from benchmarks import step_cases  # noqa: E402
+from tools import (  # noqa: E402
+  compile_only,
+  compiled_steps,
+  kernel_cycles,
+  topologies,
+)
+
+_ONLY = flags.DEFINE_string("only", "", "Cases whose config has this in it.")
+_CONFIG = flags.DEFINE_string(
+  "config", "", "Another config than the cases', as maxvit:tiny_224."
+)
+_BATCH = flags.DEFINE_integer("batch", 1, "Its examples a chip.", lower_bound=1)
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "What it runs on.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object a row.")
+_RANKING = flags.DEFINE_integer(
+  "ranking", 0, "How many of the dearest operations of each step to print."
+)
+_CHIP = topologies.CHIPS["TPU v5 lite"]
+_IMPLEMENTATIONS = ("auto", "xla")
+
+
+class Kernels(NamedTuple):
+  """What the kernels of a step take.
+
+  Attributes:
+    names: how often each runs.
+    seconds: time of all.
+    bytes: what XLA is told that they read and write.
+    fetched: what their grids do.
+  """
+
+  names: dict[str, int]
+  seconds: float
+  bytes: int
+  fetched: int
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints a row for each case."""
+  del argv
+  cases = [case for case in step_cases.CASES if _ONLY.value in case.config]
+  if _CONFIG.value:
+    cases = [step_cases.Case(_CONFIG.value, _BATCH.value, _TOPOLOGY.value)]
+  if not cases:
+    raise SystemExit(
+      f"only={_ONLY.value!r} is in none of "
+      + ", ".join(case.config for case in step_cases.CASES)
+    )
+  # What comes from a cache is not dumped.
+  jax.config.update("jax_enable_compilation_cache", False)
+  arguments = os.environ.pop("LIBTPU_INIT_ARGS")
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, context) as steps:
+    steps.submit(os.getpid).result()
+    os.environ["LIBTPU_INIT_ARGS"] = arguments
+    try:
+      for case in cases:
+        row = measure(case, steps)
+        print(json.dumps(row) if _JSON.value else describe(row), flush=True)
+    finally:
+      shutil.rmtree(_DUMP, ignore_errors=True)
+
+
+def measure(
+  case: step_cases.Case, steps: concurrent.futures.Executor
+) -> dict[str, Any]:
+  """Returns the row of a case."""
+  compiled = {
+    which: steps.submit(compile_step, case, which) for which in _IMPLEMENTATIONS
+  }
+  flops = step_cases.useful_flops(case)
+  kernels = {which: kernel_costs(case, which) for which in _IMPLEMENTATIONS}
+  ours, reference = (
+    _side(compiled[which].result(), kernels[which], flops)
+    for which in _IMPLEMENTATIONS
+  )
+
+  def ratio(key: str) -> float | None:
+    return reference[key] / ours[key] if reference[key] and ours[key] else None
+
+  return {
+    "config": case.config,
+    "chip": _CHIP.name,
+    "pass": "train",
+    "topology": case.topology,
+    "batch_per_chip": case.batch,
+    "useful_flops": flops,
+    "ratio_reference": ratio("ms"),
+    "bytes_ratio": ratio("bytes"),
+    "mfu": ours["mfu"],
+    "ours": ours,
+    "reference": reference,
+  }
+
+
+def compile_step(
+  case: step_cases.Case, implementation: str
+) -> compiled_steps.Outcome:
+  """Compiles the training step of a case."""
+  config = step_cases.config(case, implementation)
+  return compiled_steps.compile_step(
+    config, step_cases.devices(case), step_cases.info(config)
+  )
+
+
+def kernel_costs(case: step_cases.Case, implementation: str) -> Kernels:
+  """Returns what the kernels of a step take, by their instructions."""
+  made = step_cases.create(case, implementation)
+  with jax.set_mesh(made.mesh):
+    jaxpr = made.train_step.trace(made.state, made.batch).jaxpr.jaxpr
+  counts: Counter[str] = Counter()
+  calls = {}
+  for call in kernel_cycles.calls(jaxpr):
+    calls[call.key] = call
+    counts[call.key] += call.count
+  total = Kernels({}, 0.0, 0, 0)
+  for key, call in calls.items():
+    seconds = counts[key] * _kernel_seconds(case, call)
+    total.names[call.name] = total.names.get(call.name, 0) + counts[key]
+    total = total._replace(
+      seconds=total.seconds + seconds,
+      bytes=total.bytes + counts[key] * call.bytes,
+      fetched=total.fetched + counts[key] * call.fetched,
+    )
+  return total
+
+
+def _kernel_seconds(case, call) -> float:
+  for path in _DUMP.iterdir():
+    path.unlink()
+  arguments = [variable.aval for variable in call.equation.invars]
+  compile_only.compile_for(_CHIP.name, call.function, *arguments)
+  rows, steps = call.equation.params["grid_mapping"].grid[-2:]
+  listed = case.causal and call.name.startswith("flash") and rows == steps
+  # Rows of tiles are as long as the longest; half are beyond the diagonal.
+  busy = (rows + 1) / (2 * rows) if listed else 1.0
+  cycles = kernel_cycles.cycles(_DUMP, call, busy)
+  return max(cycles / _CHIP.clock, call.fetched / _CHIP.bandwidth)
+
+
+def _side(
+  outcome: compiled_steps.Outcome, kernels: Kernels, flops: float
+) -> dict[str, Any]:
+  """Returns the figures of one implementation."""
+  report = outcome.report
+  if report is None:
+    # It does not fit.
+    return {"ms": None, "bytes": None, "mfu": None, "peak_bytes": None} | {
+      "needed_bytes": outcome.needed_bytes
+    }
+  found = {kernel.name: kernel.count for kernel in report.kernels}
+  if found != kernels.names:
+    raise ValueError(
+      f"the compiled step calls kernels {found}, the traced one {kernels.names}"
+    )
+  seconds = report.cycles / _CHIP.clock + kernels.seconds
+  return {
+    "ms": 1e3 * seconds,
+    "kernels_ms": 1e3 * kernels.seconds,
+    "bytes": report.bytes - kernels.bytes + kernels.fetched,
+    "mfu": flops / seconds / _CHIP.peak,
+    "peak_bytes": report.peak_bytes,
+    "flops": report.flops,
+    "unknown": report.unknown,
+    # Path in the model, how many operations, and their cycles.
+    "dearest": report.dearest[: _RANKING.value],
+  }
+
+
+def describe(row: dict[str, Any]) -> str:
+  """Returns a row as lines for people."""
+  lines = [
+    f"{row['config']}, {row['batch_per_chip']} a chip of {row['topology']}, "
+    f"{row['pass']}: {_number(row['ratio_reference'])} times faster than the "
+    f"reference, {_number(row['bytes_ratio'])} times fewer bytes, utilisation "
+    f"{_number(row['mfu'])}"
+  ]
+  for name in ("ours", "reference"):
+    side = row[name]
+    if side["ms"] is None:
+      gib = side["needed_bytes"] / 2**30
+      lines.append(f"  {name}: does not fit, needs {gib:.1f} GiB")
+      continue
+    lines.append(
+      f"  {name}: {side['ms']:.1f} ms, of which {side['kernels_ms']:.1f} in "
+      f"kernels, {side['bytes'] / 1e9:.1f} GB, peak "
+      f"{side['peak_bytes'] / 2**30:.1f} GiB"
+    )
+    lines += [f"    unknown: {text}" for text in side["unknown"]]
+    lines += [
+      f"    {cycles / _CHIP.clock * 1e3:8.3f} ms {count:5d} x {path}"
+      for path, count, cycles in side["dearest"]
+    ]
+  return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+  return "-" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+  app.run(main)
