@@ -4,10 +4,23 @@ import functools
 import math
 
 import flax.linen as nn
+import jax
 
+from attention.kernels.flash_plan import ATTENDED
 from models import feed_forward, layers, taps, token_norms
 from models import sequence_mixers as mixers
 from models.transformer_layers import Head, Layer
+
+
+def _computed_again(layer: type[Layer]) -> type[Layer]:
+  """A layer of which the backward pass has the input and what attention gave.
+
+  Attention is the dearest part of a layer on long rows, and what it gives is as
+  small as the input. The reference keeps its scores apart, and computes them
+  again as well.
+  """
+  keep = jax.checkpoint_policies.save_only_these_names(ATTENDED)
+  return nn.remat(layer, static_argnums=(5,), policy=keep)
 
 
 class TransformerParts(taps.Tapped):
@@ -16,7 +29,7 @@ class TransformerParts(taps.Tapped):
   def _layer(self, i: int) -> functools.partial:
     """Returns what makes layer number `i`, given a name."""
     return functools.partial(
-      nn.remat(Layer, static_argnums=(5,)) if self.remat else Layer,
+      _computed_again(Layer) if self.remat else Layer,
       mixer=self._mixer(i),
       norm=self._block_norm,
       residual_clip=self.residual_clip,

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from attention.kernels import flash_plan as planning
@@ -30,6 +31,8 @@ def attend(plan, kernels, q, k, v, operands, indices, lists):
 
 def _forward(plan, kernels, q, k, v, operands, indices, lists):
   out, lse = kernels.forward(plan, q, k, v, operands, indices, lists)
+  # So that a layer that is computed again need not attend again.
+  out, lse = (checkpoint_name(x, planning.ATTENDED) for x in (out, lse))
   return (out, lse), (q, k, v, operands, indices, lists, out, lse)
 
 

@@ -17,6 +17,9 @@ from attention.mask_base import EMPTY, Mask
 from attention.scores import ScoreMod
 from attention.tiles import Operand, Tile
 
+# Name of what attention gave, its output and its statistics, for policies of
+# `jax.checkpoint`.
+ATTENDED = "attended"
 # Added to a tile number of the list: tile * LIST_BASE + state.
 LIST_BASE = 4
 # The score of a masked key, far below every running maximum, which starts at
