@@ -21,12 +21,14 @@ class Case(NamedTuple):
     batch: examples a chip.
     topology: what the step is compiled for: one chip, or as many as hold it.
     causal: whether each token sees those before it only.
+    length: tokens of a row, 0 for the config's.
   """
 
   config: str
   batch: int
   topology: str = "v5e:1x1"
   causal: bool = False
+  length: int = 0
 
 
 # As many examples a chip as on 256 of them.
@@ -36,6 +38,8 @@ CASES = (
   Case("lina:imagenet_256", 2048 // 256),
   # Parameters and moments of a billion are more than a chip has.
   Case("language:1b", 1, "v5e:2x4", causal=True),
+  # The reference needs 198 GB for rows of 8,192.
+  Case("language:1b", 1, "v5e:2x4", causal=True, length=2048),
 )
 
 
@@ -45,6 +49,8 @@ def config(case: Case, implementation: str) -> ml_collections.ConfigDict:
   found = importlib.import_module(f"configs.{family}").get_config(variant)
   rows = case.batch * len(devices(case))
   found.batch_size = found.eval_batch_size = rows
+  if case.length:
+    found.data.length = case.length
   fields = models.fields(found.model.name)
   with found.unlocked():
     for name in ("implementation", "attention_implementation"):

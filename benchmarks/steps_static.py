@@ -126,6 +126,7 @@ def measure(
 
   return {
     "config": case.config,
+    "length": case.length or None,
     "chip": _CHIP.name,
     "pass": "train",
     "topology": case.topology,
@@ -218,8 +219,9 @@ def _side(
 
 def describe(row: dict[str, Any]) -> str:
   """Returns a row as lines for people."""
+  name = row["config"] + (f" of {row['length']}" if row["length"] else "")
   lines = [
-    f"{row['config']}, {row['batch_per_chip']} a chip of {row['topology']}, "
+    f"{name}, {row['batch_per_chip']} a chip of {row['topology']}, "
     f"{row['pass']}: {_number(row['ratio_reference'])} times faster than the "
     f"reference, {_number(row['bytes_ratio'])} times fewer bytes, utilisation "
     f"{_number(row['mfu'])}"

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from models import dense
 
@@ -83,3 +84,32 @@ def test_products_in_float32_have_gradients_in_the_dtype_of_the_factors(dtype):
       right,
       atol=tolerance * np.abs(right).max(),
     )
+
+
+@pytest.mark.parametrize(("model", "constraints"), [(1, 3), (2, 0)])
+def test_a_kernel_that_fsdp_splits_is_whole_in_each_product(model, constraints):
+  mesh = jax.make_mesh(
+    (4 // model, model), ("fsdp", "model"), axis_types=(AxisType.Auto,) * 2
+  )
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)
+  kernel = jnp.asarray(rng.normal(size=(6, 12)), jnp.float32)
+
+  def loss(x, kernel):
+    return jnp.square(dense.dot_general(x, kernel, numbers(x, kernel))).sum()
+
+  gradients = jax.grad(loss, argnums=(0, 1))
+  expected = gradients(x, kernel)
+  rows, columns = (
+    NamedSharding(mesh, PartitionSpec(*axes))
+    for axes in (("fsdp",), (None, "fsdp"))
+  )
+  with jax.set_mesh(mesh):
+    # The product, that of its gradient, and the gradient of the kernel.
+    traced = str(jax.make_jaxpr(gradients)(x, kernel))
+    assert traced.count("sharding_constraint[") == constraints
+    found = jax.jit(gradients, out_shardings=(rows, columns))(
+      jax.device_put(x, rows), jax.device_put(kernel, columns)
+    )
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
