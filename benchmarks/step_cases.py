@@ -67,14 +67,7 @@ def devices(case: Case) -> Sequence[Any]:
 def create(case: Case, implementation: str) -> experiment.Experiment:
   """Returns the experiment of a case, whose data are not needed."""
   chosen = config(case, implementation)
-  return experiment.create(chosen, devices(case), info(chosen))
-
-
-def info(config: ml_collections.ConfigDict) -> Any:
-  """Returns what has to be known of data that are not here."""
-  known = models.fields(config.model.name).get("vocabulary_size", (None, 0))[1]
-  named = config.model.name != "transformer"
-  return absent_data.info(config, vocabulary_size=known if named else 0)
+  return experiment.create(chosen, devices(case), absent_data.info(chosen))
 
 
 def useful_flops(case: Case) -> float:
@@ -82,26 +75,22 @@ def useful_flops(case: Case) -> float:
 
   Three times those of the forward pass, with half of the scores if causal.
   """
-  flops = _forward_flops(create(case, "xla"), 1)
+  made = create(case, "xla")
+  flops = _forward_flops(made)
   if case.causal:
     # Scores grow with the square of the length, all else with the length.
-    longer = _forward_flops(create(case, "xla"), 2)
-    flops -= (longer - 2 * flops) / 4
-  return 3 * flops / len(devices(case))
+    longer = case._replace(length=2 * made.config.data.length)
+    flops -= (_forward_flops(create(longer, "xla")) - 2 * flops) / 4
+  return 3 * flops / made.mesh.size
 
 
-def _forward_flops(made: experiment.Experiment, lengths: int) -> int:
-  """Operations of the forward pass of a batch with so much longer rows."""
+def _forward_flops(made: experiment.Experiment) -> int:
+  """Operations of the forward pass of a batch."""
 
   def forward(variables: Any, batch: Any, key: jax.Array) -> jax.Array:
     return made.task.loss(variables, made.task.prepare(key, batch), key)[0]
 
   batch = made.task.batch_spec(made.config.batch_size, train=True)
-  if lengths > 1:
-    batch = {
-      name: jax.ShapeDtypeStruct((x.shape[0], lengths * x.shape[1]), x.dtype)
-      for name, x in batch.items()
-    }
   variables = jax.eval_shape(made.init_variables)
   key = jax.eval_shape(functools.partial(jax.random.key, 0))
   return 2 * work.count_work(forward, variables, batch, key).multiply_adds

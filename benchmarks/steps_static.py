@@ -45,6 +45,7 @@ from absl import app, flags  # noqa: E402
 
 from benchmarks import step_cases  # noqa: E402
 from tools import (  # noqa: E402
+  absent_data,
   compile_only,
   compiled_steps,
   kernel_cycles,
@@ -146,7 +147,7 @@ def compile_step(
   """Compiles the training step of a case."""
   config = step_cases.config(case, implementation)
   return compiled_steps.compile_step(
-    config, step_cases.devices(case), step_cases.info(config)
+    config, step_cases.devices(case), absent_data.info(config)
   )
 
 
