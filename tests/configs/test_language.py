@@ -3,7 +3,6 @@
 import pathlib
 
 import jax
-import ml_collections
 import pytest
 
 import experiment
@@ -33,7 +32,7 @@ def info(vocabulary_size):
 @pytest.mark.parametrize("variant", language.VARIANTS)
 def test_every_variant_is_created_without_data(variant):
   config = language.get_config(variant)
-  config.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=1, model=1))
+  config.mesh.update(dict(data=1, fsdp=1))
   setup = experiment.create(config, jax.devices()[:1], info(257))
   sizes = paths.flatten_with_names(setup.state.params)
   if variant in PARAMETERS:
@@ -48,7 +47,7 @@ def test_every_variant_is_created_without_data(variant):
 
 def test_nanogpts_setting_has_its_parameters():
   config = language.get_config("shakespeare_cpu")
-  config.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=1, model=1))
+  config.mesh.update(dict(data=1, fsdp=1))
   setup = experiment.create(config, jax.devices()[:1], info(65))
   names = paths.flatten_with_names(setup.state.params)
   assert sum(x.size for x in names.values()) == 804_096
@@ -58,7 +57,7 @@ def test_nanogpts_setting_has_its_parameters():
 
 def test_initial_weights_are_nanogpts():
   config = language.get_config("shakespeare_cpu")
-  config.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=1, model=1))
+  config.mesh.update(dict(data=1, fsdp=1))
   params = experiment.create(config, jax.devices()[:1], info(65)).init().params
   for name, x in paths.flatten_with_names(params).items():
     if name.endswith("scale"):
