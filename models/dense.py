@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from attention.kernels import dispatch
+
 
 def gathered(kernel: jax.Array) -> jax.Array:
   """Makes a kernel whole that FSDP splits, or its gradient before it is split.
@@ -30,9 +32,6 @@ def gathered(kernel: jax.Array) -> jax.Array:
   if set(mesh.axis_types) != {AxisType.Auto}:
     return kernel
   return lax.with_sharding_constraint(kernel, PartitionSpec())
-
-
-from attention.kernels import dispatch
 
 
 def dot_general(
