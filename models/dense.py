@@ -83,12 +83,12 @@ def image_matmul(
 ) -> jax.Array:
   """Is `matmul` of images, [batch, height, width, inputs].
 
-  For convolutions and for window attention the compiler of a TPU keeps images
-  as [height, width, batch, channels], where the batch fills registers. Around a
-  product it may put the batch first, and copy: so here the product is written
-  in that order, to which transpositions cost nothing.
+  Where rows of an image do not fill registers but the batch does, the compiler
+  of a TPU keeps images as [height, width, batch, channels]. Around a product it
+  may put the batch first, and copy: so here the product is written in that
+  order, to which transpositions cost nothing.
   """
-  if not _batch_goes_inward(len(x)):
+  if not _batch_goes_inward(x):
     return matmul(x, kernel, precision)
   out = matmul(x.transpose(1, 2, 0, 3), kernel, precision)
   return out.transpose(2, 0, 1, 3)
@@ -109,41 +109,29 @@ def _add_bias_forward(x, bias):
 
 
 def _add_bias_backward(_, g):
-  if not _batch_goes_inward(len(g)):
-    return g, g.sum(range(g.ndim - 1))
-  # Eight rows are the least that the unit takes.
-  ones = jnp.ones((*g.shape[:-1], 8), g.dtype).transpose(1, 2, 0, 3)
   axes = tuple(range(g.ndim - 1))
-  inward = g.transpose(1, 2, 0, 3)
-  return g, lax.dot_general(ones, inward, ((axes, axes), ((), ())))[0]
+  if dispatch.chip()[0] != "tpu":
+    return g, g.sum(axes)
+  x = g.transpose(1, 2, 0, 3) if _batch_goes_inward(g) else g
+  # Eight rows are the least that the unit takes.
+  ones = jnp.ones((*x.shape[:-1], 8), x.dtype)
+  return g, lax.dot_general(ones, x, ((axes, axes), ((), ())))[0]
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
-def _batch_goes_inward(batch: int) -> bool:
-  """Says whether a device's share of a batch fills rows, but not lanes."""
-  if dispatch.chip()[0] != "tpu":
+def _batch_goes_inward(x: jax.Array) -> bool:
+  """Says whether a device's share of a batch fills rows, but not lanes.
+
+  And whether the width does not: then it would be in rows.
+  """
+  if dispatch.chip()[0] != "tpu" or x.shape[2] % 8 == 0:
     return False
   mesh = jax.sharding.get_abstract_mesh()
   parts = math.prod(mesh.shape.get(axis, 1) for axis in dispatch.BATCH_AXES)
-  share = batch // parts
-  return batch % parts == 0 and share % 8 == 0 and share % 128 != 0
-
-
-def image_dot_general(
-  x: jax.Array,
-  kernel: jax.Array,
-  dimension_numbers: lax.DotDimensionNumbers,
-  precision: lax.PrecisionLike = None,
-) -> jax.Array:
-  """Is `dot_general` for Flax's dense layer of images, see `image_matmul`."""
-  if dimension_numbers != (((3,), (0,)), ((), ())):
-    raise ValueError(
-      f"dimension_numbers={dimension_numbers} must contract the channels of "
-      "images [batch, height, width, channels]"
-    )
-  return image_matmul(x, kernel, precision)
+  share, rest = divmod(len(x), parts)
+  return not rest and share % 8 == 0 and share % 128 != 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -17,8 +17,6 @@ Conv = functools.partial(
   nn.Conv, conv_general_dilated=convolution.conv_general_dilated
 )
 Dense = functools.partial(nn.Dense, dot_general=dense.dot_general)
-# Of images, where the batch may be worth moving.
-ImageDense = functools.partial(nn.Dense, dot_general=dense.image_dot_general)
 DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=dense.dot_general)
 
 Dtype = str | type | jnp.dtype

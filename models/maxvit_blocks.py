@@ -166,7 +166,7 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     dense = functools.partial(
-      layers.ImageDense,
+      layers.Dense,
       kernel_init=KERNEL_INIT,
       dtype=self.dtype,
       param_dtype=self.param_dtype,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from attention.kernels import dispatch
-from attention.kernels.tpu import LANES, unsupported_arrays
+from attention.kernels.tpu import LANES, SUBLANES, unsupported_arrays
 from attention.kernels.window_backward import backward
 from attention.kernels.window_forward import forward
 from attention.kernels.window_plan import VMEM_AIM, VMEM_LIMIT, Plan
@@ -87,7 +87,8 @@ def _batch_in(plan: Plan) -> str:
   """Says where XLA keeps the batch of such images, as `Plan.batch_in` does.
 
   It is in lanes where it fills them all, and else in rows where it fills tiles
-  of them. The kernel for lanes needs more VMEM than a TPU v4 has.
+  of them and rows of the image do not. The kernel for lanes needs more VMEM
+  than a TPU v4 has.
   """
   small = dispatch.chip()[1].startswith(("TPU v2", "TPU v3", "TPU v4"))
   if (
@@ -101,6 +102,7 @@ def _batch_in(plan: Plan) -> str:
   images = dataclasses.replace(plan, batch_in="rows").least_images
   if (
     plan.batch % images == 0
+    and plan.width % SUBLANES
     and plan.lanes == LANES
     and _vmem_bytes(plan, "rows") <= (VMEM_AIM if small else VMEM_LIMIT)
   ):

@@ -2,9 +2,9 @@
 
 Images come in one of three layouts (`batch_in`). XLA puts the batch into the
 lanes of a vector register where it is a multiple of them. Otherwise channels
-lie in lanes, and the batch in the rows of registers where it fills them, or
-else the columns of an image. The kernel takes each as it is, since to change
-the layout would cost more than the attention.
+lie in lanes, and the columns of an image in the rows of registers, unless the
+batch fills those and the columns do not. The kernel takes each as it is, since
+to change the layout would cost more than the attention.
 
 A *strip* is the windows that are read together: P image rows of full width, or,
 with the batch in rows or lanes, the same window of many images. A *group*

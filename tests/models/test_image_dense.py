@@ -26,8 +26,9 @@ def _numbers(*shapes):
   ]
 
 
-def test_values_and_gradients_in_the_order_of_tpus(monkeypatch):
-  arguments = _numbers((8, 2, 3, 4), (4, 5), (5,))
+@pytest.mark.parametrize("width", [3, 8])
+def test_values_and_gradients_in_the_order_of_tpus(monkeypatch, width):
+  arguments = _numbers((8, 2, width, 4), (4, 5), (5,))
   run = lambda: jax.value_and_grad(_layer, (0, 1, 2))(*arguments)
   expected = run()
   monkeypatch.setattr(dispatch, "chip", lambda: ("tpu", "TPU v5 lite"))
@@ -39,10 +40,17 @@ def test_values_and_gradients_in_the_order_of_tpus(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("batch", "inward"), [(8, True), (12, False), (128, False), (144, True)]
+  ("batch", "width", "inward"),
+  [
+    (8, 3, True),
+    (12, 3, False),
+    (128, 3, False),
+    (144, 3, True),
+    (8, 16, False),
+  ],
 )
-def test_which_batches_go_inward(on_tpu, batch, inward):
-  x = jnp.ones((batch, 2, 3, 4))
+def test_which_batches_go_inward(on_tpu, batch, width, inward):
+  x = jnp.ones((batch, 2, width, 4))
   jaxpr = str(jax.make_jaxpr(dense.image_matmul)(x, jnp.ones((4, 5))))
   assert ("transpose" in jaxpr) == inward
 
@@ -72,10 +80,3 @@ def test_to_heads_is_a_dense_layer_of_all():
   expected = plain.apply(variables, x)
   for i, out in enumerate(ours.apply(variables, x)):
     np.testing.assert_allclose(out, expected[..., i, :, :], atol=1e-5)
-
-
-def test_only_channels_of_images_are_contracted():
-  with pytest.raises(ValueError, match="must contract the channels"):
-    dense.image_dot_general(
-      jnp.ones((2, 3)), jnp.ones((3, 4)), (((1,), (0,)), ((), ()))
-    )
