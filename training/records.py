@@ -17,7 +17,7 @@ import ml_collections
 from absl import logging
 
 import storage
-from training import hosts
+from training import console, hosts
 
 _PACKAGES = (
   "jax",
@@ -32,6 +32,10 @@ _PACKAGES = (
 )
 
 
+# They say where arrays are, not what they are.
+_PLACEMENT = ("mesh", "sharding_rules")
+
+
 class ConfigMismatchError(ValueError):
   """The workdir holds a run with another config."""
 
@@ -44,6 +48,9 @@ def check_workdir(
   override: bool,
 ) -> None:
   """Compares the config with the one of the run that is there, if any.
+
+  Another mesh, or other rules for it, is not another config: a run goes on on
+  the devices that there are.
 
   Args:
     workdir: created if it does not exist.
@@ -66,7 +73,12 @@ def check_workdir(
   if saved is None:
     return
   saved = _complete(saved, _to_json(defaults(saved)), workdir)
-  changed = differences(saved, _to_json(config))
+  changed, moved = [], []
+  for difference in differences(saved, _to_json(config)):
+    placed = difference.partition(":")[0].partition(".")[0] in _PLACEMENT
+    (moved if placed else changed).append(difference)
+  if moved:
+    console.say(f"on other devices than before: {'; '.join(moved)}")
   if changed and not override:
     raise ConfigMismatchError(
       f"{workdir} holds a run with another config; {len(changed)} field(s) "

@@ -86,6 +86,22 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
   assert load(tmp_path) == other
 
 
+def test_another_mesh_is_the_same_run(tmp_path, capsys):
+  config = make_config()
+  config.mesh = ml_collections.ConfigDict(dict(data=8, fsdp=1))
+  config.sharding_rules = ()
+  claim(str(tmp_path), config)
+  config.mesh.fsdp, config.sharding_rules = 2, (("a", (None, "model")),)
+  claim(str(tmp_path), config)
+  said = capsys.readouterr().out
+  assert (
+    "on other devices than before: mesh.fsdp: 1 -> 2; sharding_rules" in said
+  )
+  config.mesh_of_mine = 1
+  with pytest.raises(records.ConfigMismatchError, match="1 field"):
+    claim(str(tmp_path), config)
+
+
 def test_a_workdir_that_cannot_be_written_is_an_error(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match=r"workdir=.*file/run.*may write"):
