@@ -86,11 +86,11 @@ def useful_flops(case: Case) -> float:
 
 def _forward_flops(made: experiment.Experiment) -> int:
   """Operations of the forward pass of a batch."""
-
-  def forward(variables: Any, batch: Any, key: jax.Array) -> jax.Array:
-    return made.task.loss(variables, made.task.prepare(key, batch), key)[0]
-
-  batch = made.task.batch_spec(made.config.batch_size, train=True)
-  variables = jax.eval_shape(made.init_variables)
+  task = made.task
+  batch = task.batch_spec(made.config.batch_size, train=True)
   key = jax.eval_shape(functools.partial(jax.random.key, 0))
-  return 2 * work.count_work(forward, variables, batch, key).multiply_adds
+  # What draws random numbers, in loops of unknown length, is no work of the
+  # model.
+  prepared = jax.eval_shape(task.prepare, key, batch)
+  variables = jax.eval_shape(made.init_variables)
+  return 2 * work.count_work(task.loss, variables, prepared, key).multiply_adds

@@ -11,6 +11,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from benchmarks import step_cases
 from tools import kernel_cycles
 
 
@@ -49,6 +50,17 @@ def test_kernels_count_as_often_as_the_loops_around_them_turn():
   assert calls[0].name == "doubled"
   # Four blocks of 8 x 128 numbers are read, and as many written.
   assert calls[0].fetched == calls[0].bytes == 2 * 32 * 128 * 4
+
+
+@pytest.mark.compile
+def test_useful_operations_are_three_times_the_published():
+  pytest.importorskip("libtpu")
+  # Its recipe mixes images by random numbers from loops of unknown length.
+  case = step_cases.Case("maxvit:tiny_224", 2)
+  published = 5.6e9
+  assert step_cases.useful_flops(case) == pytest.approx(
+    2 * 3 * 2 * published, rel=0.02
+  )
 
 
 @pytest.mark.compile
