@@ -3,6 +3,9 @@
 import collections
 import math
 import re
+from collections.abc import Mapping
+
+import numpy as np
 
 from tools.hlo_text import Computation, Instruction, Program
 
@@ -104,12 +107,55 @@ def _product_flops(instruction, computation) -> int:
     axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)[1]
     sides = left.arrays[0].shape
     return 2 * made * math.prod(sides[int(i)] for i in axes.split(",") if i)
-  labels = re.search(r"dim_labels=\w+_(\w+)->", instruction.rest)[1]
-  sides = dict(zip(labels, right.arrays[0].shape, strict=True))
-  dilation = re.search(r"lhs_dilate=([\dx]+)", instruction.rest)
-  # Zeros between the inputs.
-  zeros = math.prod(map(int, dilation[1].split("x"))) if dilation else 1
-  return 2 * made * math.prod(sides.values()) // sides["o"] // zeros
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
+  shapes = (x.arrays[0].shape for x in (left, right, instruction))
+  image, filters, out = (
+    dict(zip(names, shape, strict=True))
+    for names, shape in zip(labels.groups(), shapes, strict=True)
+  )
+  places = [axis for axis in filters if axis.isdigit()]
+  products = [
+    _window_products(image[axis], filters[axis], out[axis], int(axis), window)
+    for window in [_window(instruction.rest)]
+    for axis in places
+  ]
+  outputs = made // math.prod(out[axis] for axis in places)
+  return 2 * outputs * filters["i"] * math.prod(products)
+
+
+def _window(text: str) -> dict[str, list[str]]:
+  """What is said of a convolution's window, for each axis of the image."""
+  found = re.search(r"window=\{([^}]*)\}", text)
+  fields = (field.split("=") for field in found[1].split()) if found else ()
+  return {name: values.split("x") for name, values in fields}
+
+
+def _window_products(
+  image: int, kernel: int, out: int, axis: int, window: Mapping[str, list[str]]
+) -> int:
+  """Products along an axis that are of the image, and not of its padding.
+
+  A product of a matrix with each of several heads is a convolution as wide as
+  the heads are many, nearly all of which is padding.
+  """
+
+  def field(name: str, default: str) -> str:
+    return window[name][axis] if name in window else default
+
+  stride = int(field("stride", "1"))
+  low = int(field("pad", "0_0").split("_")[0])
+  spread = int(field("lhs_dilate", "1"))
+  step = int(field("rhs_dilate", "1"))
+  # A place of the image with zeros between its numbers, [kernel].
+  first = np.arange(kernel) * step - low
+  if spread > 1:
+    places = first[:, None] + stride * np.arange(out)
+    inside = (places >= 0) & (places < spread * image) & (places % spread == 0)
+    return int(inside.sum())
+  # Of the places of one number of the kernel, those in the image.
+  begin = np.maximum(0, -(first // stride))
+  end = np.minimum(out - 1, (image - 1 - first) // stride)
+  return int(np.maximum(0, end - begin + 1).sum())
 
 
 def moved(

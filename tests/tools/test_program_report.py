@@ -10,7 +10,13 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tools import collectives, hlo_text, program_report, topologies
+from tools import (
+  collectives,
+  hlo_text,
+  operation_costs,
+  program_report,
+  topologies,
+)
 
 TEXT = """HloModule made_up, is_scheduled=true
 
@@ -105,6 +111,49 @@ def test_arrays_have_the_size_of_their_tiles():
   )
   assert [array.bytes for array in found] == [56 * 64 * 128 * 2, 5, 64]
   assert [array.in_hbm for array in found] == [False, True, True]
+
+
+# Of an image of 10: sizes, padding, strides and zeros between numbers.
+@pytest.mark.parametrize(
+  "window",
+  [
+    {"size": 3, "pad": (1, 1)},
+    {"size": 10, "pad": (9, 9), "image": 1},
+    {"size": 3, "stride": 2, "pad": (0, 1)},
+    {"size": 4, "pad": (2, 3), "lhs_dilate": 2},
+    {"size": 3, "pad": (-1, 4), "rhs_dilate": 3},
+  ],
+  ids=str,
+)
+def test_products_with_padding_are_not_counted(window):
+  size, image = window.get("size"), window.get("image", 10)
+  low, high = window["pad"]
+  stride, spread, step = (
+    window.get(name, 1) for name in ("stride", "lhs_dilate", "rhs_dilate")
+  )
+  padded = np.zeros((image - 1) * spread + 1)
+  padded[::spread] = 1
+  padded = np.pad(padded, (max(low, 0), high))[max(-low, 0) :]
+  starts = range(0, len(padded) - (size - 1) * step, stride)
+  wanted = sum(padded[i + step * j] for i in starts for j in range(size))
+  text = (
+    f"window={{size=1x{size} stride=1x{stride} pad=0_0x{low}_{high} "
+    f"lhs_dilate=1x{spread} rhs_dilate=1x{step}}}, dim_labels=b01f_01io->b01f"
+  )
+
+  def array(name, shape, opcode="parameter", operands=(), rest=""):
+    result = f"f32[{','.join(map(str, shape))}]"
+    return hlo_text.Instruction(name, result, opcode, operands, rest)
+
+  out = array("o", (2, 7, len(starts), 5), "convolution", ("x", "k"), text)
+  given = {
+    "x": array("x", (2, 7, image, 3)),
+    "k": array("k", (1, size, 3, 5)),
+  }
+  found = operation_costs.flops(
+    out, hlo_text.Computation("c", given, "o"), None
+  )
+  assert found == 2 * 2 * 7 * 3 * 5 * wanted
 
 
 @pytest.mark.parametrize(
