@@ -1,14 +1,12 @@
 """What a step needs of a device, and what to do where that is not there."""
 
 import contextlib
-import math
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
 from experiment.build import Experiment
-from training import sharding
+from training import placement, sharding
 
 # When it runs, and when it compiles for a TPU.
 _SIGNS = ("RESOURCE_EXHAUSTED", "Ran out of memory")
@@ -42,13 +40,12 @@ def describe(experiment: Experiment) -> str:
   """The bytes of a device before a step begins, and what would need less."""
   config, state = experiment.config, experiment.state
   sizes = {
-    name: sum(map(_bytes_of_a_device, jax.tree.leaves(getattr(state, name))))
-    for name in _STATE
+    name: placement.bytes_per_device(getattr(state, name)) for name in _STATE
   }
   held = ", ".join(f"{name} {_mib(n)}" for name, n in sizes.items() if n)
-  devices = _devices_of_a_batch(experiment.mesh)
+  devices = sharding.batch_parts(experiment.mesh)
   rows = config.batch_size // config.accumulation_steps // devices
-  batch = sum(map(_bytes_of_a_device, experiment.batch.values()))
+  batch = placement.bytes_per_device(experiment.batch)
   return (
     f"On each, the state has {_mib(sum(sizes.values()))} ({held}), the "
     f"gradient as much as params, and the batch {_mib(batch)}. What layers "
@@ -83,17 +80,6 @@ def _remedies(experiment: Experiment, rows: int) -> list[str]:
   found.append(f"a --config.batch_size below {config.batch_size}")
   found.append("more devices")
   return found
-
-
-def _devices_of_a_batch(mesh: jax.sharding.Mesh) -> int:
-  """Those that have different examples."""
-  (axes,) = sharding.batch_sharding(mesh).spec
-  return math.prod(mesh.shape[axis] for axis in axes)
-
-
-def _bytes_of_a_device(array: Any) -> int:
-  shape = array.sharding.shard_shape(array.shape)
-  return math.prod(shape) * array.dtype.itemsize
 
 
 def _mib(size: int) -> str:

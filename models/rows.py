@@ -3,9 +3,13 @@
 import math
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from attention.kernels.dispatch import BATCH_AXES, SEQUENCE_AXIS
+from attention.kernels.dispatch import (
+  BATCH_AXES,
+  SEQUENCE_AXIS,
+  automatic_axes,
+)
 
 
 def by_rows(x: jax.Array, *, tokens: bool = False) -> jax.Array:
@@ -23,11 +27,7 @@ def by_rows(x: jax.Array, *, tokens: bool = False) -> jax.Array:
       they divide.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  sizes = {
-    axis: mesh.shape[axis]
-    for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-    if kind == AxisType.Auto
-  }
+  sizes = {axis: mesh.shape[axis] for axis in automatic_axes(mesh)}
   rows = tuple(axis for axis in BATCH_AXES if axis in sizes)
   names = ("fsdp", "model", *((SEQUENCE_AXIS,) if tokens else ()))
   splits_arrays = any(sizes.get(axis, 1) > 1 for axis in names)

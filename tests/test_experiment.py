@@ -50,15 +50,7 @@ def test_rules_say_what_they_take():
   assert frozen.endswith("no rule takes 170 parameters (2 arrays)")
 
 
-TEXT = text.TextInfo(
-  vocabulary_size=257,
-  tokenizer=None,
-  num_eval_examples=10,
-  eval_tokens=0,
-  eval_bytes=0,
-  source={},
-  num_train_examples=1000,
-)
+TEXT = text.TextInfo(257, None, num_eval_examples=10, num_train_examples=1000)
 
 
 def test_a_step_is_made_without_data():

@@ -20,15 +20,7 @@ def _made(devices=None, length=LENGTH, **fields):
   config.train_for = "20 steps"
   config.model.mixers = ("full", "linear")
   config.update_from_flattened_dict(fields)
-  info = text.TextInfo(
-    vocabulary_size=257,
-    tokenizer=None,
-    num_eval_examples=10,
-    eval_tokens=0,
-    eval_bytes=0,
-    source={},
-    num_train_examples=1000,
-  )
+  info = text.TextInfo(257, None, num_eval_examples=10, num_train_examples=1000)
   return experiment.create(config, devices, info)
 
 

@@ -76,15 +76,7 @@ PIXELS = latents.DatasetInfo(
   image_shape=(8, 8, 1),
   num_train_examples=64,
 )
-TEXT = text.TextInfo(
-  vocabulary_size=256,
-  tokenizer=None,
-  num_eval_examples=10,
-  eval_tokens=0,
-  eval_bytes=0,
-  source={},
-  num_train_examples=1000,
-)
+TEXT = text.TextInfo(256, None, num_eval_examples=10, num_train_examples=1000)
 SMALL = {
   "digits": (
     lambda: digits.get_config("tiny"),

@@ -137,10 +137,12 @@ def sequence_parts() -> int:
   1 inside of `jax.shard_map`, where a device has its part already.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  return mesh.shape[SEQUENCE_AXIS] if SEQUENCE_AXIS in _automatic(mesh) else 1
+  return (
+    mesh.shape[SEQUENCE_AXIS] if SEQUENCE_AXIS in automatic_axes(mesh) else 1
+  )
 
 
-def _automatic(mesh) -> set[str]:
+def automatic_axes(mesh: jax.sharding.AbstractMesh) -> set[str]:
   """Returns the axes of a mesh that are left to the compiler."""
   return {
     name
@@ -188,7 +190,7 @@ def per_device(
     What `kernel` returns.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  automatic = _automatic(mesh)
+  automatic = automatic_axes(mesh)
   names = {}
   for letter, axes in (("b", BATCH_AXES), ("h", HEAD_AXES)):
     axes = tuple(axis for axis in axes if axis in automatic)
