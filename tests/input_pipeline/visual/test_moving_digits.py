@@ -34,7 +34,8 @@ def test_one_digit_moves_on_a_line_and_bounces():
   for seed in range(20):
     made = source.example(np.random.default_rng(seed))
     video, room = made["image"][..., 0], 5
-    assert video.shape == (12, 13, 13) and made["label"].shape == ()
+    assert video.shape == (12, 13, 13)
+    assert made["label"].shape == ()
     # By search, which digit it is and where; all else is black.
     drawn = np.round(pixels * (255 / 16)).astype(np.uint8)
     same = np.flatnonzero(
@@ -47,7 +48,8 @@ def test_one_digit_moves_on_a_line_and_bounces():
     assert (video.sum((1, 2)) == video[0].sum()).all()
     moved = np.abs(np.diff(places, axis=0))
     # It may come back to where it was at a wall, but stands still nowhere.
-    assert moved.max() <= 2 and moved.any(1).sum() > 6
+    assert moved.max() <= 2
+    assert moved.any(1).sum() > 6
     speeds |= set(map(tuple, moved))
     # The walker of the test turns round at walls, pixel by pixel.
     for axis in range(2):
@@ -74,10 +76,12 @@ def test_labels_are_those_of_the_digits_in_order(config):
   batch = next(visual.train_iterator(config, seed=0, global_batch_size=64))
   assert batch["image"].shape == (64, 8, 16, 16, 1)
   assert batch["image"].dtype == np.uint8
-  assert batch["label"].shape == (64, 2) and batch["label"].dtype == np.int32
+  assert batch["label"].shape == (64, 2)
+  assert batch["label"].dtype == np.int32
   assert (batch["label"][:, 0] <= batch["label"][:, 1]).all()
   assert len(np.unique(batch["label"])) == 10
-  assert (batch["mask"] == 1).all() and not batch["damaged"].any()
+  assert (batch["mask"] == 1).all()
+  assert not batch["damaged"].any()
   # What is lit is as much as two digits at most, and as one at least.
   pixels, labels = digits.load("train")
   ink = np.round(pixels * (255 / 16)).sum((1, 2))
@@ -123,7 +127,8 @@ def test_evaluation_is_the_same_each_time_and_pads(config):
 def test_what_is_known_of_the_videos(config):
   config.video.digits = 3
   info = visual.dataset_info(config)
-  assert info.image_shape == (8, 16, 16, 1) and info.labels == 3
+  assert info.image_shape == (8, 16, 16, 1)
+  assert info.labels == 3
   assert info.num_eval_examples == 7
   assert info.num_train_examples == visual.num_train_examples(config) == 20_000
 
