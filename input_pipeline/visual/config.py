@@ -18,8 +18,8 @@ def default_config() -> ml_collections.ConfigDict:
     dict(
       frames=8,
       digits=2,  # That move in a frame.
-      speed=2,  # The most pixels that one moves in each direction from a frame
-      # to the next.
+      # The most pixels that one moves in each direction from frame to frame.
+      speed=2,
       train_examples=20_000,  # Of an epoch; the next one has others.
       eval_examples=240,
     )
