@@ -89,7 +89,7 @@ def test_inversion_goes_back(path):
   """A linear model: what is lost falls as steps are doubled."""
   denoise = gaussian.denoiser(path)
   data = gaussian.MEAN + gaussian.DEVIATION * np.float32([[1, -0.5, 2]])
-  lost = []
+  lost, off = [], []
   with jax.enable_x64(True):
     for steps in (50, 100, 200):
       times = path.times(steps)
@@ -100,10 +100,10 @@ def test_inversion_goes_back(path):
       lost.append(np.abs(np.asarray(back) - data)[0])
       # Towards the noise that the exact flow leads to.
       exact = gaussian.solution(path, data, times[-1], times[0])
-      off = np.abs(np.asarray(latents[0]) - exact)
+      off.append(np.abs(np.asarray(latents[0]) - exact)[0])
   assert lost[-1].max() < 0.05
   assert (lost[-1] < 0.65 * lost[-2]).all()
-  assert off.max() < 0.2
+  assert (off[-1] < 0.75 * off[-2]).all()
 
 
 def test_inversion_is_undone_where_predictions_stay():
