@@ -4,7 +4,7 @@ Images and latents are those of `input_pipeline.latents`. Videos are of digits
 that move, made as they are asked for (`moving_digits`).
 """
 
-from input_pipeline.visual.config import default_config
+from input_pipeline.visual.config import default_config, is_video
 from input_pipeline.visual.pipeline import (
   DatasetInfo,
   dataset_info,
@@ -18,6 +18,7 @@ __all__ = [
   "dataset_info",
   "default_config",
   "eval_batches",
+  "is_video",
   "num_train_examples",
   "train_iterator",
 ]

@@ -28,7 +28,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def is_video(config: ml_collections.ConfigDict) -> bool:
-  """Whether `config.data` is of videos."""
+  """Whether `config.data` is of videos; it may be of another room."""
   return config.name == MOVING_DIGITS
 
 
