@@ -115,6 +115,7 @@ def _moving_digits(config: ml_collections.ConfigDict) -> None:
   config.evaluate_every = "500 steps"
   config.checkpoint.every = "500 steps"
   config.optimizer.learning_rate = 2e-3
+  config.sampling.guidance = 4.0
   config.evaluation.num_samples = 120
 
 
