@@ -40,7 +40,8 @@ def test_every_study_goes_through(name, folder, tmp_path):
   # Each column is a figure of some row, and no figure is NaN.
   for figure, _ in module.COLUMNS:
     values = [line[figure] for line in lines if line.get(figure) is not None]
-    assert values and np.isfinite(values).all(), figure
+    assert values, figure
+    assert np.isfinite(values).all(), figure
 
 
 def made_up(**fields):
@@ -57,7 +58,8 @@ def test_lines_are_kept_and_become_a_table(tmp_path, monkeypatch):
   asked = []
 
   def measure(subject, name, options, seed, variant):
-    assert subject is None and variant == "test"
+    assert subject is None
+    assert variant == "test"
     asked.append((name, seed))
     return {"share": options["share"], "score": float(seed)}
 
