@@ -252,16 +252,13 @@ def test_padded_texts(conditioning):
   (_, out), (_, grad) = run(variables, x, time, padded, lengths)
   assert (grad[1, 1:] == 0).all()
   assert np.isfinite(grad).all()
-  for i, length in enumerate((4, 1)):
-    one = slice(i, i + 1)
-    (_, alone), (_, own) = run(variables, x[one], time[one], text[one, :length])
-    np.testing.assert_allclose(out[one], alone, atol=2e-5)
-    np.testing.assert_allclose(grad[one, :length], own, atol=1e-4)
+  (_, alone), (_, own) = run(variables, x[1:], time[1:], text[1:, :1])
+  np.testing.assert_allclose(out[1:], alone, atol=2e-5)
+  np.testing.assert_allclose(grad[1:, :1], own, atol=1e-4)
   # No text is a text without tokens.
-  nothing = model.apply(variables, x, time, None, text, jnp.array([0, 0]))
-  np.testing.assert_allclose(
-    nothing, model.apply(variables, x, time), atol=2e-5
-  )
+  forward = jax.jit(model.apply)
+  nothing = forward(variables, x, time, None, text, jnp.array([0, 0]))
+  np.testing.assert_allclose(nothing, forward(variables, x, time), atol=2e-5)
 
 
 WAYS = {
