@@ -18,7 +18,7 @@ with such short frames the decay of 0.2 that it uses for Wan 2.1 leaves little
 of a band. Controls see as many blocks at the same steps: blocks drawn at
 random, and the nearest in the row of all tokens. `density` is the share of the
 scores at all steps and layers together, `cosine` is with the dense samples from
-the same noise. Blocks are 2 x 2 tokens of frames of 4 x 4, ours.
+the same noise. Blocks have 2 x 2 scores and a frame 16 tokens, ours.
 """
 COLUMNS = (
   ("density", ".3f"),
