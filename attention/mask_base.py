@@ -106,6 +106,24 @@ class Mask(abc.ABC):
     columns = self.tile_states(q_len, kv_len, q_len, 1)
     return rows[..., 0] == EMPTY, columns[:, :, 0] == EMPTY
 
+  def reordered(
+    self, order: np.ndarray, k_order: np.ndarray | None = None
+  ) -> "Mask":
+    """Returns the mask of tokens that come in another order: P M P^T.
+
+    Args:
+      order: the numbers of the queries in their order, all or some
+        (`attention.permutations`).
+      k_order: those of the keys; as the queries' if None.
+
+    Raises:
+      ValueError: if the mask knows tokens by their places.
+    """
+    raise ValueError(
+      f"a mask, {type(self).__name__}, cannot be reordered; those can that "
+      "have an array of what each token is"
+    )
+
   def dense(
     self, q_len: int, kv_len: int, *, batch: int = 1, heads: int = 1
   ) -> Bool[Array, "batch heads q_len kv_len"]:
@@ -166,6 +184,14 @@ class Dense(Mask):
 
   def visible(self, tile, *values):
     return values[0]
+
+  def reordered(self, order, k_order=None):
+    array = self.operand.array
+    orders = {"q": order, "k": order if k_order is None else k_order}
+    for axis, letter in enumerate(self.operand.axes):
+      if letter in orders:
+        array = array.take(orders[letter], axis=axis)
+    return Dense(Operand(array, self.operand.axes))
 
   def tile_states(self, q_len, kv_len, block_q, block_k):
     array = tiles.unsqueezed(self.operand, "bhqk")
@@ -294,6 +320,9 @@ class _Pair(Mask):
       )
     return functools.reduce(kind, rest) if rest else None
 
+  def reordered(self, order, k_order=None):
+    return type(self)(*(x.reordered(order, k_order) for x in (self.a, self.b)))
+
   def _visible(self, tile: Tile, values: Sequence[Array]):
     """Evaluates both with what is theirs of the values."""
     first = len(self.a.operands())
@@ -348,6 +377,9 @@ class _Not(Mask):
 
   def visible(self, tile, *values):
     return ~self.a.visible(tile, *values)
+
+  def reordered(self, order, k_order=None):
+    return _Not(self.a.reordered(order, k_order))
 
   def tile_states(self, *sizes):
     return FULL - self.a.tile_states(*sizes)

@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from generation.methods.freeswim import freeswim
+from generation.methods.naive import naive
+from generation.methods.radial import radial
+from generation.methods.scale_dit import scale_dit
 from models import registry
 
 
@@ -50,6 +54,10 @@ def full_first(
 
 METHODS: Mapping[str, Callable[..., Method]] = {
   "full": full,
+  "freeswim": freeswim,
+  "naive": naive,
+  "radial": radial,
+  "scale_dit": scale_dit,
 }
 
 
