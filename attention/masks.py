@@ -26,6 +26,7 @@ from attention.mask_base import (
   none_between,
   states,
 )
+from attention.share_masks import frame_window, share_window
 from attention.tiles import Operand
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
   "blocks",
   "causal",
   "dense",
+  "frame_window",
   "function",
   "inward_window",
   "padding",
@@ -44,6 +46,7 @@ __all__ = [
   "radial_blocks",
   "radial_tokens",
   "segments",
+  "share_window",
   "sliding_window",
 ]
 
