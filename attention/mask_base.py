@@ -114,6 +114,21 @@ class Mask(abc.ABC):
     columns = self.tile_states(q_len, kv_len, q_len, 1)
     return rows[..., 0] == EMPTY, columns[:, :, 0] == EMPTY
 
+  def reordered(self, order: np.ndarray) -> "Mask":
+    """Returns the mask of tokens that come in another order: P M P^T.
+
+    Args:
+      order: the numbers of the tokens, queries and keys alike, in their order
+        (`attention.permutations`).
+
+    Raises:
+      ValueError: if the mask knows tokens by their places.
+    """
+    raise ValueError(
+      f"a mask, {type(self).__name__}, cannot be reordered; those can that "
+      "have an array of what each token is"
+    )
+
   def dense(
     self, q_len: int, kv_len: int, *, batch: int = 1, heads: int = 1
   ) -> Bool[Array, "batch heads q_len kv_len"]:
@@ -174,6 +189,13 @@ class Dense(Mask):
 
   def visible(self, tile, *values):
     return values[0]
+
+  def reordered(self, order):
+    array = self.operand.array
+    for axis, letter in enumerate(self.operand.axes):
+      if letter in "qk":
+        array = array.take(order, axis=axis)
+    return Dense(Operand(array, self.operand.axes))
 
   def tile_states(self, q_len, kv_len, block_q, block_k):
     array = tiles.unsqueezed(self.operand, "bhqk")
@@ -309,6 +331,9 @@ class _Pair(Mask):
       )
     return functools.reduce(kind, rest) if rest else None
 
+  def reordered(self, order):
+    return type(self)(self.a.reordered(order), self.b.reordered(order))
+
   def _visible(self, tile: Tile, values: Sequence[Array]):
     """Evaluates both with what is theirs of the values."""
     first = len(self.a.operands())
@@ -367,6 +392,9 @@ class _Not(Mask):
 
   def visible(self, tile, *values):
     return ~self.a.visible(tile, *values)
+
+  def reordered(self, order):
+    return _Not(self.a.reordered(order))
 
   def tile_states(self, *sizes):
     return FULL - self.a.tile_states(*sizes)

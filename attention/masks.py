@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Int
 from attention import checks, tiles
 from attention.band_masks import causal, positions, sliding_window
 from attention.grid_masks import inward_window, radial_blocks, radial_tokens
+from attention.group_masks import scale_dit_blocks, scale_dit_tokens
 from attention.mask_base import (
   EMPTY,
   FULL,
@@ -45,6 +46,8 @@ __all__ = [
   "prefix",
   "radial_blocks",
   "radial_tokens",
+  "scale_dit_blocks",
+  "scale_dit_tokens",
   "segments",
   "share_window",
   "sliding_window",
