@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from generation.methods.psa import psa
+from generation.methods.re_ttention import re_ttention
 from models import registry
 
 
@@ -50,6 +52,8 @@ def full_first(
 
 METHODS: Mapping[str, Callable[..., Method]] = {
   "full": full,
+  "psa": psa,
+  "re_ttention": re_ttention,
 }
 
 

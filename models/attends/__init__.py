@@ -27,6 +27,8 @@ import jax
 from models import registry
 from models.attends.full import full
 from models.attends.layout import Layout
+from models.attends.pyramid import pyramid
+from models.attends.reshaped_window import reshaped_window
 
 __all__ = ["ATTENDS", "STATE", "Layout", "check", "find"]
 
@@ -34,6 +36,8 @@ __all__ = ["ATTENDS", "STATE", "Layout", "check", "find"]
 STATE = "attention_state"
 ATTENDS: dict[str, Callable[..., jax.Array]] = {
   "full": full,
+  "pyramid": pyramid,
+  "reshaped_window": reshaped_window,
 }
 _ARGUMENTS = ("module", "q", "k", "v", "layout", "lengths")
 
