@@ -53,7 +53,8 @@ def attention_with_statistics(
     q: queries.
     k: keys.
     v: values.
-    mask: the mask of the sparse steps, which must leave every query a key.
+    mask: the mask of the sparse steps. A query that it leaves no key has all of
+      its output as the residual.
     scale: factor of the scores; dim ** -0.5 if None.
     implementation: see `dot_product_attention`.
   """

@@ -142,6 +142,17 @@ def test_importance(key):
   assert len({*found.argmax(axis=0).ravel().tolist()}) > 1
 
 
+def test_importance_of_bfloat16_is_that_of_the_rounded_numbers():
+  rng = np.random.default_rng(7)
+  q, k = (jnp.asarray(rng.normal(size=(1, 24, 2, 8)), "bfloat16") for _ in "qk")
+  half, full = (
+    pyramid_levels.block_importance(*pair, block_q=8, block_k=8)
+    for pair in ((q, k), (q.astype(jnp.float32), k.astype(jnp.float32)))
+  )
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, full, rtol=1e-5)
+
+
 def test_importance_has_no_gradient():
   q = jnp.ones((1, 16, 1, 4))
   grad = jax.grad(

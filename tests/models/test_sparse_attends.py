@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 import attention
 import generation
@@ -13,6 +14,7 @@ from generation import methods, paths
 from models import attends, taps
 from models.attends import Layout
 from models.attends.reshaped_window import window
+from models.diffusion_transformer import DiffusionTransformer
 
 GRID, TEXT = (2, 4, 6), 5
 BLOCKS = {"block_q": 8, "block_k": 8}
@@ -211,6 +213,48 @@ def test_steps_that_find_what_they_stored_sample_as_full_attention():
   for changed in ({"ramp": 0.2}, {"kind": "window"}):
     other = sample("re_ttention", **options, **changed)
     assert jnp.abs(other - full).max() > 1e-3, changed
+
+
+def test_a_diffusion_transformer_takes_them():
+  """Its layers but the dense ones; each has its own state."""
+  model = DiffusionTransformer(
+    sample_shape=(2, 4, 6),
+    patch_size=(1, 1, 1),
+    width=16,
+    depth=3,
+    heads=2,
+    num_classes=3,
+    conditioning="cross",
+    dense_layers=1,
+  )
+  inputs = model.example_inputs()
+  variables = jax.eval_shape(model.init, jax.random.key(0), **inputs)
+
+  def run(model):
+    return jax.eval_shape(
+      lambda variables: model.apply(
+        variables, **inputs, mutable=[attends.STATE]
+      ),
+      variables,
+    )
+
+  out, state = run(methods.create("psa", model, 3, BLOCKS).models[1])
+  assert out.shape == (1, 2, 4, 6, 4)
+  assert not state
+  stores = methods.create("re_ttention", model, 8, {}).models[1]
+  out, state = run(stores)
+  shapes = {
+    path: x.shape
+    for path, x in traverse_util.flatten_dict(state, sep="/").items()
+  }
+  assert shapes == {
+    f"{attends.STATE}/block_{n}/{name}": shape
+    for n in (1, 2)
+    for name, shape in (
+      ("attention/ratio", (1, 48, 2, 1)),
+      ("attention/residual", (1, 48, 2, 8)),
+    )
+  }
 
 
 def test_schedules():
