@@ -74,8 +74,11 @@ class GridWindow(Mask):
       seen &= (first <= position) & (position <= last)
     return seen
 
-  def reordered(self, order):
-    return GridWindow(tuple(x[order] for x in self.bounds))
+  def reordered(self, order, k_order=None):
+    orders = (order, order, order if k_order is None else k_order)
+    return GridWindow(
+      tuple(x[orders[i % 3]] for i, x in enumerate(self.bounds))
+    )
 
   def tile_states(self, q_len, kv_len, block_q, block_k):
     empty = np.zeros((-(-q_len // block_q), -(-kv_len // block_k)), bool)

@@ -114,12 +114,15 @@ class Mask(abc.ABC):
     columns = self.tile_states(q_len, kv_len, q_len, 1)
     return rows[..., 0] == EMPTY, columns[:, :, 0] == EMPTY
 
-  def reordered(self, order: np.ndarray) -> "Mask":
+  def reordered(
+    self, order: np.ndarray, k_order: np.ndarray | None = None
+  ) -> "Mask":
     """Returns the mask of tokens that come in another order: P M P^T.
 
     Args:
-      order: the numbers of the tokens, queries and keys alike, in their order
+      order: the numbers of the queries in their order, all or some
         (`attention.permutations`).
+      k_order: those of the keys; as the queries' if None.
 
     Raises:
       ValueError: if the mask knows tokens by their places.
@@ -190,11 +193,12 @@ class Dense(Mask):
   def visible(self, tile, *values):
     return values[0]
 
-  def reordered(self, order):
+  def reordered(self, order, k_order=None):
     array = self.operand.array
+    orders = {"q": order, "k": order if k_order is None else k_order}
     for axis, letter in enumerate(self.operand.axes):
-      if letter in "qk":
-        array = array.take(order, axis=axis)
+      if letter in orders:
+        array = array.take(orders[letter], axis=axis)
     return Dense(Operand(array, self.operand.axes))
 
   def tile_states(self, q_len, kv_len, block_q, block_k):
@@ -331,8 +335,8 @@ class _Pair(Mask):
       )
     return functools.reduce(kind, rest) if rest else None
 
-  def reordered(self, order):
-    return type(self)(self.a.reordered(order), self.b.reordered(order))
+  def reordered(self, order, k_order=None):
+    return type(self)(*(x.reordered(order, k_order) for x in (self.a, self.b)))
 
   def _visible(self, tile: Tile, values: Sequence[Array]):
     """Evaluates both with what is theirs of the values."""
@@ -393,8 +397,8 @@ class _Not(Mask):
   def visible(self, tile, *values):
     return ~self.a.visible(tile, *values)
 
-  def reordered(self, order):
-    return _Not(self.a.reordered(order))
+  def reordered(self, order, k_order=None):
+    return _Not(self.a.reordered(order, k_order))
 
   def tile_states(self, *sizes):
     return FULL - self.a.tile_states(*sizes)

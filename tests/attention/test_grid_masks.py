@@ -109,6 +109,10 @@ def test_reordered_masks(mask):
     moved.dense(48, 48)[0, 0], visible[np.ix_(order, order)]
   )
   check_states(moved, visible[np.ix_(order, order)][None, None], 4, 8, False)
+  some = mask.reordered(order[5:9], order[:30])
+  np.testing.assert_array_equal(
+    some.dense(4, 30)[0, 0], visible[np.ix_(order[5:9], order[:30])]
+  )
 
 
 def test_masks_of_places_are_not_reordered():
