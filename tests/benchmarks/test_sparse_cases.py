@@ -15,8 +15,8 @@ from benchmarks import sparse_cases
     # By Hilbert's curve 15,092, of which 4 rows of 1,032 are the text's.
     ("70k Scale-DiT", "gpu", (128, 64), 15_092 - 4 * 1_032),
     ("70k dense", "tpu", (512, 512), 136 * 137),
-    # A row has 59, 29, 0 and 119 of 592 blocks at the levels 1, 2, 4 and 8,
-    ("75k PSA, density 0.15", "gpu", (128, 16), 592 * (59 * 8 + 29 * 4 + 119)),
+    # A row has 14, 8, 0 and 29 of 148 blocks at the levels 1, 2, 4 and 8,
+    ("75k PSA, density 0.15", "gpu", (128, 64), 592 * (14 * 8 + 8 * 4 + 29)),
     # or 7, 4, 0 and 14 of 74.
     ("75k PSA, density 0.15", "tpu", (512, 128), 148 * (7 * 8 + 4 * 4 + 14)),
   ],

@@ -73,7 +73,7 @@ def measure(subject, name, options, seed, variant):
     seen = window(layout, options["keep"]).count(layout.places, layout.places)
     method = methods.create("re_ttention", subject.model, steps, options)
     sparse = np.mean(np.equal(method.which, 2))
-    density = 1 - sparse * (1 - float(np.mean(seen)) / layout.places)
+    density = float(1 - sparse * (1 - np.mean(seen) / layout.places))
   else:
     few = options.get("steps", steps)
     samples, density = draw(steps=few), few / steps
