@@ -57,6 +57,14 @@ class Mask(abc.ABC):
     """Returns sizes that tiles of a kernel must divide; 0 for any size."""
     return 0, 0
 
+  def most_tiles(self, block_k: int) -> int | None:
+    """Returns the most tiles of so many keys that a row of tiles sees.
+
+    None if it is not known before the program runs, or may be all of them.
+    """
+    del block_k
+    return None
+
   def in_mixed_tile(self) -> "Mask | None":
     """Returns a mask with the same value on MIXED tiles, None if always True.
 
@@ -225,11 +233,14 @@ class Blocks(Mask):
       all four axes; NumPy, so that kernels know it before the program runs.
     block_q: queries in a block.
     block_k: keys in a block.
+    most: the most blocks that a row of blocks sees, where that is known of a
+      table that is not.
   """
 
   table: np.ndarray | Array
   block_q: int = dataclasses.field(metadata={"static": True})
   block_k: int = dataclasses.field(metadata={"static": True})
+  most: int | None = dataclasses.field(default=None, metadata={"static": True})
 
   def check(self, batch, heads, q_len, kv_len):
     blocks = (-(-q_len // self.block_q), -(-kv_len // self.block_k))
@@ -269,6 +280,10 @@ class Blocks(Mask):
 
   def tile_multiples(self):
     return self.block_q, self.block_k
+
+  def most_tiles(self, block_k):
+    # Tiles lie within blocks (`tile_multiples`).
+    return None if self.most is None else self.most * (self.block_k // block_k)
 
   def in_mixed_tile(self):
     return None
@@ -346,6 +361,10 @@ class _Both(_Pair):
 
   def tile_states(self, *sizes):
     return _minimum(*self._tile_states(*sizes))
+
+  def most_tiles(self, block_k):
+    known = [part.most_tiles(block_k) for part in (self.a, self.b)]
+    return min((n for n in known if n is not None), default=None)
 
 
 @jax.tree_util.register_dataclass

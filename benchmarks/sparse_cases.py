@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import attention
-from attention import masks, permutations
+from attention import masks, permutations, pyramid, pyramid_levels
 from attention.kernels import flash_gpu, flash_tpu
 from attention.mask_base import Mask
 
@@ -23,6 +24,8 @@ HEADS, DIM = 2, 128
 # Height and width in tokens of 4096 pixels, and of a quarter of them.
 _HIGH, _LOW, _TEXT = (256, 256), (64, 64), 512
 _VIDEO = (21, 68, 120)
+# Wan 2.1's 81 frames of 720 x 1280 pixels, 75,600, in whole blocks of PSA.
+_PYRAMID = 75_776
 
 
 class Sparse(NamedTuple):
@@ -71,6 +74,27 @@ def _freeswim(platform: str) -> Mask:
   return mask.reordered(permutations.windows(_VIDEO, (_VIDEO[0], 4, 2)))
 
 
+def _pyramid(bounds: tuple[float, ...]) -> Callable[[str], Mask]:
+  """PSA's levels of blocks that are as important as chance has it.
+
+  Means of eight fill a tile of 128 keys, of TPUs, if blocks have 1024 keys, and
+  one of 64, of GPUs, if they have 512. The paper has 128 and tiles of 16.
+  """
+
+  @functools.cache
+  def mask(platform):
+    block_q, block_k = {"tpu": (512, 1024), "gpu": (128, 512)}[platform]
+    shape = (1, 1, _PYRAMID // block_q, _PYRAMID // block_k)
+    importance = np.random.default_rng(0).random(shape, np.float32)
+    # Known before the program runs, though a program asks for it.
+    with jax.ensure_compile_time_eval():
+      levels = pyramid_levels.levels_by_count(jnp.asarray(importance), bounds)
+    table = pyramid.level_table(np.asarray(levels))
+    return masks.blocks(table, block_q, block_k // pyramid.POOLS[-1])
+
+  return mask
+
+
 _IMAGES = math.prod(_HIGH) + math.prod(_LOW)
 SPARSE = {
   "69k dense": Sparse(18 * 3840),
@@ -80,6 +104,14 @@ SPARSE = {
   "115k radial, decay 0.95": Sparse(30 * 3840, _radial(30, 0.95, False)),
   "70k dense": Sparse(_TEXT + _IMAGES, queries=_IMAGES),
   "70k Scale-DiT": Sparse(_TEXT + _IMAGES, _scale_dit, _IMAGES),
+  # The keys are those of all levels, 15 / 8 of the tokens.
+  "75k dense": Sparse(_PYRAMID),
+  "75k PSA, density 0.15": Sparse(
+    _PYRAMID * 15 // 8, _pyramid((0.10, 0.15, 0.15, 0.35)), _PYRAMID
+  ),
+  "75k PSA, density 0.3": Sparse(
+    _PYRAMID * 15 // 8, _pyramid((0.20, 0.30, 0.30, 0.70)), _PYRAMID
+  ),
   "171k dense": Sparse(math.prod(_VIDEO)),
   "171k FreeSwim": Sparse(math.prod(_VIDEO), _freeswim),
 }

@@ -14,7 +14,9 @@ import flax.linen as nn
 
 from generation.methods.freeswim import freeswim
 from generation.methods.naive import naive
+from generation.methods.psa import psa
 from generation.methods.radial import radial
+from generation.methods.re_ttention import re_ttention
 from generation.methods.scale_dit import scale_dit
 from models import registry
 
@@ -56,7 +58,9 @@ METHODS: Mapping[str, Callable[..., Method]] = {
   "full": full,
   "freeswim": freeswim,
   "naive": naive,
+  "psa": psa,
   "radial": radial,
+  "re_ttention": re_ttention,
   "scale_dit": scale_dit,
 }
 

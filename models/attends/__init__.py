@@ -30,7 +30,9 @@ from models.attends.inward_window import inward_window
 from models.attends.kept import kept
 from models.attends.layout import Layout
 from models.attends.naive import naive
+from models.attends.pyramid import pyramid
 from models.attends.radial import radial
+from models.attends.reshaped_window import reshaped_window
 from models.attends.scale_dit import scale_dit
 
 __all__ = ["ATTENDS", "STATE", "Layout", "check", "find"]
@@ -42,7 +44,9 @@ ATTENDS: dict[str, Callable[..., jax.Array]] = {
   "inward_window": inward_window,
   "kept": kept,
   "naive": naive,
+  "pyramid": pyramid,
   "radial": radial,
+  "reshaped_window": reshaped_window,
   "scale_dit": scale_dit,
 }
 _ARGUMENTS = ("module", "q", "k", "v", "layout", "lengths")

@@ -15,12 +15,24 @@ from benchmarks import sparse_cases
     # By Hilbert's curve 15,092, of which 4 rows of 1,032 are the text's.
     ("70k Scale-DiT", "gpu", (128, 64), 15_092 - 4 * 1_032),
     ("70k dense", "tpu", (512, 512), 136 * 137),
+    # A row has 14, 8, 0 and 29 of 148 blocks at the levels 1, 2, 4 and 8,
+    ("75k PSA, density 0.15", "gpu", (128, 64), 592 * (14 * 8 + 8 * 4 + 29)),
+    # or 7, 4, 0 and 14 of 74.
+    ("75k PSA, density 0.15", "tpu", (512, 128), 148 * (7 * 8 + 4 * 4 + 14)),
   ],
 )
 def test_tiles(name, platform, sides, seen):
   counted = sparse_cases.tiles(name, platform)
   assert (counted.sides, counted.seen) == (sides, seen)
   assert 0.8 < counted.busy <= 1
+
+
+def test_bytes_of_a_pyramid_grow_with_its_density():
+  names = ("75k PSA, density 0.15", "75k PSA, density 0.3", "75k dense")
+  for platform in ("tpu", "gpu"):
+    moved = [sparse_cases.least_bytes(name, platform) for name in names]
+    shares = [some / moved[-1] for some in moved]
+    assert shares == pytest.approx([0.15, 0.3, 1.0], abs=0.02)
 
 
 def test_bytes_grow_with_the_density():
@@ -37,7 +49,13 @@ def test_bytes_grow_with_the_density():
 @pytest.mark.compile
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "name", ["69k radial, decay 0.2", "70k Scale-DiT", "171k FreeSwim"]
+  "name",
+  [
+    "69k radial, decay 0.2",
+    "70k Scale-DiT",
+    "75k PSA, density 0.3",
+    "171k FreeSwim",
+  ],
 )
 def test_it_fits_a_v5e(name):
   pytest.importorskip("libtpu")
