@@ -123,7 +123,7 @@ def create_denoiser(
   }
   guided = guidance != 1
   if guided:
-    condition = _with_none(condition, getattr(model, "num_classes", 0))
+    condition = with_none(condition, getattr(model, "num_classes", 0))
   return Denoiser(
     decoding.hashable(model),
     variables,
@@ -134,8 +134,18 @@ def create_denoiser(
   )
 
 
-def _with_none(condition, no_label):
-  """Rows with the condition, then as many with none."""
+def with_none(
+  condition: Mapping[str, jax.Array], no_label: int
+) -> dict[str, jax.Array]:
+  """Returns rows with the condition, then as many with none.
+
+  Args:
+    condition: as of `Denoiser`.
+    no_label: the label that is none.
+
+  Raises:
+    ValueError: if there is no condition.
+  """
   if not condition:
     raise ValueError(
       "guidance needs a condition to go away from: give label or text, or "

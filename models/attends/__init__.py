@@ -27,6 +27,7 @@ import jax
 from models import registry
 from models.attends.full import full
 from models.attends.layout import Layout
+from models.attends.regional import regional
 
 __all__ = ["ATTENDS", "STATE", "Layout", "check", "find"]
 
@@ -34,6 +35,7 @@ __all__ = ["ATTENDS", "STATE", "Layout", "check", "find"]
 STATE = "attention_state"
 ATTENDS: dict[str, Callable[..., jax.Array]] = {
   "full": full,
+  "regional": regional,
 }
 _ARGUMENTS = ("module", "q", "k", "v", "layout", "lengths")
 
