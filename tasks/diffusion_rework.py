@@ -1,4 +1,4 @@
-"""What becomes of samples that a diffusion model has made: edits, larger ones."""
+"""What becomes of samples that were made: they are edited, or made larger."""
 
 from collections.abc import Mapping
 from typing import Any

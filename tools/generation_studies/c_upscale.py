@@ -13,13 +13,13 @@ SUBJECT = "digits"
 TEXT = """
 Digits that the model made, 8 x 8, become 16 x 16. `accuracy` and `frechet` are
 of the result shrunk to 8 x 8; `low` is how far that is from the small image,
-pixel by pixel; `detail` the share of the energy that is above what 8 x 8 can hold,
-and `repetition` how often a corner tile by itself is taken for the digit that
-the whole shall be. The paper expects tiles with one prompt for all to repeat
-the subject, and each prior to help. Formulas are ours, since the paper has no
-code that could be read. Prompts of tiles are the classes that a classifier of
-ours sees in them. Controls: the image enlarged and no more, the whole canvas at
-once instead of tiles, and a canvas from noise alone.
+pixel by pixel; `detail` the share of the energy above what 8 x 8 can hold; and
+`repetition` how often a corner tile by itself is taken for the digit that the
+whole shall be. The paper expects tiles with one prompt for all to repeat the
+subject, and each prior to help. Formulas are ours, since the paper has no code
+that could be read. Prompts of tiles are the classes that a classifier of ours
+sees in them. Controls: the image enlarged and no more, the whole canvas at once
+instead of tiles, and a canvas from noise alone.
 """
 COLUMNS = (
   ("accuracy", ".1%"),
