@@ -51,21 +51,32 @@ class Denoiser:
 
   def __call__(self, x, time, state):
     """Predicts of x [batch, ..., channels] at a time; see `Denoise`."""
+    given, none, state = self.halves(x, time, state)
+    return self.combine(given, none), state
+
+  def halves(self, x, time, state):
+    """Returns predictions with the condition and without, and the state.
+
+    Without guidance the second is None.
+    """
     channels = x.shape[-1]
-    if self.guidance is not None:
-      x = jnp.concatenate([x, x])
-    output, state = self.apply(x, time, state)
-    prediction = output[..., :channels]
     if self.guidance is None:
-      return prediction, state
-    given, none = jnp.split(prediction, 2)
+      output, state = self.apply(x, time, state)
+      return output[..., :channels], None, state
+    output, state = self.apply(jnp.concatenate([x, x]), time, state)
+    given, none = jnp.split(output[..., :channels], 2)
+    return given, none, state
+
+  def combine(self, given, none):
+    """The guided prediction, of `halves`."""
+    if none is None:
+      return given
     guided = none + self.guidance * (given - none)
-    if self.guided_channels is not None:
-      here = np.arange(channels) < self.guided_channels
-      guided = jnp.where(
-        here.reshape((1,) * (x.ndim - 1) + (-1,)), guided, given
-      )
-    return guided, state
+    if self.guided_channels is None:
+      return guided
+    here = np.arange(given.shape[-1]) < self.guided_channels
+    here = here.reshape((1,) * (given.ndim - 1) + (-1,))
+    return jnp.where(here, guided, given)
 
   def apply(self, x, time, state):
     """The model's own output for all rows of the condition, and its state."""
@@ -112,18 +123,29 @@ def create_denoiser(
   }
   guided = guidance != 1
   if guided:
-    condition = _with_none(condition, getattr(model, "num_classes", 0))
+    condition = with_none(condition, getattr(model, "num_classes", 0))
   return Denoiser(
     decoding.hashable(model),
     variables,
     condition,
     jnp.float32(guidance) if guided else None,
-    getattr(model, "guided_channels", None),
+    # 0 stands for all.
+    getattr(model, "guided_channels", None) or None,
   )
 
 
-def _with_none(condition, no_label):
-  """Rows with the condition, then as many with none."""
+def with_none(
+  condition: Mapping[str, jax.Array], no_label: int
+) -> dict[str, jax.Array]:
+  """Returns rows with the condition, then as many with none.
+
+  Args:
+    condition: as of `Denoiser`.
+    no_label: the label that is none.
+
+  Raises:
+    ValueError: if there is no condition.
+  """
   if not condition:
     raise ValueError(
       "guidance needs a condition to go away from: give label or text, or "

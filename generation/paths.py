@@ -120,6 +120,32 @@ class Path(abc.ABC):
     of_noise, of_clean = self._parts(alpha, sigma)
     return of_noise * (x - alpha * clean) / sigma + of_clean * clean
 
+  def change_noise(
+    self, prediction: jax.Array, change: jax.Array, time: Time
+  ) -> jax.Array:
+    """The prediction that speaks of so much more noise, x being the same.
+
+    Where alpha is 0 no noise but x is possible, and the prediction stays.
+
+    Args:
+      prediction: [batch, ...].
+      change: of the noise, like it.
+      time: a number.
+    """
+    if self.prediction == "noise":
+      return prediction + change
+    slope = self.noise_slope(time)
+    possible = jnp.isfinite(slope)
+    return prediction + jnp.where(possible, slope, 0) * change
+
+  def noise_slope(self, time: Time) -> Time:
+    """By how much a prediction changes with the noise it speaks of, x fixed."""
+    if self.prediction == "noise":
+      return 1.0 + 0 * time
+    alpha, sigma = self.alpha(time), self.sigma(time)
+    of_noise, of_clean = self._parts(alpha, sigma)
+    return (alpha * of_noise - sigma * of_clean) / alpha
+
   def _parts(self, alpha, sigma):
     """The shares (of noise, of clean) in what is predicted."""
     if self.prediction == "velocity":

@@ -15,7 +15,13 @@ import storage
 from generation import methods, solvers
 from generation.paths import Path
 from models import decoding
-from tasks import diffusion_options, image_grids, image_options, mesh_rows
+from tasks import (
+  diffusion_options,
+  diffusion_rework,
+  image_grids,
+  image_options,
+  mesh_rows,
+)
 from tasks.base import Progress
 from tasks.image_decoding import Decode
 
@@ -63,6 +69,7 @@ OPTIONS: Mapping[str, tuple[Any, str]] = {
     "A .gif or .png to write: how images came out of noise, or videos as they "
     "move.",
   ),
+  **diffusion_rework.OPTIONS,
 }
 _BATCH = 128
 # Milliseconds of a frame of a video.
@@ -186,6 +193,10 @@ def draw(
   animation: str = "",
   progress: Progress | None = None,
   output: TextIO | None = None,
+  edit: str = "",
+  edit_options: str = "",
+  upscale: int = 1,
+  upscale_options: str = "",
 ) -> None:
   """Writes a picture with a row of images, or of a video's frames, for each.
 
@@ -209,6 +220,10 @@ def draw(
     animation: a .gif or .png, or none.
     progress: what is shown of it; a bar on standard error if None.
     output: where it says what it wrote; standard output if None.
+    edit: see `diffusion_rework`, and what follows.
+    edit_options: of the edit.
+    upscale: a factor.
+    upscale_options: of it.
 
   Raises:
     ValueError: for an option that does not fit, before anything is made.
@@ -226,6 +241,18 @@ def draw(
   options = diffusion_options.of_sampling(
     sampling, guidance=guidance, steps=steps, solver=solver
   )
+  then = diffusion_rework.Rework(
+    model,
+    condition,
+    edit=edit,
+    edit_options=edit_options,
+    upscale=upscale,
+    upscale_options=upscale_options,
+  )
+  if then and size:
+    raise ValueError(
+      f"size={size!r}: edits and upscaling are of samples of the trained size."
+    )
   shape = len(names), columns
   steps_seen: list[np.ndarray] = []
 
@@ -233,11 +260,13 @@ def draw(
     whole = mesh_rows.whole(decode(jnp.asarray(x)))
     return whole.reshape(*shape, *whole.shape[1:])
 
+  given = {n: array.repeat(columns, axis=0) for n, array in condition.items()}
+  progress = _bar if progress is None else progress
   made = samples(
     model,
     variables,
     path,
-    {name: array.repeat(columns, axis=0) for name, array in condition.items()},
+    given,
     rows=len(names) * columns,
     seed=seed,
     method=method,
@@ -245,12 +274,24 @@ def draw(
     size=diffusion_options.parse_size(size, model),
     # All of a step are one picture.
     batch_size=len(names) * columns if animation and not video else _BATCH,
-    progress=_bar if progress is None else progress,
+    progress=progress,
     watch=(lambda x: steps_seen.append(pixels(x[: len(names) * columns])))
     if animation and not video
     else None,
     **options,
   )
+  if then:
+    made = then(
+      variables,
+      path,
+      made,
+      given,
+      columns=columns,
+      steps=options["steps"],
+      guidance=options["guidance"],
+      seed=seed,
+      progress=progress,
+    )
   if jax.process_index() != 0:
     return
   images = pixels(made)

@@ -32,6 +32,7 @@ from models.attends.layout import Layout
 from models.attends.naive import naive
 from models.attends.pyramid import pyramid
 from models.attends.radial import radial
+from models.attends.regional import regional
 from models.attends.reshaped_window import reshaped_window
 from models.attends.scale_dit import scale_dit
 
@@ -48,6 +49,7 @@ ATTENDS: dict[str, Callable[..., jax.Array]] = {
   "radial": radial,
   "reshaped_window": reshaped_window,
   "scale_dit": scale_dit,
+  "regional": regional,
 }
 _ARGUMENTS = ("module", "q", "k", "v", "layout", "lengths")
 
