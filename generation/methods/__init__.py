@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from generation.methods.freeswim import freeswim
+from generation.methods.linfusion import linfusion
 from generation.methods.naive import naive
 from generation.methods.psa import psa
 from generation.methods.radial import radial
@@ -62,6 +63,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
   "radial": radial,
   "re_ttention": re_ttention,
   "scale_dit": scale_dit,
+  "linfusion": linfusion,
 }
 
 

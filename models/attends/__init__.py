@@ -25,6 +25,7 @@ from typing import Any
 import jax
 
 from models import registry
+from models.attends.flow import flow
 from models.attends.full import full
 from models.attends.inward_window import inward_window
 from models.attends.kept import kept
@@ -41,6 +42,7 @@ __all__ = ["ATTENDS", "STATE", "Layout", "check", "find"]
 # The collection of what goes from one step of sampling to the next.
 STATE = "attention_state"
 ATTENDS: dict[str, Callable[..., jax.Array]] = {
+  "flow": flow,
   "full": full,
   "inward_window": inward_window,
   "kept": kept,

@@ -14,7 +14,7 @@ from input_pipeline.images import transform_spec
 from training import durations, evaluation, optimizers, schedules
 
 _CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-FAMILIES = ("duoformer", "halonet", "maxvit", "resnet_rs")
+FAMILIES = ("duoformer", "flowformer", "halonet", "maxvit", "resnet_rs")
 # Fields that make each family small, and the side of its images then.
 SMALL = {
   "duoformer": (
@@ -31,6 +31,10 @@ SMALL = {
       "patch_depth": 1,
     },
     32,
+  ),
+  "flowformer": (
+    {"widths": (8,), "depths": (1,), "heads": 2, "image_size": 16},
+    16,
   ),
   "halonet": (
     {
@@ -77,6 +81,7 @@ def test_every_family_has_a_config_file():
   helpers = {"__init__", "common", "imagenet", "digits", "finetune"}
   # With tests of their own.
   other_tasks = {"autoencoder", "language", "lina", "routing", "sequences"}
+  other_tasks |= {"diffusion", "distillation"}
   assert found - helpers - other_tasks == set(FAMILIES)
 
 
