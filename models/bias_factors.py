@@ -84,7 +84,7 @@ def convert(
   params = variables["params"]
   layers = []
   for name in model.biased_layers:
-    bias = _expanded(model, _at(params, name)[TABLE])
+    bias = bias_of(model, params, name)
     layer, factors = _factored(name, bias, energy, limit)
     layers.append(layer)
     if factors:
@@ -104,6 +104,28 @@ def convert(
   )
 
 
+def bias_of(
+  model: nn.Module, params: Mapping[str, Any], name: str
+) -> jax.Array:
+  """Returns the bias that a layer adds, of its table or its factors.
+
+  Args:
+    model: as for `convert`, converted or not.
+    params: its "params".
+    name: one of `model.biased_layers`.
+
+  Returns:
+    float32 [heads, tokens, tokens].
+  """
+  own = _at(params, name)
+  if TABLE not in own:
+    pair = [jnp.asarray(own[factor], jnp.float32) for factor in FACTORS]
+    return jnp.einsum("qhr,khr->hqk", *pair, precision="highest")
+  table = jnp.asarray(own[TABLE], jnp.float32)
+  table = attention.resize_relative_table(table, model.window_size)
+  return attention.relative_position_bias(table)
+
+
 def _check(model: nn.Module, energy: float, limit: int) -> None:
   if not getattr(model, "biased_layers", ()):
     raise ValueError(
@@ -118,13 +140,6 @@ def _check(model: nn.Module, energy: float, limit: int) -> None:
     raise ValueError(f"energy is {energy}; it must be above 0, at most 1")
   if limit < 1:
     raise ValueError(f"limit is {limit}; it must be at least 1")
-
-
-def _expanded(model: nn.Module, table: jax.Array) -> jax.Array:
-  """The bias [heads, tokens, tokens] that the model adds."""
-  table = jnp.asarray(table, jnp.float32)
-  table = attention.resize_relative_table(table, model.window_size)
-  return attention.relative_position_bias(table)
 
 
 def _factored(

@@ -16,16 +16,17 @@ import jax.numpy as jnp
 
 import attention
 from attention import finishes, scores
-from models import layers, normalization, registry
+from models import layers, normalization, registry, taps
 
 BIASES = ("pair", "factors", "none")
 
 
-class PairModel(nn.Module):
+class PairModel(taps.Tapped):
   """From numbers of tokens and of pairs to logits of pairs.
 
   Layers alternate between the two ways round: in even ones (i, j) attends to
-  (i, k), biased by (j, k), in odd ones to (k, j), biased by (k, i).
+  (i, k), biased by (j, k), in odd ones to (k, j), biased by (k, i). The bias of
+  a layer is its tap "bias".
 
   Attributes:
     classes: number of logits.
@@ -190,9 +191,7 @@ class PairLayer(nn.Module):
     """What is added to scores, and the mean square of the error [batch]."""
     batch, length = y.shape[:2]
     error = jnp.zeros(batch, jnp.float32)
-    factors, bias = None, None
-    if self.bias_rank:
-      factors = self._factors(y, tokens)
+    factors = self._factors(y, tokens) if self.bias_rank else None
     # Nobody asks for it when factors are all that is used, so XLA drops it.
     bias = layers.Dense(
       self.heads,
@@ -201,7 +200,9 @@ class PairLayer(nn.Module):
       param_dtype=self.param_dtype,
       name="bias",
     )(y)
+    # [batch, heads, length, length]
     bias = jnp.moveaxis(bias, -1, 1).astype(jnp.float32)
+    bias = taps.tap(self, "bias", bias)
     if factors is not None:
       product = jnp.einsum("bqhr,bkhr->bhqk", *factors, precision="highest")
       error = jnp.mean(jnp.square(product - bias), (1, 2, 3))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from generation.methods.entropy_scale import entropy_scale
 from models import registry
 
 
@@ -50,6 +51,7 @@ def full_first(
 
 METHODS: Mapping[str, Callable[..., Method]] = {
   "full": full,
+  "entropy_scale": entropy_scale,
 }
 
 
