@@ -28,7 +28,7 @@ def get_config(variant: str = "pairs") -> ml_collections.ConfigDict:
   """
   common.check_variant("pairs", variant, VARIANTS)
   config = common.get_config("pair_completion")
-  config.data.options.update(points=16, space=2, reach=0.35, noise=0.02)
+  config.data.options.update(points=16, space=1, reach=0.2, noise=0.02)
   config.data.train_examples = 20_000
   config.data.eval_examples = 200
   config.batch_size = 16
