@@ -43,6 +43,7 @@ def get_config(variant: str = "pairs") -> ml_collections.ConfigDict:
     config.imitate = True
     config.model.bias = "factors"
     config.model.bias_rank = 8
+    config.model.hidden = 128
     config.train_for = "300 steps"
     config.evaluate_every = config.checkpoint.every = "300 steps"
     # As in the paper, but that the average is of 0.99 in so few steps.

@@ -19,12 +19,13 @@ class Distances:
   A pair's numbers are a signal exp(-(distance / reach)^2) with noise, which
   says nothing of far points, and whether it is a point with itself. Pairs whose
   distance is above `reach` have a label. A point's own numbers are its
-  distances to the first points, the landmarks, which no pair knows of.
+  distances to landmarks, places that are always the same; pairs do not know of
+  them.
 
   Attributes:
     points: of an example.
     space: dimensions of the cube, 1 for points on a line.
-    landmarks: how many points all know their distance to.
+    landmarks: how many places points know their distance to.
     reach: distance at which the signal has fallen to 1 / e.
     noise: standard deviation of the signal's.
     classes: bins of equal width from `reach` to 1, the last without an end.
@@ -48,11 +49,6 @@ class Distances:
     for field, least in (("points", 2), ("space", 1), ("landmarks", 1)):
       checks.check_integer(field, getattr(self, field), least)
     checks.check_integer("classes", self.classes, 2)
-    if self.landmarks > self.points:
-      raise ValueError(
-        f"landmarks is {self.landmarks}; it must be at most points="
-        f"{self.points}."
-      )
     if not 0 < self.reach < 1:
       raise ValueError(f"reach is {self.reach}; it must be between 0 and 1.")
     if self.noise < 0:
@@ -72,13 +68,18 @@ class Distances:
     """
     del split
     places = rng.random((self.points, self.space))
-    distance = np.sqrt(((places[:, None] - places[None]) ** 2).sum(-1))
+    # Of a generator of their own.
+    landmarks = np.random.default_rng(0).random((self.landmarks, self.space))
+    known, distance = (
+      np.sqrt(((places[:, None] - others[None]) ** 2).sum(-1))
+      for others in (landmarks, places)
+    )
     noise = np.triu(rng.normal(0, self.noise, distance.shape))
     signal = np.exp(-((distance / self.reach) ** 2)) + noise + noise.T
     width = (1 - self.reach) / self.classes
     bins = (distance - self.reach) / width
     return {
-      "inputs": distance[:, : self.landmarks].astype(np.float32),
+      "inputs": known.astype(np.float32),
       "pairs": np.stack(
         [signal, np.eye(self.points)], axis=-1, dtype=np.float32
       ),
