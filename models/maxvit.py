@@ -7,14 +7,22 @@ are equal to the official TensorFlow graph.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
-from models import layers, normalization, rows, taps
+from models import (
+  layers,
+  maxvit_blocks,
+  normalization,
+  registry,
+  rows,
+  taps,
+)
 from models.backbone import Backbone
 from models.maxvit_blocks import KERNEL_INIT, Block, LayerNorm
 
@@ -37,6 +45,11 @@ class MaxViT(Backbone):
     window_size: side of the windows and grids, in tokens.
     bias_table_window: side of the window that the stored tables of relative
       biases are for; they are resized at run time. `window_size` if None.
+    bias_ranks: ranks of the layers whose biases are products of two factors, by
+      their paths as "stage_0/block_1/grid_attention"; others have tables. See
+      `bias_factors.convert`.
+    scale_by: of the scores of windows, "constant", or "entropy" for windows of
+      another size than in training; see `token_mixers.WindowAttention`.
     expansion: hidden width over output width, in MBConv and feed-forward layer.
     squeeze_ratio: width of squeeze-excite's bottleneck over output width.
     batch_norm_momentum: share of the old value in an update of the running
@@ -56,6 +69,8 @@ class MaxViT(Backbone):
   head_dim: int = 32
   window_size: int = 7
   bias_table_window: int | None = None
+  bias_ranks: Mapping[str, int] = FrozenDict()
+  scale_by: str = "constant"
   expansion: int = 4
   squeeze_ratio: float = 0.25
   batch_norm_momentum: float = 0.99
@@ -66,6 +81,9 @@ class MaxViT(Backbone):
       raise ValueError(
         f"depths is {self.depths}; widths {self.widths} need one depth each"
       )
+    for layer in self.bias_ranks:
+      if layer not in self.biased_layers:
+        raise registry.unknown("layer of bias_ranks", layer, self.biased_layers)
     dtypes = self.dtypes
     self.stem = Stem(self.stem_widths, self._batch_norm, **dtypes)
     self.stage = self._stages()
@@ -98,6 +116,21 @@ class MaxViT(Backbone):
         "tuple of names for all stages, or one tuple each"
       )
     return tuple(layouts)
+
+  @property
+  def biased_layers(self) -> list[str]:
+    """Paths of the layers that have relative biases, in order."""
+    return [
+      f"stage_{stage}/block_{block}/{name}"
+      for stage, (layout, depth) in enumerate(
+        zip(self.stage_layouts, self.depths, strict=True)
+      )
+      for block in range(depth)
+      for kind, name in zip(
+        layout, maxvit_blocks.layer_names(layout), strict=True
+      )
+      if kind in ("block_attention", "grid_attention")
+    ]
 
   @property
   def size_multiple(self) -> int:
@@ -147,6 +180,8 @@ class MaxViT(Backbone):
         head_dim=self.head_dim,
         window_size=self.window_size,
         bias_table_window=self.bias_table_window,
+        bias_ranks=self.bias_ranks,
+        scale_by=self.scale_by,
         attention_implementation=self.attention_implementation,
         expansion=self.expansion,
         squeeze_ratio=self.squeeze_ratio,
@@ -253,6 +288,7 @@ SHARDING_RULES = (
   ("attention/qkv/kernel", (None, None, "model", None)),
   ("attention/qkv/bias", (None, "model", None)),
   ("attention/relative_bias_table", ("model", None, None)),
+  ("attention/(query|key)_bias_factor", (None, "model", None)),
   ("attention/out/kernel", ("model", None, None)),
   ("(ffn|se)/expand/kernel", (None, "model")),
   ("(ffn|se)/expand/bias", ("model",)),

@@ -2,6 +2,7 @@
 
 import functools
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,19 @@ KERNEL_INIT = nn.initializers.normal(0.02)
 LayerNorm = functools.partial(normalization.LayerNorm, epsilon=1e-5)
 
 
+def layer_names(layout: Sequence[str]) -> list[str]:
+  """Names of a block's layers: what they are, and from the second on a number.
+
+  Args:
+    layout: kinds of layers in order.
+  """
+  seen, names = Counter(), []
+  for kind in layout:
+    names.append(f"{kind}_{seen[kind]}" if seen[kind] else kind)
+    seen[kind] += 1
+  return names
+
+
 class Block(nn.Module):
   """The layers of `layout`, by default MBConv, block and grid attention."""
 
@@ -23,6 +37,8 @@ class Block(nn.Module):
   head_dim: int
   window_size: int
   bias_table_window: int | None
+  bias_ranks: Mapping[str, int]
+  scale_by: str
   attention_implementation: str
   expansion: int
   squeeze_ratio: float
@@ -34,12 +50,10 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    stride, seen = self.stride, Counter()
+    stride = self.stride
     if "mbconv" not in self.layout:
       x = Shortcut(self.width, stride, name="shortcut", **dtypes)(x)
-    for kind in self.layout:
-      name = f"{kind}_{seen[kind]}" if seen[kind] else kind
-      seen[kind] += 1
+    for kind, name in zip(self.layout, layer_names(self.layout), strict=True):
       if kind == "mbconv":
         x = MBConv(
           self.width,
@@ -61,6 +75,8 @@ class Block(nn.Module):
       "head_dim": self.head_dim,
       "window_size": self.window_size,
       "bias_table_window": self.bias_table_window,
+      "bias_rank": self.bias_ranks.get("/".join((*self.path[-2:], name)), 0),
+      "scale_by": self.scale_by,
       "implementation": self.attention_implementation,
       "kernel_init": KERNEL_INIT,
       "dtype": self.dtype,

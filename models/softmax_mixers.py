@@ -32,7 +32,7 @@ NORMALIZERS = {
   "reweighted_softplus": normalizers.reweighted_softplus,
   "sigmoid": normalizers.sigmoid,
 }
-SCALES = ("constant", "log_length")
+SCALES = ("constant", "log_length", "entropy")
 
 
 class FullAttention(fewer_projections.FewerProjections):
@@ -45,7 +45,11 @@ class FullAttention(fewer_projections.FewerProjections):
     normalizer_options: its arguments; of "affine", the fields of
       `affine_scale.AffineScale` that are its own: length, activation, momentum.
     scale_by: "constant", or "log_length" for ln(head_dim) ln(keys seen) in the
-      place of `attention_scale`; see `attention.scales`.
+      place of `attention_scale`, or "entropy" for sqrt(ln(keys seen) / ln(keys
+      seen in training)) times that; see `attention.scales`.
+    trained_length: of the rows of training, which "entropy" needs. A token that
+      saw as many keys there as it sees now has the constant scale: only tokens
+      beyond that length are scaled where `causal`, all of a row if not.
     selective_values: `count`, and `renormalize`, of the values that a step of
       decoding reads (DiffQKV's selective V); all if empty. See
       `attention.apply_top_weights`.
@@ -59,6 +63,7 @@ class FullAttention(fewer_projections.FewerProjections):
   normalizer: str = "softmax"
   normalizer_options: Mapping[str, Any] = FrozenDict()
   scale_by: str = "constant"
+  trained_length: int = 0
   selective_values: Mapping[str, Any] = FrozenDict()
   sparse_decoding: Mapping[str, Any] = FrozenDict()
 
@@ -246,22 +251,62 @@ class FullAttention(fewer_projections.FewerProjections):
   def _scale(self, x, positions, segments) -> float | jax.Array:
     if self.scale_by not in SCALES:
       raise registry.unknown("scale_by", self.scale_by, SCALES)
+    constant = self.attention_scale or self.head_dim**-0.5
     if self.scale_by == "constant":
-      return self.attention_scale or self.head_dim**-0.5
+      return constant
+    if self.scale_by == "entropy":
+      return constant * self._entropy_factor(x, positions, segments)
     if not self.causal:
       raise ValueError(
         "scale_by is 'log_length', which counts the keys before a token; it "
         "needs causal=True"
       )
+    # [batch or 1, 1, length]
+    positions = self._places(x, positions, segments)
+    return scales.log_length(self._keys_seen(positions)[:, None], self.head_dim)
+
+  def _entropy_factor(self, x, positions, segments) -> float | jax.Array:
+    """A number, or [batch or 1, 1, length]."""
+    if self.trained_length < 2:
+      raise ValueError(
+        f"trained_length is {self.trained_length}; scale_by='entropy' needs "
+        "the length of the rows of training, at least 2"
+      )
+    if self.causal:
+      places = self._places(x, positions, segments)
+      seen = self._keys_seen(places)[:, None]
+      # What it saw in training, where no place was farther than the last.
+      trained = self._keys_seen(jnp.minimum(places, self.trained_length - 1))
+      return scales.entropy(seen, trained[:, None], 1)
+    # Of one key there is no entropy.
+    trained = max(self._at_most(self.trained_length), 2)
+    if positions is None and segments is None:
+      return scales.entropy(max(self._at_most(x.shape[1]), 2), trained, 1)
+    if segments is None:
+      segments = jnp.zeros_like(positions)
     if positions is None:
       positions = mixer_base.counted(x)
-      if segments is not None:
-        positions = mixer_base.places_in_segments(positions, segments)
-    # [batch or 1, 1, length]
-    return scales.log_length(self._keys_seen(positions)[:, None], self.head_dim)
+    mask = masks.segments(*attention_cache.marked(positions, segments))
+    batch, length = x.shape[:2]
+    return scales.entropy(
+      self._at_most(mask.count(length, length, batch=batch)), trained, 1
+    )
+
+  def _places(self, x, positions, segments) -> jax.Array:
+    """How many tokens of its segment are before each, [batch or 1, length]."""
+    if positions is not None:
+      return positions
+    positions = mixer_base.counted(x)
+    if segments is None:
+      return positions
+    return mixer_base.places_in_segments(positions, segments)
 
   def _keys_seen(self, positions: jax.Array) -> jax.Array:
     return positions + 1
+
+  def _at_most(self, length: int | jax.Array) -> int | jax.Array:
+    """How many of so many tokens one sees that sees both ways."""
+    return length
 
 
 class SlidingAttention(FullAttention):
@@ -286,6 +331,12 @@ class SlidingAttention(FullAttention):
 
   def _keys_seen(self, positions):
     return jnp.minimum(positions + 1, self.window)
+
+  def _at_most(self, length):
+    both = 2 * self.window - 1
+    if isinstance(length, int):
+      return min(length, both)
+    return jnp.minimum(length, both)
 
   def _checked_window(self) -> int:
     if self.window < 1:

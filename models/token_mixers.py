@@ -15,11 +15,14 @@ import jax
 import jax.numpy as jnp
 
 import attention
-from models import layers, registry, taps
+from attention import scales, scores
+from models import bias_factors, layers, registry, taps
 from models.halo_mixer import HaloAttention
 from models.head_projections import ToHeads, from_heads
 
 Dtype = layers.Dtype
+
+SCALES = ("constant", "entropy")
 
 
 class WindowAttention(nn.Module):
@@ -30,6 +33,12 @@ class WindowAttention(nn.Module):
     window_size: side of a window or grid in tokens.
     bias_table_window: side of the window that the stored table of biases is
       for; it is resized at run time. `window_size` if None.
+    bias_rank: rank of two factors [tokens, heads, rank] whose product is the
+      bias, in the place of the table; 0 for the table. `bias_factors` makes
+      them of a trained table; trained themselves they are another model, whose
+      biases do not depend on offsets.
+    scale_by: "constant", or "entropy" for windows of another size than in
+      training, which was `bias_table_window`; see `attention.scales`.
     implementation: which implementation of the attention runs; see
       `attention.kernels.dispatch`.
     kernel_init: initializer of the kernels and of the table.
@@ -40,6 +49,8 @@ class WindowAttention(nn.Module):
   head_dim: int = 32
   window_size: int = 7
   bias_table_window: int | None = None
+  bias_rank: int = 0
+  scale_by: str = "constant"
   implementation: str = "auto"
   kernel_init: layers.Initializer = nn.initializers.normal(0.02)
   dtype: Dtype = jnp.float32
@@ -61,7 +72,10 @@ class WindowAttention(nn.Module):
     }
     # Three times [batch, height, width, heads, head_dim].
     q, k, v = ToHeads(3, heads, self.head_dim, name="qkv", **options)(x)
-    out = self._attend(q, k, v, self._bias(heads))
+    if self.bias_rank:
+      out = self._attend_by_factors(q, k, v, self._factors(heads))
+    else:
+      out = self._attend(q, k, v, self._bias(heads))
     return nn.DenseGeneral(
       channels, axis=(-2, -1), dot_general=from_heads, name="out", **options
     )(out)
@@ -77,28 +91,71 @@ class WindowAttention(nn.Module):
     table = attention.resize_relative_table(table, self.window_size)
     return attention.relative_position_bias(table)
 
+  def _factors(self, heads: int) -> scores.ScoreMod:
+    tokens = self.window_size**2
+    if not 0 < self.bias_rank <= tokens:
+      raise ValueError(
+        f"bias_rank is {self.bias_rank}; windows of {tokens} tokens have "
+        f"factors of rank 1 to {tokens}, and 0 is for the table"
+      )
+    shape = (tokens, heads, self.bias_rank)
+    return scores.factored_bias(
+      *(
+        self.param(name, self.kernel_init, shape, self.param_dtype)
+        for name in bias_factors.FACTORS
+      )
+    )
+
+  def _scale(self) -> float:
+    if self.scale_by not in SCALES:
+      raise registry.unknown("scale_by", self.scale_by, SCALES)
+    if self.scale_by == "constant":
+      return self.head_dim**-0.5
+    trained = self.bias_table_window or self.window_size
+    return scales.entropy(self.window_size**2, trained**2, self.head_dim)
+
   def _attend(self, q, k, v, bias):
+    options = {"bias": bias, "scale": self._scale()}
+
     def attend():
       return self.windowed_attention(
         q,
         k,
         v,
         window_size=self.window_size,
-        bias=bias,
         implementation=self.implementation,
+        **options,
       )
+
+    return taps.with_open_map(self, attend, *self._halves(q, k, v, options))
+
+  def _attend_by_factors(self, q, k, v, factors):
+    """In windows that are cut before, as its kernel takes factors."""
+    options = {"score_mods": factors, "scale": self._scale()}
+
+    def attend():
+      windows = [self.partition(x, self.window_size) for x in (q, k, v)]
+      out = attention.dot_product_attention(
+        *windows, implementation=self.implementation, **options
+      )
+      return self.unpartition(out, *v.shape[1:3])
+
+    return taps.with_open_map(self, attend, *self._halves(q, k, v, options))
+
+  def _halves(self, q, k, v, options):
+    """The map by itself, and what it makes of the values."""
 
     def weigh():
       windows = (self.partition(x, self.window_size) for x in (q, k))
       # [batch, windows, heads, tokens, tokens]
-      return attention.attention_weights(*windows, bias=bias)
+      return attention.attention_weights(*windows, **options)
 
     def apply(weights):
       windows = self.partition(v, self.window_size)
       out = attention.apply_attention_weights(weights, windows)
       return self.unpartition(out, *v.shape[1:3])
 
-    return taps.with_open_map(self, attend, weigh, apply)
+    return weigh, apply
 
 
 class BlockAttention(WindowAttention):

@@ -19,6 +19,7 @@ TASKS = {
   "distillation": ("tasks.distillation", "Distillation"),
   "language_modeling": ("tasks.language_modeling", "LanguageModeling"),
   "masked_generation": ("tasks.masked_generation", "MaskedGeneration"),
+  "pair_completion": ("tasks.pair_completion", "PairCompletion"),
   "routing": ("tasks.routing", "Routing"),
   "sequence_labeling": ("tasks.sequence_labeling", "SequenceLabeling"),
 }

@@ -145,7 +145,13 @@ def test_kernels_are_in_the_step_for_eight_chips(job, mesh, kernels):
 
 MODELS = {
   "maxvit_tiny_224": (
-    dict(depths=(1,), widths=(32,), stem_widths=(8, 8), num_classes=2),
+    dict(
+      depths=(2,),
+      widths=(32,),
+      stem_widths=(8, 8),
+      num_classes=2,
+      bias_ranks={"stage_0/block_1/grid_attention": 2},
+    ),
     (28, 28, 3),
   ),
   "halonet_h0": (dict(num_classes=2), (64, 64, 3)),

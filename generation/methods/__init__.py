@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from generation.methods.entropy_scale import entropy_scale
 from generation.methods.freeswim import freeswim
 from generation.methods.linfusion import linfusion
 from generation.methods.naive import naive
@@ -64,6 +65,7 @@ METHODS: Mapping[str, Callable[..., Method]] = {
   "re_ttention": re_ttention,
   "scale_dit": scale_dit,
   "linfusion": linfusion,
+  "entropy_scale": entropy_scale,
 }
 
 

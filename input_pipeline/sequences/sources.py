@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from input_pipeline.sequences.digits import Digits
+from input_pipeline.sequences.distances import Distances
 from input_pipeline.sequences.grammar_states import GrammarStates
 from input_pipeline.sequences.marked_word import MarkedWord
 from input_pipeline.sequences.mqar import MultiQueryRecall
@@ -52,6 +53,7 @@ class Source(Protocol):
 # To add one, write its module and put it here.
 SOURCES: dict[str, type[Source]] = {
   "digits": Digits,
+  "distances": Distances,
   "grammar": GrammarStates,
   "marked_word": MarkedWord,
   "mqar": MultiQueryRecall,

@@ -175,6 +175,19 @@ def _check_diffusion_model(name):
   assert (out.shape, out.dtype) == ((*x.shape[:-1], channels), jnp.float32)
 
 
+def _check_pair_model(name):
+  model = models.create(name, classes=5, dtype="bfloat16", remat=True)
+  shared = {"classes", "width", "depth", "dtype", "param_dtype", "remat"}
+  assert shared <= {f.name for f in dataclasses.fields(model)}
+  assert inspect.signature(model.__call__).parameters["train"].default is False
+  with pytest.raises(ValueError, match=f"{name} is a model of pair"):
+    models.image_size(name)
+  inputs = tuple(model.example_inputs().values())
+  variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  logits = jax.eval_shape(model.apply, variables, *inputs)
+  assert logits == jax.ShapeDtypeStruct((1, 2, 2, 5), jnp.float32)
+
+
 # What makes a model small and leaves its structure.
 SMALL_DIFFUSION = {
   "width": 16,
@@ -201,6 +214,7 @@ CONTRACTS = {
   "generation": _check_generation_model,
   "diffusion": _check_diffusion_model,
   "autoencoder": _check_autoencoder,
+  "pair": _check_pair_model,
 }
 
 

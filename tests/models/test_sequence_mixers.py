@@ -34,6 +34,7 @@ OPTIONS = {
   "convolution": {},
   "full softplus": {"normalizer": "softplus", "scale_by": "log_length"},
   "sliding sink": {"normalizer": "softmax_with_sink", "scale_by": "log_length"},
+  "full entropy": {"scale_by": "entropy", "trained_length": 3},
   "full sharp": {
     "normalizer": "reweighted_softplus",
     "normalizer_options": {"power": 3.0},
@@ -289,6 +290,75 @@ def test_the_logarithm_of_the_length_counts_what_is_seen():
     np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
+def test_entropy_scales_tokens_that_see_more_than_in_training():
+  """sqrt(ln N / ln T), of causal tokens with T what each saw in training."""
+  offered = {"heads": 2, "head_dim": 4, "window": 3}
+  x = 5 * jax.random.normal(jax.random.key(0), (2, 6, 8))
+
+  def outputs(mixer, places=(), **options):
+    mixer = sequence_mixers.create(mixer, offered, options)
+    variables = mixer.init(jax.random.key(1), x)
+    return mixer.apply(variables, x, *places)[0]
+
+  def scaled(now, trained):
+    return 0.5 * np.sqrt(np.log(now) / np.log(trained))
+
+  for mixer, causal, trained, token, scale in (
+    ("full", True, 4, 5, scaled(6, 4)),
+    ("full", True, 4, 2, 0.5),
+    ("full", True, 9, 5, 0.5),
+    ("full", False, 4, 0, scaled(6, 4)),
+    ("full", False, 9, 0, scaled(6, 9)),
+    # The window shows three keys, at whatever length.
+    ("sliding", True, 4, 5, 0.5),
+    ("sliding", True, 2, 5, scaled(3, 2)),
+    ("sliding", False, 3, 3, scaled(5, 3)),
+    ("sliding", False, 9, 3, 0.5),
+  ):
+    own = {"causal": causal}
+    out = outputs(mixer, scale_by="entropy", trained_length=trained, **own)
+    expected = outputs(mixer, attention_scale=scale, **own)
+    case = f"{mixer}, causal {causal}, {trained}, token {token}"
+    np.testing.assert_allclose(
+      out[:, token], expected[:, token], atol=1e-6, err_msg=case
+    )
+  # At the length of training no bit changes.
+  for causal in (True, False):
+    out = outputs("full", scale_by="entropy", trained_length=6, causal=causal)
+    np.testing.assert_array_equal(out, outputs("full", causal=causal))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_entropy_of_packed_and_padded_rows(causal):
+  """What counts is the tokens of the own segment that are there."""
+  offered = {"heads": 2, "head_dim": 4}
+  x = 5 * jax.random.normal(jax.random.key(0), (2, 6, 8))
+  segments = jnp.array([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
+  positions = jnp.array([[0, 1, 0, 1, 2, 3], [0, 1, 2, -1, -1, -1]])
+  if causal:
+    seen = np.array([[1, 2, 1, 2, 3, 4], [1, 2, 3, 1, 1, 1]])
+    trained = np.minimum(seen, 3)
+  else:
+    seen = np.array([[2, 2, 4, 4, 4, 4], [3, 3, 3, 3, 3, 3]])
+    trained = np.full_like(seen, 3)
+
+  def outputs(places, **options):
+    options = {"causal": causal, **options}
+    mixer = sequence_mixers.create("full", offered, options)
+    variables = mixer.init(jax.random.key(1), x)
+    return mixer.apply(variables, x, *places)[0]
+
+  options = {"scale_by": "entropy", "trained_length": 3}
+  got = outputs((positions, segments), **options)
+  for b, i in np.argwhere(positions >= 0):
+    now, then = np.maximum((seen[b, i], trained[b, i]), 2)
+    scale = 0.5 * np.sqrt(np.log(now) / np.log(then))
+    expected = outputs((positions, segments), attention_scale=float(scale))
+    np.testing.assert_allclose(got[b, i], expected[b, i], atol=1e-6)
+  first = outputs((None, segments), **options)
+  np.testing.assert_allclose(first[0], got[0], atol=1e-6)
+
+
 def test_the_mixer_of_the_documentation(monkeypatch):
   document = Path(__file__).parents[2] / "docs" / "language_mixers.md"
   (code,) = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
@@ -330,6 +400,7 @@ ERRORS = [
     "key_dim is 2; it needs key_dim=0",
   ),
   ("full", {"scale_by": "log_length", "causal": False}, "needs causal=True"),
+  ("full", {"scale_by": "entropy"}, "trained_length is 0; .* at least 2"),
   ("full", {"head_dim": 5, "position_encoding": "rotary"}, "head_dim 5 is 5"),
   ("sliding", {}, "window is 0.*at least 1"),
   ("linear", {"feature_map": "tailor"}, r"feature_map.*taylor"),

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from models import token_mixers
@@ -40,6 +41,31 @@ def test_heads_are_independent(kind):
   out = mixer.apply({"params": params}, x)
   params["qkv"]["kernel"] = changed
   assert jnp.array_equal(out, mixer.apply({"params": params}, x))
+
+
+@pytest.mark.parametrize("kind", ["block_attention", "grid_attention"])
+def test_entropy_scales_windows_of_another_size_than_in_training(kind):
+  """sqrt(ln N / ln T), N the tokens of a window; the table says T."""
+  x = small.images(channels=8, size=4)
+
+  def output(scale=1.0, **options):
+    offered = {"head_dim": 4, "window_size": 4, **options}
+    mixer = token_mixers.create(kind, offered)
+    params = mixer.init(jax.random.key(0), x)["params"]
+    # Queries are the first of three.
+    params["qkv"]["kernel"] = params["qkv"]["kernel"].at[:, 0].multiply(scale)
+    return mixer.apply({"params": params}, x)
+
+  by_hand = (np.log(16) / np.log(4)) ** 0.5
+  options = {"bias_table_window": 2, "kernel_init": nn.initializers.normal(1)}
+  np.testing.assert_allclose(
+    output(scale_by="entropy", **options),
+    output(by_hand, **options),
+    rtol=1e-4,
+    atol=1e-4,
+  )
+  # As in training, no bit.
+  np.testing.assert_array_equal(output(scale_by="entropy"), output())
 
 
 def test_unknown_mixer():
