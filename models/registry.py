@@ -19,6 +19,7 @@ import flax.linen as nn
 # knows have SHARDING_RULES.
 FAMILIES = (
   "models.autoencoder",
+  "models.dimr",
   "models.duoformer",
   "models.halonet",
   "models.lina",
