@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from models import lina_attention, lina_layers, registry
+from models import input_checks, lina_attention, lina_layers, registry
 
 
 def check_fields(model: Any) -> None:
@@ -57,19 +56,21 @@ def check_condition(
 ) -> None:
   """Raises ValueError unless `given` is what the model is conditioned on."""
   if model.text_width:
-    _shape("text", given, ("batch", "tokens", model.text_width), jnp.floating)
+    input_checks.shape(
+      "text", given, ("batch", "tokens", model.text_width), jnp.floating
+    )
     if given.shape[1] > lina_layers.MAX_TEXT:
       raise ValueError(
         f"text has {given.shape[1]} tokens; there are at most "
         f"{lina_layers.MAX_TEXT}"
       )
     if lengths is not None:
-      _shape("lengths", lengths, given.shape[:1], jnp.integer)
+      input_checks.shape("lengths", lengths, given.shape[:1], jnp.integer)
     return
   if lengths is not None:
     raise ValueError("lengths are of texts; this model has classes")
-  _shape("labels", given, ("batch",), jnp.integer)
-  _check_range("labels", given, model.num_classes, "no class")
+  input_checks.shape("labels", given, ("batch",), jnp.integer)
+  input_checks.indices("labels", given, model.num_classes, "no class")
 
 
 def check_tokens(
@@ -77,16 +78,18 @@ def check_tokens(
 ) -> None:
   """Raises ValueError unless the arguments of `encode_decode` fit."""
   places, batch = math.prod(model.grid), len(tokens)
-  _shape("tokens", tokens, (batch, places, model.token_dim), jnp.floating)
+  input_checks.shape(
+    "tokens", tokens, (batch, places, model.token_dim), jnp.floating
+  )
   wanted = batch, model.queries, model.width
-  _shape("condition", condition, wanted, jnp.floating)
-  _shape("visible", visible, (batch, "V"), jnp.integer)
+  input_checks.shape("condition", condition, wanted, jnp.floating)
+  input_checks.shape("visible", visible, (batch, "V"), jnp.integer)
   if visible.shape[1] > places:
     raise ValueError(
       f"visible has shape {visible.shape}; an image has {places} tokens, so V "
       "must be at most that"
     )
-  _check_range("visible", visible, places, "padding")
+  input_checks.indices("visible", visible, places, "padding")
 
 
 def check_velocity(
@@ -94,7 +97,7 @@ def check_velocity(
 ) -> None:
   """Raises ValueError unless the arguments of `velocity` fit."""
   lead = x_t.shape[:-1]
-  _shape("x_t", x_t, (*lead, model.token_dim), jnp.floating)
+  input_checks.shape("x_t", x_t, (*lead, model.token_dim), jnp.floating)
   for name, have, last in (("t", t.shape, ()), ("z", z.shape, (model.width,))):
     axes = have[: len(have) - len(last)]
     fits = len(axes) == len(lead) and all(
@@ -111,40 +114,9 @@ def check_latents(model: Any, latents: jax.Array) -> None:
   """Raises ValueError unless `latents` are of the images of the model."""
   p = model.patch_size
   sides = (n * p for n in model.grid)
-  _shape(
+  input_checks.shape(
     "latents",
     latents,
     ("batch", *sides, model.token_dim // p**2),
     jnp.floating,
   )
-
-
-def _shape(name: str, x: Any, wanted: tuple[int | str, ...], kind: Any) -> None:
-  fits = len(x.shape) == len(wanted) and all(
-    isinstance(n, str) or n == have
-    for n, have in zip(wanted, x.shape, strict=True)
-  )
-  if not fits:
-    raise ValueError(
-      f"{name} has shape {x.shape}; the model needs "
-      f"[{', '.join(map(str, wanted))}]"
-    )
-  if not jnp.issubdtype(x.dtype, kind):
-    what = "integers" if kind is jnp.integer else "floating point"
-    raise ValueError(f"{name} is {x.dtype}; it must be {what}")
-
-
-def _check_range(name: str, x: Any, last: int, meaning: str) -> None:
-  """Raises ValueError for a value outside, where values are known."""
-  if isinstance(x, jax.core.Tracer) or not x.size:
-    return
-  # Of an array of several processes nobody knows all.
-  if isinstance(x, jax.Array) and not x.is_fully_addressable:
-    return
-  x = np.asarray(x)
-  wrong = x[(x < 0) | (x > last)]
-  if wrong.size:
-    raise ValueError(
-      f"{name} has {wrong.flat[0]}; they are 0 to {last - 1}, and {last} for "
-      f"{meaning}"
-    )

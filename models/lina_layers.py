@@ -6,9 +6,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from models import layers, normalization, rows, taps
+from models import layers, normalization, positions, rows, taps
 from models.dense import dot_general
 from models.feed_forward import exact_gelu
 
@@ -46,19 +45,24 @@ class HeadsDense(nn.Module):
     heads: number of heads.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters.
+    kernel_init: initializer of the kernel; PyTorch's if None.
+    bias_init: initializer of the bias; PyTorch's if None.
   """
 
   heads: int
   dtype: layers.Dtype = jnp.float32
   param_dtype: layers.Dtype = jnp.float32
+  kernel_init: layers.Initializer | None = None
+  bias_init: layers.Initializer | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [..., width] to [..., heads, width / heads]."""
     width = x.shape[-1]
     split = self.heads, width // self.heads
-    init = uniform(width)
+    init = self.kernel_init or uniform(width)
     kernel = self.param("kernel", init, (width, *split), self.param_dtype)
+    init = self.bias_init or uniform(width)
     bias = self.param("bias", init, split, self.param_dtype)
     kernel = kernel.reshape(width, width).astype(self.dtype)
     numbers = (((x.ndim - 1,), (0,)), ((), ()))
@@ -77,6 +81,7 @@ class Mlp(nn.Module):
     kernel_init: initializer of both kernels; PyTorch's if None.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters.
+    bias_init: initializer of both biases; PyTorch's if None.
   """
 
   hidden_width: int
@@ -85,6 +90,7 @@ class Mlp(nn.Module):
   kernel_init: layers.Initializer | None = None
   dtype: layers.Dtype = jnp.float32
   param_dtype: layers.Dtype = jnp.float32
+  bias_init: layers.Initializer | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -92,6 +98,8 @@ class Mlp(nn.Module):
     options = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     if self.kernel_init is not None:
       options["kernel_init"] = self.kernel_init
+    if self.bias_init is not None:
+      options["bias_init"] = self.bias_init
     expand = dense(self.hidden_width, x.shape[-1], name="expand", **options)
     x = self.activation(expand(x))
     return dense(self.out_width, x.shape[-1], name="shrink", **options)(x)
@@ -279,9 +287,4 @@ def sincos_2d(grid: tuple[int, int], width: int) -> jax.Array:
 
   Frequencies are 10000^(-i / (width / 4)), i < width / 4.
   """
-  rows, columns = np.indices(grid).reshape(2, -1, 1)
-  quarter = width // 4
-  frequencies = 10000.0 ** -(np.arange(quarter) / quarter)
-  angles = [places * frequencies[None, :] for places in (columns, rows)]
-  parts = [f(angle) for angle in angles for f in (np.sin, np.cos)]
-  return jnp.asarray(np.concatenate(parts, axis=-1), jnp.float32)
+  return positions.sincos_grid(grid, width)

@@ -6,7 +6,7 @@ the second half of the channels, as in the weights that others publish.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,12 +70,112 @@ def rotate(
       channels.
   """
   frequencies, factor = rotary_frequencies(x.shape[-1], rotary, local=local)
-  half = frequencies.size
   # [batch or 1, length, 1, half]
   angles = positions.astype(jnp.float32)[..., None, None] * frequencies.reshape(
-    1, 1, 1, half
+    1, 1, 1, frequencies.size
   )
-  cos, sin = jnp.cos(angles) * factor, jnp.sin(angles) * factor
+  return _turned(x, jnp.cos(angles) * factor, jnp.sin(angles) * factor)
+
+
+def rotate_grid(
+  x: jax.Array, grid: Sequence[int], *, base: float = 10000.0
+) -> jax.Array:
+  """Turns queries or keys to their places in a grid of one to three axes.
+
+  The pairs of channels are shared out among the axes, each with frequencies of
+  its own that begin at one. What is left of a division goes to the last axes,
+  as sides of an image are longer than videos have frames. With one axis it is
+  `rotate` with the positions 0, 1, 2, ...
+
+  Args:
+    x: [batch, tokens, heads, head_dim]; first the tokens of the grid in
+      row-major order, then any that have no place, which stay as they are.
+    grid: sides of the grid, as (frames, rows, columns).
+    base: the frequency of pair i of n is base^(-i / n).
+
+  Raises:
+    ValueError: if there are fewer pairs than axes, or fewer tokens than places.
+  """
+  tokens, dim, places = x.shape[1], x.shape[-1], math.prod(grid)
+  if dim % 2 or dim // 2 < len(grid):
+    raise ValueError(
+      f"head_dim is {dim}; rotary positions of {len(grid)} axes need an even "
+      f"number from {2 * len(grid)} on"
+    )
+  if tokens < places:
+    raise ValueError(
+      f"x has {tokens} tokens; a grid of {tuple(grid)} has {places}"
+    )
+  shares = _shares(dim // 2, len(grid))
+  angles = [
+    np.arange(side)[:, None] * float(base) ** -(np.arange(pairs) / pairs)[None]
+    for side, pairs in zip(grid, shares, strict=True)
+  ]
+
+  def table(function, beyond):
+    axes = [jnp.asarray(function(angle), jnp.float32) for angle in angles]
+    pairs = jnp.concatenate(_over_grid(axes), axis=-1)
+    # [1, tokens, 1, pairs]
+    rest = ((0, tokens - places), (0, 0))
+    return jnp.pad(pairs, rest, constant_values=beyond)[None, :, None]
+
+  return _turned(x, table(np.cos, 1.0), table(np.sin, 0.0))
+
+
+def sincos_grid(grid: Sequence[int], width: int) -> jax.Array:
+  """Returns the table of positions of a grid, [places, width] in float32.
+
+  Sines and then cosines of the last axis, then those of the axis before it, and
+  so on: for an image columns come first, as in the code of MAE (arXiv
+  2111.06377) and DiT (arXiv 2212.09748). Frequency i of n of an axis is
+  10000^(-i / n). Axes share the channels evenly; what is left of a division,
+  in pairs of a sine and a cosine, goes to the last axes (ours).
+
+  Args:
+    grid: sides of the grid, whose places come in row-major order.
+    width: number of channels.
+
+  Raises:
+    ValueError: if `width` is odd, or has fewer pairs than there are axes.
+  """
+  if width % 2 or width // 2 < len(grid):
+    raise ValueError(
+      f"width is {width}; positions of {len(grid)} axes need an even number "
+      f"from {2 * len(grid)} on"
+    )
+  axes = []
+  for side, pairs in zip(grid, _shares(width // 2, len(grid)), strict=True):
+    frequencies = 10000.0 ** -(np.arange(pairs) / pairs)
+    angles = np.arange(side)[:, None] * frequencies[None]
+    parts = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    axes.append(jnp.asarray(parts, jnp.float32))
+  return jnp.concatenate(_over_grid(axes)[::-1], axis=-1)
+
+
+def _over_grid(axes: Sequence[jax.Array]) -> list[jax.Array]:
+  """Spreads a table [side, channels] an axis to [places, channels] each.
+
+  In the program, not before it: tables of a long video would be constants of
+  many megabytes.
+  """
+  grid = tuple(len(table) for table in axes)
+  return [
+    jax.lax.broadcast_in_dim(
+      table, (*grid, table.shape[1]), (axis, len(grid))
+    ).reshape(math.prod(grid), table.shape[1])
+    for axis, table in enumerate(axes)
+  ]
+
+
+def _shares(pairs: int, axes: int) -> list[int]:
+  """Shares out pairs of channels; what is left goes to the last axes."""
+  each, left = divmod(pairs, axes)
+  return [each + (axis >= axes - left) for axis in range(axes)]
+
+
+def _turned(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Turns the pairs of the first channels, as many as there are cosines."""
+  half = cos.shape[-1]
   first, second = (
     part.astype(jnp.float32)
     for part in (x[..., :half], x[..., half : 2 * half])

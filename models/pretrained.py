@@ -54,7 +54,7 @@ def load(
 
   Args:
     source: path of a .safetensors file with timm's names, those of its authors
-      for LINA, latent diffusion's or diffusers' for an autoencoder; or
+      for LINA and DiT, latent diffusion's or diffusers' for an autoencoder; or
       "timm:<name>" for the file of timm/<name> on the Hugging Face hub.
     model: name of a model, or the model.
     resize_tables: whether what belongs to another resolution is made to fit:
@@ -202,6 +202,7 @@ def from_tensors(
   `remarks` follow the names of surplus tensors in the error.
   """
   owner = weight_maps.part(model, part) if part else model
+  constants = {} if weight_map else weight_maps.constants(owner)
   weight_map = weight_map or weight_maps.of(owner, tensors)
   prefix = 2 if part else 1
   ignored, names, problems, loaded = set(), {}, {}, {}
@@ -223,7 +224,10 @@ def from_tensors(
   for name in tensors:
     # PyTorch counts batches where Flax and TensorFlow do not.
     counter = name.endswith(".num_batches_tracked")
-    if name not in names and name not in ignored and not counter:
+    if name in constants:
+      if problem := _differs(name, tensors[name], constants[name]):
+        problems[name] = problem
+    elif name not in names and name not in ignored and not counter:
       problems[name] = f"surplus: {name}{remarks.get(name, '')}"
   if not loaded:
     _check_prefix(tensors, list(names))
@@ -286,6 +290,18 @@ def _fitting(
   if not np.isfinite(tensor).all():
     raise ValueError(f"value: {name} has NaN or infinite elements")
   return tensor
+
+
+def _differs(name: str, tensor: np.ndarray, wanted: np.ndarray) -> str:
+  """Says how a tensor is not what the model computes; nothing if it is."""
+  if tensor.shape != wanted.shape:
+    return (
+      f"shape: {name} has {tensor.shape}, the model computes {wanted.shape}"
+    )
+  # Files of half precision have rounded it.
+  if not np.allclose(tensor, wanted, atol=1e-2):
+    return f"value: {name} is not the table that the model computes"
+  return ""
 
 
 def _initializer(

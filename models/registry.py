@@ -13,12 +13,13 @@ from typing import Any
 import flax.linen as nn
 
 # The only list of families: modules with VARIANTS, {name: (class, {field:
-# value})}, and KIND, what they are for: "image", "language", "generation" or
-# "autoencoder". Those of images have IMAGE_SIZES too, {name: side in pixels of
-# the images that the variant was published for}; those that tensor parallelism
-# knows have SHARDING_RULES.
+# value})}, and KIND, what they are for: "image", "language", "generation",
+# "diffusion" or "autoencoder". Those of images have IMAGE_SIZES too, {name:
+# side in pixels of the images that the variant was published for}; those that
+# tensor parallelism knows have SHARDING_RULES.
 FAMILIES = (
   "models.autoencoder",
+  "models.diffusion_transformer",
   "models.dimr",
   "models.duoformer",
   "models.halonet",

@@ -7,9 +7,11 @@ what makes missing and surplus tensors plain to see.
 
 import importlib
 import pkgutil
+import types
 from collections.abc import Iterable
 
 import flax.linen as nn
+import numpy as np
 
 from models.weight_maps.layouts import WeightMap
 
@@ -25,17 +27,18 @@ def of(model: nn.Module, names: Iterable[str] = ()) -> WeightMap:
   Raises:
     ValueError: if there is none for its family.
   """
-  family = type(model).__module__.rpartition(".")[2]
-  known = sorted(module.name for module in pkgutil.iter_modules(__path__))
-  if family not in known:
-    raise ValueError(
-      f"model is a {type(model).__name__}, and there is no map of weights for "
-      f"{family}; there are {known}"
-    )
-  module = importlib.import_module(f"{__name__}.{family}")
+  module = _of_family(model)
   if names and hasattr(module, "recognise"):
     return module.weight_map(model, module.recognise(names))
   return module.weight_map(model)
+
+
+def constants(model: nn.Module) -> dict[str, np.ndarray]:
+  """Returns {name: tensor} of what files may have and the model computes.
+
+  A file that has one has to have these values.
+  """
+  return getattr(_of_family(model), "constants", lambda model: {})(model)
 
 
 def part(model: nn.Module, name: str) -> nn.Module:
@@ -50,3 +53,15 @@ def part(model: nn.Module, name: str) -> nn.Module:
       f"part is {name!r}; {type(model).__name__} has no such submodule"
     )
   return found.unbind()[0]
+
+
+def _of_family(model: nn.Module) -> types.ModuleType:
+  """Returns the module with the map of a model's family."""
+  family = type(model).__module__.rpartition(".")[2]
+  known = sorted(module.name for module in pkgutil.iter_modules(__path__))
+  if family not in known:
+    raise ValueError(
+      f"model is a {type(model).__name__}, and there is no map of weights for "
+      f"{family}; there are {known}"
+    )
+  return importlib.import_module(f"{__name__}.{family}")

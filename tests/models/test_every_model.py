@@ -154,7 +154,35 @@ def _check_autoencoder(name):
   assert shape_of("decode", *latents) == images
 
 
+def _check_diffusion_model(name):
+  known = models.fields(name)
+  small = {field: n for field, n in SMALL_DIFFUSION.items() if field in known}
+  model = models.create(name, **small)
+  shared = {"sample_shape", "channels", "num_classes", "dtype", "param_dtype"}
+  assert shared | {"remat"} <= {f.name for f in dataclasses.fields(model)}
+  assert inspect.signature(model.__call__).parameters["train"].default is False
+  with pytest.raises(ValueError, match=f"{name} is a model of diffusion"):
+    models.image_size(name)
+  example = model.example_inputs()
+  assert list(example)[:3] == ["x", "time", "label"]
+  variables = jax.eval_shape(
+    functools.partial(model.init, **example), jax.random.key(0)
+  )
+  x = jnp.zeros((2, *model.sample_shape, model.channels))
+  label = jnp.zeros((2,), jnp.int32)
+  out = jax.eval_shape(model.apply, variables, x, jnp.ones((2,)), label)
+  channels = model.channels * (1 + getattr(model, "learned_variance", False))
+  assert (out.shape, out.dtype) == ((*x.shape[:-1], channels), jnp.float32)
+
+
 # What makes a model small and leaves its structure.
+SMALL_DIFFUSION = {
+  "width": 16,
+  "depth": 1,
+  "heads": 2,
+  "dtype": "bfloat16",
+  "remat": True,
+}
 SMALL_GENERATION = {
   "width": 16,
   "heads": 2,
@@ -171,6 +199,7 @@ CONTRACTS = {
   "image": _check_image_model,
   "language": _check_language_model,
   "generation": _check_generation_model,
+  "diffusion": _check_diffusion_model,
   "autoencoder": _check_autoencoder,
 }
 

@@ -1,0 +1,77 @@
+"""Methods that change a trained model while it samples, without training.
+
+A method is a function (model, steps, **options) -> `Method`: models that are
+clones of the one that was trained, with other attention and the same
+parameters, and which of them each step uses. Each is one file here, and a line
+in METHODS.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from models import registry
+
+
+class Method(NamedTuple):
+  """Models, and which of them each step uses.
+
+  Attributes:
+    models: clones of one model.
+    which: for each step the index of one of them.
+  """
+
+  models: Sequence[nn.Module]
+  which: Sequence[int]
+
+
+def full(model: nn.Module, steps: int) -> Method:
+  """The model as it is, at each step."""
+  return Method((model,), (0,) * steps)
+
+
+def full_first(
+  model: nn.Module, changed: nn.Module, steps: int, full_steps: int
+) -> Method:
+  """The model as it is for the first steps, then the changed one.
+
+  Raises:
+    ValueError: if there are not so many steps.
+  """
+  if full_steps != int(full_steps) or not 0 <= full_steps <= steps:
+    raise ValueError(
+      f"full_steps={full_steps} must be an integer from 0 to steps={steps}."
+    )
+  which = (0,) * full_steps + (1,) * (steps - full_steps)
+  return Method((model, changed), which)
+
+
+METHODS: Mapping[str, Callable[..., Method]] = {
+  "full": full,
+}
+
+
+def create(
+  name: str, model: nn.Module, steps: int, options: Mapping[str, Any]
+) -> Method:
+  """Makes a method by its name.
+
+  Args:
+    name: one of METHODS.
+    model: that was trained.
+    steps: of sampling.
+    options: of the method.
+
+  Raises:
+    ValueError: if there is no such method, it has no such option, or an option
+      does not fit.
+  """
+  if name not in METHODS:
+    raise registry.unknown("method", name, METHODS)
+  known = list(inspect.signature(METHODS[name]).parameters)[2:]
+  for option in options:
+    if option not in known:
+      raise registry.unknown(f"option of method {name!r}", option, known)
+  return METHODS[name](model, steps, **options)

@@ -1,0 +1,180 @@
+"""The loop over the steps of sampling, and its inverse."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from generation import solvers
+from generation.denoiser import Denoise
+from generation.paths import Path
+
+# What a program shows while it goes through something: an iterable like it.
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+
+
+def sample(
+  denoise: Denoise | Sequence[Denoise],
+  noise: jax.Array,
+  path: Path,
+  *,
+  steps: int | None = None,
+  times: Sequence[float] | None = None,
+  solver: str = "ddim",
+  which: Sequence[int] | None = None,
+  state: Any = None,
+  progress: Progress | None = None,
+) -> jax.Array:
+  """Goes from noise to data, a jitted step at a time.
+
+  Args:
+    denoise: what predicts, or several of it.
+    noise: x at the first time, [batch, ...].
+    path: of what `denoise` was trained on.
+    steps: how many, between the path's own times.
+    times: instead of `steps`, the times to go through, falling; so one can
+      begin on the way.
+    solver: "ddim", "euler" or "dpm_solver"; see `solvers`.
+    which: the index of the denoiser of each step; the first for all if None.
+    state: what the first step is given; they pass it on.
+    progress: what is shown on the way; each step is then waited for.
+
+  Returns:
+    x at the last time.
+
+  Raises:
+    ValueError: for steps, times, a solver or `which` that do not fit.
+  """
+  denoisers = tuple(denoise) if isinstance(denoise, Sequence) else (denoise,)
+  denoisers = tuple(map(_as_pytree, denoisers))
+  times = _times(path, steps, times)
+  table = solvers.coefficients(solver, path, times)
+  count = len(table)
+  which = check_which((0,) * count if which is None else which, count)
+  if max(which) >= len(denoisers):
+    raise ValueError(
+      f"which={which} names denoiser {max(which)}; there are {len(denoisers)}."
+    )
+  x, before = noise, jnp.zeros_like(noise)
+  state = {} if state is None else state
+  walk = range(count)
+  for n in walk if progress is None else progress(walk, count):
+    x, before, state = _step(
+      denoisers[which[n]],
+      x,
+      before,
+      state,
+      float(times[n]),
+      tuple(map(float, table[n])),
+      path=path,
+    )
+    if progress is not None:
+      x.block_until_ready()
+  return x
+
+
+def invert(
+  denoise: Denoise,
+  x: jax.Array,
+  path: Path,
+  *,
+  steps: int | None = None,
+  times: Sequence[float] | None = None,
+  state: Any = None,
+  progress: Progress | None = None,
+) -> jax.Array:
+  """Goes back from data to noise by DDIM's steps, keeping what is on the way.
+
+  Each step takes the prediction at the lower of its times, so it undoes that of
+  `sample` only as far as predictions change little from one to the next.
+
+  Args:
+    denoise: what predicts.
+    x: data [batch, ...], at the last of the times.
+    path: as in `sample`, and all that follow.
+    steps: how many.
+    times: falling; gone through from the last to the first.
+    state: of the first step, at the last of the times.
+    progress: what is shown on the way.
+
+  Returns:
+    [steps + 1, batch, ...]: x at each of the times, in their order, so noise is
+    the first and the data are the last.
+
+  Raises:
+    ValueError: as `sample`.
+  """
+  denoise = _as_pytree(denoise)
+  times = _times(path, steps, times)[::-1]
+  table = solvers.coefficients("ddim", path, times)
+  state = {} if state is None else state
+  on_the_way, before = [x], jnp.zeros_like(x)
+  walk = range(len(table))
+  for n in walk if progress is None else progress(walk, len(table)):
+    x, before, state = _step(
+      denoise,
+      x,
+      before,
+      state,
+      float(times[n]),
+      tuple(map(float, table[n])),
+      path=path,
+    )
+    if progress is not None:
+      x.block_until_ready()
+    on_the_way.append(x)
+  return jnp.stack(on_the_way[::-1])
+
+
+def check_which(which: Sequence[int], steps: int) -> tuple[int, ...]:
+  """Returns the index of each step.
+
+  Raises:
+    ValueError: if there is not one for each, or one is negative.
+  """
+  which = tuple(map(int, which))
+  if len(which) != steps or min(which) < 0:
+    raise ValueError(
+      f"which={which} must have an index, 0 or more, for each of {steps} steps."
+    )
+  return which
+
+
+@functools.partial(jax.jit, static_argnames="path")
+def _step(denoise, x, before, state, time, coefficients, *, path):
+  """One step.
+
+  Returns:
+    (x, clean, state), where `clean` is what the next takes as `before`.
+  """
+  time = jnp.asarray(time)
+  prediction, state = denoise(x, time, state)
+  clean = path.clean(prediction, x, time)
+  noise = path.noise(prediction, x, time)
+  of_x, of_clean, of_noise, of_before = coefficients
+  x = of_x * x + of_clean * clean + of_noise * noise + of_before * before
+  return x, clean, state
+
+
+def _times(path, steps, times):
+  """The times to go through, float64."""
+  if (steps is None) == (times is None):
+    raise ValueError(
+      f"steps={steps} and times={times}: one of them says where to go."
+    )
+  times = path.times(steps) if times is None else np.asarray(times, np.float64)
+  if np.any(np.diff(times) > 0) or times[-1] < path.lowest_time:
+    raise ValueError(
+      f"times={times} must fall, to no less than {path.lowest_time:g}."
+    )
+  return times
+
+
+def _as_pytree(denoise):
+  """A function as a pytree without arrays; what is one stays as it is."""
+  if jax.tree_util.all_leaves([denoise]):
+    return jax.tree_util.Partial(denoise)
+  return denoise

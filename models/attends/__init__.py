@@ -1,0 +1,77 @@
+"""Attention over a grid of tokens, by name: how queries and keys meet.
+
+An attend is a function
+
+    attend(module, q, k, v, layout, *, lengths=None, **options) -> out
+
+of queries `[batch, queries, heads, dim]`, keys and values `[batch, keys, heads,
+dim]` after norms and rotary positions, and the `Layout` of the tokens; `out` is
+like the queries. It has no projections. `lengths` are integers [batch], how
+many of the keys are real where texts are padded, or None if all are.
+
+`module` is the Flax module that it is a part of: parameters of its own are
+`module.param`, maps leave by `models.taps`, and `module.implementation` says
+which kernels run. What goes from one step of sampling to the next is
+`module.variable(STATE, name, ...)`; who calls the model without a state in
+`mutable` wants none, so ask `module.is_mutable_collection(STATE)` before
+writing. To add an attend, write a file and add it to ATTENDS; a model takes it
+by `attend=name, attend_options={...}`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from models import registry
+from models.attends.full import full
+from models.attends.layout import Layout
+
+__all__ = ["ATTENDS", "STATE", "Layout", "check", "find"]
+
+# The collection of what goes from one step of sampling to the next.
+STATE = "attention_state"
+ATTENDS: dict[str, Callable[..., jax.Array]] = {
+  "full": full,
+}
+_ARGUMENTS = ("module", "q", "k", "v", "layout", "lengths")
+
+
+def find(name: str, field: str = "attend") -> Callable[..., jax.Array]:
+  """Returns the function that ATTENDS has under `name`.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  if name not in ATTENDS:
+    raise registry.unknown(field, name, ATTENDS)
+  return ATTENDS[name]
+
+
+def check(
+  field: str, name: str, options: Mapping[str, Any], *, padded: bool = False
+) -> None:
+  """Raises ValueError for an attend that is not there, or cannot take a call.
+
+  Args:
+    field: the field of the model that names it, as "attend".
+    name: the name.
+    options: its options.
+    padded: whether there are `lengths`.
+  """
+  known = inspect.signature(find(name, field)).parameters
+  for option in options:
+    if option not in known or option in _ARGUMENTS:
+      own = set(known) - set(_ARGUMENTS)
+      raise registry.unknown(f"option of {field}={name!r}", option, own)
+  if padded and "lengths" not in known:
+    able = [
+      other
+      for other, attend in ATTENDS.items()
+      if "lengths" in inspect.signature(attend).parameters
+    ]
+    raise ValueError(
+      f"text_length is given, and {field} is {name!r}, which takes no padded "
+      f"keys; those that do are {able}"
+    )
