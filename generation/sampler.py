@@ -27,6 +27,7 @@ def sample(
   which: Sequence[int] | None = None,
   state: Any = None,
   progress: Progress | None = None,
+  watch: Callable[[jax.Array], None] | None = None,
 ) -> jax.Array:
   """Goes from noise to data, a jitted step at a time.
 
@@ -41,6 +42,7 @@ def sample(
     which: the index of the denoiser of each step; the first for all if None.
     state: what the first step is given; they pass it on.
     progress: what is shown on the way; each step is then waited for.
+    watch: is given x after each step.
 
   Returns:
     x at the last time.
@@ -73,6 +75,8 @@ def sample(
     )
     if progress is not None:
       x.block_until_ready()
+    if watch is not None:
+      watch(x)
   return x
 
 

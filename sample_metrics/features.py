@@ -6,6 +6,9 @@ from typing import Protocol
 import ml_collections
 import numpy as np
 
+from input_pipeline import visual
+from sample_metrics import frames
+
 
 class Features(Protocol):
   """A network that makes features of images.
@@ -45,11 +48,19 @@ def create(spec: str, data: ml_collections.ConfigDict) -> Features:
       classification; or "inception:<weights>.pth", the network of the published
       FIDs as torch-fidelity has it, with the weights that it publishes.
     data: `config.data` of the images, with the fields of `input_pipeline.
-      images`.
+      images`, or of `input_pipeline.visual`: of videos of moving digits the
+      network is one of their frames, and `spec` must be "".
 
   Raises:
     ValueError: if there is no such network.
   """
+  if visual.is_video(data):
+    if spec:
+      raise ValueError(
+        f"features={spec!r} is of images, but data.name={data.name!r} has "
+        "videos: leave it empty for a classifier of their frames."
+      )
+    return frames.trained_on(data)
   # Not above: a task measures with this room, and the classifier is made by
   # `experiment`, where all tasks are. PyTorch is an extra.
   if spec.split(":")[0] == "inception":

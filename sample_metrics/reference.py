@@ -6,6 +6,8 @@ import ml_collections
 import numpy as np
 
 from input_pipeline import images as image_data
+from input_pipeline import visual
+from sample_metrics import frames
 from sample_metrics.features import Features
 from sample_metrics.moments import Moments
 from sample_metrics.statistics import Statistics
@@ -23,7 +25,8 @@ def of_split(
   """Goes through a split, as evaluation sees its images.
 
   Args:
-    data: `config.data`, with the fields of `input_pipeline.images`.
+    data: `config.data`, with the fields of `input_pipeline.images`, or those of
+      `input_pipeline.visual` for the frames of videos.
     features: the feature network.
     split: of the data; `data.eval_split` if empty.
     keep_features: whether those of each image are kept, which precision and
@@ -62,8 +65,12 @@ def examples(
   """Batches of a split, without padding and damaged images.
 
   Returns:
-    Pairs of images uint8 [n, height, width, channels] and labels int32 [n].
+    Pairs of images uint8 [n, height, width, channels] and labels int32 [n]; of
+    videos as `frames.examples`.
   """
+  if visual.is_video(data):
+    yield from frames.examples(data)
+    return
   config = image_data.default_config()
   for name in config:
     config[name] = data[name]

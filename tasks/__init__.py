@@ -15,6 +15,7 @@ from tasks.base import Shown, Task
 TASKS = {
   "autoencoding": ("tasks.autoencoding", "Autoencoding"),
   "classification": ("tasks.classification", "Classification"),
+  "diffusion": ("tasks.diffusion", "Diffusion"),
   "language_modeling": ("tasks.language_modeling", "LanguageModeling"),
   "masked_generation": ("tasks.masked_generation", "MaskedGeneration"),
   "routing": ("tasks.routing", "Routing"),

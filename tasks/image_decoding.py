@@ -12,16 +12,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from models import decoding
 from tasks import autoencoders
 
-# Makes uint8 images [batch, height, width, channels] of tokens
-# [batch, N, token_dim].
+# Makes uint8 images [batch, height, width, channels] of what a model makes:
+# tokens [batch, N, token_dim], if it can `unpatchify`, or arrays of pixels or
+# latents.
 Decode = Callable[[jax.Array], jax.Array]
 
 
 def create(model: nn.Module, variables: Mapping[str, Any], info: Any) -> Decode:
-  """Returns what makes images of the tokens of a model.
+  """Returns what makes images of the tokens or arrays of a model.
 
   Args:
-    model: with `unpatchify`.
+    model: with `unpatchify`, if it makes tokens.
     variables: of the model, on whose mesh images are decoded too.
     info: of the data that it learned; an `input_pipeline.latents.DatasetInfo`.
 
@@ -29,8 +30,9 @@ def create(model: nn.Module, variables: Mapping[str, Any], info: Any) -> Decode:
     ValueError: if the autoencoder of its latents is not there, or is another.
     CheckpointError: if its checkpoint cannot be read.
   """
+  unpatchify = getattr(model, "unpatchify", lambda x: x)
   if info.latent_shape is None:
-    return jax.jit(lambda tokens: to_pixels(model.unpatchify(tokens)))
+    return jax.jit(lambda tokens: to_pixels(unpatchify(tokens)))
   trained = autoencoders.load(info.autoencoder, fingerprint=info.fingerprint)
   weights = trained.variables
   if (mesh := decoding.mesh_of(variables)) is not None:
@@ -38,7 +40,7 @@ def create(model: nn.Module, variables: Mapping[str, Any], info: Any) -> Decode:
 
   @jax.jit
   def decode(weights, tokens):
-    latents = model.unpatchify(tokens) / info.scale
+    latents = unpatchify(tokens) / info.scale
     return to_pixels(trained.model.apply(weights, latents, method="decode"))
 
   return functools.partial(decode, weights)

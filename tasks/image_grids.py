@@ -63,22 +63,27 @@ def frames(
   return [grid(np.where(order <= step, images, blank)) for step in steps]
 
 
-def encode(pictures: Sequence[np.ndarray], suffix: str) -> bytes:
+def encode(
+  pictures: Sequence[np.ndarray],
+  suffix: str,
+  durations: Sequence[int] | None = None,
+) -> bytes:
   """Makes a file of a picture, or of an animation if there are several.
 
   Args:
     pictures: uint8 [height, width, 1 or 3].
     suffix: ".png" or ".gif".
+    durations: milliseconds of each; some seconds of all together, and a pause
+      at the end, if None.
   """
   first, *others = (Image.fromarray(_squeezed(picture)) for picture in pictures)
   options = {}
   if others:
     step = min(max(_DURATION // len(others), _SHORTEST), _LONGEST)
-    durations = [step] * len(others) + [_PAUSE]
     options = {
       "save_all": True,
       "append_images": others,
-      "duration": durations,
+      "duration": durations or [step] * len(others) + [_PAUSE],
       "loop": 0,
     }
   buffer = io.BytesIO()

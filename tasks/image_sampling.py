@@ -8,15 +8,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 import tqdm
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 import storage
 from models import decoding, masked_sampling
-from tasks import image_grids, image_options
+from tasks import image_grids, image_options, mesh_rows
 from tasks.base import Progress
 from tasks.image_decoding import Decode
-from training import hosts, sharding
 
 # Options of `draw` for `sample.py`: each with a default and what it is.
 OPTIONS: Mapping[str, tuple[Any, str]] = {
@@ -207,7 +204,7 @@ def batches(
     raise ValueError("given has no rows: nothing to make images of.")
   masked_sampling.check_count("batch_size", batch_size)
   mesh = decoding.mesh_of(variables)
-  size = _whole_batch(min(batch_size, len(given)), mesh)
+  size = mesh_rows.whole_batch(min(batch_size, len(given)), mesh)
   starts = range(0, len(given), size)
   count = len(starts) * len(masked_sampling.schedule(_places(model), steps))
   bar = iter(progress(range(count), count))
@@ -216,8 +213,8 @@ def batches(
     tokens, order = masked_sampling.sample(
       model,
       variables,
-      _place(given[rows], mesh),
-      lengths=None if lengths is None else _place(lengths[rows], mesh),
+      mesh_rows.place(given[rows], mesh),
+      lengths=None if lengths is None else mesh_rows.place(lengths[rows], mesh),
       steps=steps,
       first_row=start,
       # The bar is one over all batches.
@@ -227,7 +224,9 @@ def batches(
       **sampling,
     )
     real = len(given) - start
-    yield Made(*(_whole(array)[:real] for array in (decode(tokens), order)))
+    yield Made(
+      *(mesh_rows.whole(array)[:real] for array in (decode(tokens), order))
+    )
   # Where it says that it is at its end.
   next(bar, None)
 
@@ -240,24 +239,3 @@ def _bar(steps, total):
 
 def _places(model: nn.Module) -> int:
   return int(np.prod(model.grid))
-
-
-def _whole_batch(size: int, mesh: Mesh | None) -> int:
-  """The next size that splits evenly over the mesh."""
-  parts = 1 if mesh is None else sharding.batch_parts(mesh)
-  return -(-size // parts) * parts
-
-
-def _place(rows: np.ndarray, mesh: Mesh | None) -> jax.Array:
-  """Puts rows where the work on them is to be done."""
-  if mesh is None:
-    return jax.numpy.asarray(rows)
-  return jax.device_put(rows, sharding.batch_sharding(mesh))
-
-
-def _whole(array: jax.Array) -> np.ndarray:
-  """All rows, also those that other processes hold."""
-  hosts.went_on()
-  if array.is_fully_addressable:
-    return np.asarray(array)
-  return multihost_utils.process_allgather(array, tiled=True)

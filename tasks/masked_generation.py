@@ -12,13 +12,13 @@ import numpy as np
 
 import storage
 from input_pipeline import latents as latent_data
-from models import gaussian_latents
 from tasks import (
   generation_checks,
   image_decoding,
   image_sampling,
   mask_draws,
   sample_evaluation,
+  visual_batches,
 )
 from tasks.base import Batch, Shown, Task, Variables, create_model
 from training import evaluation, paths
@@ -105,31 +105,8 @@ class MaskedGeneration(Task):
   def batch_spec(
     self, rows: int, *, train: bool
   ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What is learned, what it is of, and mask float32 [rows].
-
-    Pixels are image uint8 [rows, height, width, channels], with damaged bool
-    [rows]; latents are moments float32 [rows, height, width, 2 channels]. What
-    they are of is label int32 [rows]; or text float32 [rows, tokens, width] and
-    text_length int32 [rows]. In evaluation there is index int32 [rows], the
-    example's place in the split.
-    """
-    info, real, whole = self.info, jnp.float32, jnp.int32
-    if info.latent_shape is None:
-      spec = {"image": (info.image_shape, jnp.uint8), "damaged": ((), bool)}
-    else:
-      *sides, channels = info.latent_shape
-      spec = {"moments": ((*sides, 2 * channels), real)}
-    if info.text_shape is None:
-      spec["label"] = (), whole
-    else:
-      spec |= {"text": (info.text_shape, real), "text_length": ((), whole)}
-    spec["mask"] = (), real
-    if not train:
-      spec["index"] = (), whole
-    return {
-      name: jax.ShapeDtypeStruct((rows, *shape), dtype)
-      for name, (shape, dtype) in spec.items()
-    }
+    """What is learned, what it is of, and mask; see `visual_batches.spec`."""
+    return visual_batches.spec(self.info, rows, train=train)
 
   def init(self, key: jax.Array) -> Variables:
     """Initial variables of the model."""
@@ -178,32 +155,19 @@ class MaskedGeneration(Task):
       )
     )(place_keys, counts)
     mask = batch["mask"]
-    tokens = self.model.patchify(self._latents(latent_keys, batch))
+    clean = visual_batches.clean(self.info, latent_keys, batch)
+    tokens = self.model.patchify(clean)
     return {
       # Zeros where nothing counts, as NaN times a gradient of 0 is NaN.
       "tokens": jnp.where(mask[:, None, None] > 0, tokens, 0),
       "visible": visible,
-      **self._given(batch, drop),
+      **visual_batches.condition(
+        self.info, self.model.num_classes, batch, drop
+      ),
       "mask": mask,
       "damaged": batch.get("damaged", jnp.zeros(mask.shape, bool)),
       "key": flow_keys,
     }
-
-  def _latents(self, keys: jax.Array, batch: Batch) -> jax.Array:
-    """Pixels from -1 to 1, or latents with a deviation of about one."""
-    if self.info.latent_shape is None:
-      return batch["image"].astype(jnp.float32) / 127.5 - 1
-    draw = jax.vmap(gaussian_latents.sample)
-    return draw(batch["moments"], keys) * self.info.scale
-
-  def _given(self, batch: Batch, drop: jax.Array) -> Batch:
-    """The classes or texts, but for those to drop and those that are none."""
-    if self.info.text_shape is not None:
-      length = jnp.where(drop, 0, batch["text_length"])
-      return {"text": batch["text"], "text_length": length}
-    label, none = batch["label"], self.model.num_classes
-    known = (label >= 0) & (label < none) & ~drop
-    return {"label": jnp.where(known, label, none)}
 
   def weight(self, batch: Batch) -> jax.Array:
     """How many images count."""

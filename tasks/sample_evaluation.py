@@ -100,7 +100,7 @@ def measure(
   Raises:
     ValueError: for a feature network or statistics that do not fit.
   """
-  data = _image_data(task.config.data)
+  data = image_data(task.config.data)
   features = feature_networks.create(options["features"], data)
   reference = (
     statistics_files.load(options["statistics"], features)
@@ -108,7 +108,7 @@ def measure(
     else sample_metrics.of_split(data, features)
   )
   measurement = sample_metrics.Measurement(features, reference)
-  given, lengths, labels = _conditions(task, options["num_samples"])
+  given, lengths, labels = conditions(task, options["num_samples"])
   chosen = {name: options[name] for name in ("guidance", "steps", "seed")}
   sampling = {**task.config.sampling, **chosen}
   start = 0
@@ -140,7 +140,7 @@ def describe(result: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _image_data(data: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def image_data(data: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The config of the real images, those that became latents if some did."""
   data = data.copy_and_resolve_references()
   if data.latents:
@@ -148,7 +148,7 @@ def _image_data(data: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return data
 
 
-def _conditions(
+def conditions(
   task: Any, count: int
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
   """What `count` images shall be of, lengths of texts, and their classes."""
