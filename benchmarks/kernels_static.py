@@ -31,28 +31,15 @@ for v5e (peak / MXUs / 128^2 / 2); for v6e cycles are compared with cycles.
 import concurrent.futures
 import functools
 import json
-import multiprocessing
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tools import llo
+import jax
+from absl import app, flags
 
-# Only this process has libtpu write what it does: dumps of the references are
-# large and of no use, and a process of their own compiles them.
-_DUMP = None
-if multiprocessing.parent_process() is None:
-  _DUMP = Path(tempfile.mkdtemp(prefix="kernels_static_"))
-  llo.enable(_DUMP)
-
-import jax  # noqa: E402, libtpu reads the settings above.
-from absl import app, flags  # noqa: E402
-
-from benchmarks import flag_checks, static_cases  # noqa: E402
-from tools import compile_only, kernel_cycles  # noqa: E402
+from benchmarks import dumping, flag_checks, static_cases
+from tools import compile_only, kernel_cycles
 
 _CHIPS = flag_checks.define_names(
   "chips", ["v5e", "v6e"], ["v5e", "v6e"], "TPUs to compile for."
@@ -78,37 +65,30 @@ def main(argv: Sequence[str]) -> None:
       f"only={_ONLY.value!r} is in none of "
       + ", ".join(case.name for case in static_cases.cases())
     )
-  arguments = os.environ.pop("LIBTPU_INIT_ARGS")
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, context) as references:
-    references.submit(os.getpid).result()
-    os.environ["LIBTPU_INIT_ARGS"] = arguments
-    try:
-      for case in cases:
-        for chip in _CHIPS.value:
-          for which in _PASSES.value:
-            if which not in case.passes:
-              continue
-            row = measure(case, chip, which, references)
-            text = json.dumps(row) if _JSON.value else describe(row)
-            print(text, flush=True)
-    finally:
-      shutil.rmtree(_DUMP, ignore_errors=True)
+  with dumping.two_processes() as (folder, references):
+    for case in cases:
+      for chip in _CHIPS.value:
+        for which in _PASSES.value:
+          if which not in case.passes:
+            continue
+          row = measure(case, chip, which, folder, references)
+          text = json.dumps(row) if _JSON.value else describe(row)
+          print(text, flush=True)
 
 
 def measure(
   case: static_cases.Case,
   chip: str,
   which: str,
+  folder: Path,
   references: concurrent.futures.Executor,
 ) -> dict:
-  """Returns the row of one case on one chip."""
+  """Returns the row of one case on one chip; see `dumping.two_processes`."""
   reference = references.submit(reference_cost, case.name, chip, which)
   ours = _passed(functools.partial(case.function, "tpu"), which)
-  for path in _DUMP.iterdir():
-    path.unlink()
+  dumping.clear(folder)
   compiled = compile_only.compile_for(chip, ours, *case.arguments)
-  bundles, traffic, fetched = _kernels(ours, case)
+  bundles, traffic, fetched = _kernels(ours, case, folder)
   moved = compiled.cost_analysis()["bytes accessed"] - traffic + fetched
   around = _estimated_cycles(compiled) or 0
   floor = _floor_seconds(compiled, case, chip, which)
@@ -181,7 +161,7 @@ def _passed(function: Callable, which: str) -> Callable:
 
 
 def _kernels(
-  function: Callable, case: static_cases.Case
+  function: Callable, case: static_cases.Case, folder: Path
 ) -> tuple[float, float, float]:
   """Returns the cycles and the bytes of all kernels of a function.
 
@@ -190,7 +170,7 @@ def _kernels(
   jaxpr = jax.make_jaxpr(function)(*case.arguments)
   cycles = traffic = fetched = 0.0
   for call in kernel_cycles.calls(jaxpr.jaxpr):
-    cycles += call.count * kernel_cycles.cycles(_DUMP, call, case.busy)
+    cycles += call.count * kernel_cycles.cycles(folder, call, case.busy)
     traffic += call.count * call.bytes
     fetched += call.count * call.fetched
   return cycles, traffic, fetched

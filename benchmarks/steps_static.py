@@ -23,28 +23,15 @@ what the bandwidth of the memory takes, a kernel at what it takes.
 
 import concurrent.futures
 import json
-import multiprocessing
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools import llo
+import jax
+from absl import app, flags
 
-# Only this process has libtpu write what it does, and it compiles kernels only:
-# dumps of whole steps take gigabytes. A process of their own compiles them.
-_DUMP = None
-if multiprocessing.parent_process() is None:
-  _DUMP = Path(tempfile.mkdtemp(prefix="steps_static_"))
-  llo.enable(_DUMP)
-
-import jax  # noqa: E402, libtpu reads the settings above.
-from absl import app, flags  # noqa: E402
-
-from benchmarks import step_cases  # noqa: E402
-from tools import (  # noqa: E402
+from benchmarks import dumping, step_cases
+from tools import (
   absent_data,
   compile_only,
   compiled_steps,
@@ -95,28 +82,23 @@ def main(argv: Sequence[str]) -> None:
     )
   # What comes from a cache is not dumped.
   jax.config.update("jax_enable_compilation_cache", False)
-  arguments = os.environ.pop("LIBTPU_INIT_ARGS")
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, context) as steps:
-    steps.submit(os.getpid).result()
-    os.environ["LIBTPU_INIT_ARGS"] = arguments
-    try:
-      for case in cases:
-        row = measure(case, steps)
-        print(json.dumps(row) if _JSON.value else describe(row), flush=True)
-    finally:
-      shutil.rmtree(_DUMP, ignore_errors=True)
+  with dumping.two_processes() as (folder, steps):
+    for case in cases:
+      row = measure(case, folder, steps)
+      print(json.dumps(row) if _JSON.value else describe(row), flush=True)
 
 
 def measure(
-  case: step_cases.Case, steps: concurrent.futures.Executor
+  case: step_cases.Case, folder: Path, steps: concurrent.futures.Executor
 ) -> dict[str, Any]:
-  """Returns the row of a case."""
+  """Returns the row of a case; see `dumping.two_processes`."""
   compiled = {
     which: steps.submit(compile_step, case, which) for which in _IMPLEMENTATIONS
   }
   flops = step_cases.useful_flops(case)
-  kernels = {which: kernel_costs(case, which) for which in _IMPLEMENTATIONS}
+  kernels = {
+    which: kernel_costs(case, which, folder) for which in _IMPLEMENTATIONS
+  }
   ours, reference = (
     _side(compiled[which].result(), kernels[which], flops)
     for which in _IMPLEMENTATIONS
@@ -152,7 +134,7 @@ def compile_step(
 
 
 def kernel_costs(
-  case: step_cases.Case, implementation: str
+  case: step_cases.Case, implementation: str, folder: Path
 ) -> dict[str, Kernel]:
   """Returns what the kernels of a step take, by name."""
   made = step_cases.create(case, implementation)
@@ -160,7 +142,7 @@ def kernel_costs(
     jaxpr = made.train_step.trace(made.state, made.batch).jaxpr.jaxpr
   calls = list(kernel_cycles.calls(jaxpr))
   seconds = {
-    key: _kernel_seconds(case, call)
+    key: _kernel_seconds(case, call, folder)
     for key, call in {call.key: call for call in calls}.items()
   }
   found: dict[str, Kernel] = {}
@@ -173,16 +155,15 @@ def kernel_costs(
   return found
 
 
-def _kernel_seconds(case, call) -> float:
-  for path in _DUMP.iterdir():
-    path.unlink()
+def _kernel_seconds(case, call, folder) -> float:
+  dumping.clear(folder)
   arguments = [variable.aval for variable in call.equation.invars]
   compile_only.compile_for(_CHIP.name, call.function, *arguments)
   rows, steps = call.equation.params["grid_mapping"].grid[-2:]
   listed = case.causal and call.name.startswith("flash") and rows == steps
   # Rows of tiles are as long as the longest; half are beyond the diagonal.
   busy = (rows + 1) / (2 * rows) if listed else 1.0
-  cycles = kernel_cycles.cycles(_DUMP, call, busy)
+  cycles = kernel_cycles.cycles(folder, call, busy)
   return max(cycles / _CHIP.clock, call.fetched / _CHIP.bandwidth)
 
 

@@ -64,10 +64,11 @@ def _check_sizes(model: Any) -> None:
     raise ValueError(
       f"dense_layers is {model.dense_layers}; the model has 0 to {model.depth}"
     )
-  if not 0 <= model.guided_channels <= model.channels:
+  guided = model.guided_channels
+  if guided is not None and not 1 <= guided <= model.channels:
     raise ValueError(
-      f"guided_channels is {model.guided_channels}; it must be 1 to "
-      f"{model.channels}, or 0 for all"
+      f"guided_channels is {guided}; it must be 1 to {model.channels}, or None "
+      "for all"
     )
 
 

@@ -83,8 +83,7 @@ class DiffusionTransformer(taps.Tapped):
     dense_layers: blocks, the first ones, that have attend="full" whatever
       `attend` is.
     guided_channels: channels, the first ones, that guidance acts on: 3 in the
-      code of DiT, of four latents; 0 for all. Of no effect here: samplers read
-      it.
+      code of DiT, of four latents; all if None. Samplers read it.
     implementation: which implementation of the attention runs; see
       `attention.kernels.dispatch`.
     remat: whether the backward pass computes each block again instead of
@@ -115,7 +114,7 @@ class DiffusionTransformer(taps.Tapped):
   cross_attend: str = "full"
   cross_attend_options: Mapping[str, Any] = FrozenDict()
   dense_layers: int = 0
-  guided_channels: int = 0
+  guided_channels: int | None = None
   implementation: str = "auto"
   remat: bool = False
   dtype: layers.Dtype = jnp.float32

@@ -137,9 +137,13 @@ def summary(outcome: compiled_steps.Outcome) -> dict[str, Any]:
     "argument_bytes": found.argument_bytes,
     "estimated_seconds": found.seconds,
     "utilisation": utilisation,
-    "collectives": [each._asdict() for each in found.collectives],
-    "kernels": [each._asdict() for each in found.kernels],
+    "collectives": _listed(found.collectives),
+    "kernels": _listed(found.kernels),
   }
+
+
+def _listed(found: Sequence[Any] | None) -> list[dict[str, Any]] | None:
+  return None if found is None else [each._asdict() for each in found]
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -161,13 +165,13 @@ def describe(row: dict[str, Any]) -> str:
       *(
         f"  kernel {k['name']}: {k['count']} x, {k['flops'] / 1e9:.4g} GFLOP, "
         f"{k['bytes'] / 1e6:,.1f} MB"
-        for k in row["kernels"]
+        for k in row["kernels"] or ()
       ),
       *(
         f"  {c['kind']} over {c['axis']}: {c['count']} x, "
         f"{c['bytes'] / 1e6:,.1f} MB"
         + (", under a condition" if c["conditional"] else "")
-        for c in row["collectives"]
+        for c in row["collectives"] or ()
       ),
       "not costed, and not in the time: " + ("; ".join(row["unknown"]) or "-"),
     ]
@@ -196,6 +200,8 @@ def _memory(row) -> str:
 
 
 def _time(row) -> str:
+  if row["kernels"] is None:
+    return "time: unknown"
   if row["estimated_seconds"] is None:
     share = ""
     if row["kernel_share"] == 0:

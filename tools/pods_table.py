@@ -151,7 +151,9 @@ def row(line: Mapping[str, Any]) -> tuple[str, ...]:
     needed = gib(line["bytes_per_chip"])
     return f"{line['rows']}", "no", needed, available, *[""] * 6, seconds
   unknown = line["estimated_seconds"] is None
-  moved = sum(c["bytes"] for c in line["collectives"] if not c["conditional"])
+  moved = line["collectives"]
+  if moved is not None:
+    moved = sum(each["bytes"] for each in moved if not each["conditional"])
   return (
     f"{line['rows']}",
     "yes",
@@ -162,7 +164,7 @@ def row(line: Mapping[str, Any]) -> tuple[str, ...]:
     "unknown" if unknown else f"{line['estimated_seconds'] * 1e3:.3g}",
     "unknown" if unknown else f"{line['utilisation']:.0%}",
     "unknown" if unknown else f"{line['kernel_share']:.1%}",
-    f"{moved / 1e6:,.0f} MB",
+    "unknown" if moved is None else f"{moved / 1e6:,.0f} MB",
     seconds,
   )
 

@@ -68,8 +68,8 @@ class Report:
     argument_bytes: of arguments.
     temporary_bytes: of what lives within a step.
     peak_bytes: the most that is alive at once.
-    collectives: the largest first.
-    kernels: the dearest first.
+    collectives: the largest first; None if the program cannot be read.
+    kernels: the dearest first; likewise.
     kernel_share: of `seconds`, what kernels take at least; None if not known.
     dearest: (path in the model, count, cycles) of XLA's operations, layers of
       one kind together, the dearest first.
@@ -83,8 +83,8 @@ class Report:
   argument_bytes: int
   temporary_bytes: int
   peak_bytes: int
-  collectives: list[Collective]
-  kernels: list[Kernel]
+  collectives: list[Collective] | None
+  kernels: list[Kernel] | None
   kernel_share: float | None
   dearest: list[tuple[str, int, int]]
 
@@ -105,13 +105,53 @@ def read(
   if shardings:
     device = min(shardings[0].device_set, key=lambda device: device.id)
     chip = topologies.CHIPS.get(device.device_kind)
+  counted, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+  try:
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    # An older jaxlib cannot print all that a newer libtpu writes: with jax
+    # 0.10.2 large steps for chips with sparse cores, v5p and v6e.
+    return _without_text(str(error).partition("\n")[0], counted, memory)
   return of_text(
-    compiled.as_text(),
-    counted=compiled.cost_analysis() or {},
-    memory=compiled.memory_analysis(),
+    text,
+    counted=counted,
+    memory=memory,
     axes={} if mesh is None else dict(mesh.shape),
     chip=chip,
   )
+
+
+def _without_text(
+  reason: str, counted: dict[str, float], memory: Any
+) -> Report:
+  """What the compiler counts, where its program cannot be read."""
+  return Report(
+    flops=counted.get("flops", 0),
+    bytes=counted.get("bytes accessed", 0),
+    seconds=None,
+    cycles=None,
+    unknown=[
+      "time, kernels and collectives, and loops count once: the program "
+      f"cannot be read ({reason})"
+    ],
+    **_sizes(memory),
+    collectives=None,
+    kernels=None,
+    kernel_share=None,
+    dearest=[],
+  )
+
+
+def _sizes(memory: Any) -> dict[str, int]:
+  """Bytes of `memory_analysis()`, 0 for what it does not say."""
+  return {
+    name: getattr(memory, attribute, 0)
+    for name, attribute in (
+      ("argument_bytes", "argument_size_in_bytes"),
+      ("temporary_bytes", "temp_size_in_bytes"),
+      ("peak_bytes", "peak_memory_in_bytes"),
+    )
+  }
 
 
 def of_text(
@@ -158,9 +198,7 @@ def of_text(
     seconds=seconds,
     cycles=cycles,
     unknown=[_describe(name, *values) for name, values in unknown],
-    argument_bytes=getattr(memory, "argument_size_in_bytes", 0),
-    temporary_bytes=getattr(memory, "temp_size_in_bytes", 0),
-    peak_bytes=getattr(memory, "peak_memory_in_bytes", 0),
+    **_sizes(memory),
     collectives=sorted(moved, key=lambda each: -each.bytes),
     kernels=kernels,
     kernel_share=share,

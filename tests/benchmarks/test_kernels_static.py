@@ -1,6 +1,7 @@
 """The static benchmark prints what it promises, for a real chip."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ pytestmark = [pytest.mark.compile, pytest.mark.slow]
 pytest.importorskip("libtpu")
 
 
-def test_a_row_has_bundles_floor_and_ratio():
+def test_a_row_has_bundles_floor_and_ratio(tmp_path):
   # In a process of its own: libtpu reads where to dump when it is loaded.
   command = [
     sys.executable,
@@ -26,10 +27,13 @@ def test_a_row_has_bundles_floor_and_ratio():
   output = subprocess.run(
     command,
     cwd=Path(__file__).parents[2],
+    env=os.environ | {"TMPDIR": str(tmp_path)},
     capture_output=True,
     text=True,
     check=True,
   ).stdout
+  # What libtpu wrote takes gigabytes where it is left.
+  assert not list(tmp_path.iterdir())
   row = json.loads(output.splitlines()[-1])
   assert row["kernel"] == "window block stage 4"
   assert (row["chip"], row["pass"]) == ("v5e", "forward")

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -230,3 +231,30 @@ def test_a_program_for_a_pod():
   # But for what is before and after the loop.
   assert found[1].seconds == pytest.approx(2 * found[0].seconds, rel=0.2)
   assert found[1].bytes == pytest.approx(2 * found[0].bytes, rel=0.2)
+
+
+class Unprintable:
+  """A program that jaxlib cannot print, as of a newer libtpu."""
+
+  input_shardings = ()
+
+  def cost_analysis(self):
+    return {"flops": 12.0, "bytes accessed": 34.0}
+
+  def memory_analysis(self):
+    return types.SimpleNamespace(
+      argument_size_in_bytes=5, temp_size_in_bytes=6, peak_memory_in_bytes=7
+    )
+
+  def as_text(self):
+    raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\n at")
+
+
+def test_of_a_program_that_cannot_be_printed_the_rest_is_known():
+  report = program_report.read(Unprintable())
+  assert (report.flops, report.bytes) == (12, 34)
+  sizes = report.argument_bytes, report.temporary_bytes, report.peak_bytes
+  assert sizes == (5, 6, 7)
+  assert report.seconds is report.kernels is report.collectives is None
+  (unknown,) = report.unknown
+  assert unknown.endswith("(INTERNAL: RET_CHECK failure)")
