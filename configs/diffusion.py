@@ -41,8 +41,6 @@ def get_config(variant: str = "digits") -> ml_collections.ConfigDict:
 def _imagenet_256(config: ml_collections.ConfigDict) -> None:
   """arXiv 2212.09748, as its code (train.py, diffusion/) has it."""
   config.model.name = "dit_xl_2"
-  config.path.name = "ddpm"
-  config.path.prediction = "noise"
   config.batch_size = 256
   config.train_for = "7000000 steps"
   config.optimizer.learning_rate = 1e-4
@@ -70,10 +68,20 @@ def _imagenet_256(config: ml_collections.ConfigDict) -> None:
 def _embedded(config: ml_collections.ConfigDict) -> None:
   """What the two that train here have in common."""
   # Classes are tokens too, so that all that acts on cross-attention has some.
-  config.model.update(dict(conditioning="cross", position_encoding="rotary"))
+  config.model.update(
+    dict(
+      conditioning="cross",
+      position_encoding="rotary",
+      learned_variance=False,
+      guided_channels=0,
+    )
+  )
+  config.path.name = "flow"
+  config.path.prediction = "velocity"
   config.data.channels = 1
   config.optimizer.warmup = "3 percent"
   config.optimizer.weight_decay = 0.01
+  config.optimizer.b2 = 0.99
   config.optimizer.clip_norm = 1.0
   config.ema.decay = 0.998
 
@@ -84,12 +92,12 @@ def _digits(config: ml_collections.ConfigDict) -> None:
   config.data.image_size = 8
   config.data.train_transform = "resize(method=bilinear)"
   # 4 x 4 tokens of 2 x 2 pixels.
-  config.model.update(dict(patch_size=(2, 2), width=128, depth=4, heads=4))
+  config.model.update(dict(patch_size=(2, 2), width=96, depth=4, heads=3))
   config.batch_size = 128
   config.eval_batch_size = 120
-  config.train_for = "4000 steps"
-  config.evaluate_every = "1000 steps"
-  config.checkpoint.every = "1000 steps"
+  config.train_for = "2500 steps"
+  config.evaluate_every = "500 steps"
+  config.checkpoint.every = "500 steps"
   config.optimizer.learning_rate = 2e-3
 
 
@@ -98,13 +106,13 @@ def _moving_digits(config: ml_collections.ConfigDict) -> None:
   config.data.name = "moving_digits"
   config.data.image_size = 16
   # 8 x 4 x 4 tokens of 4 x 4 pixels.
-  config.model.update(dict(patch_size=(1, 4, 4), width=128, depth=6, heads=4))
+  config.model.update(dict(patch_size=(1, 4, 4), width=96, depth=6, heads=3))
   config.batch_size = 32
   config.eval_batch_size = 60
-  config.train_for = "3000 steps"
+  config.train_for = "2000 steps"
   config.evaluate_every = "500 steps"
   config.checkpoint.every = "500 steps"
-  config.optimizer.learning_rate = 1e-3
+  config.optimizer.learning_rate = 2e-3
   config.evaluation.num_samples = 120
 
 

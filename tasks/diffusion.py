@@ -100,8 +100,8 @@ class Diffusion(Task):
     config.data = visual.default_config()
     config.path = ml_collections.ConfigDict(
       dict(
-        name="flow",  # Or "ddpm", which alone has a schedule and steps.
-        prediction="velocity",  # Or "noise", or "clean".
+        name="ddpm",  # Or "flow", which has no schedule and no steps.
+        prediction="noise",  # Or "velocity", or "clean".
         schedule="linear",
         steps=1000,
         # What times are drawn from in training: "uniform", or "logit_normal",

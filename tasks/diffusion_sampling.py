@@ -23,8 +23,8 @@ from tasks.image_decoding import Decode
 OPTIONS: Mapping[str, tuple[Any, str]] = {
   "classes": (
     "first",
-    'Which, a row each, as "3,5" or "0..9", or all; first: the first ten. Of '
-    'examples with several classes "0+7,3+3". Of a model of texts, which texts.',
+    'Which, a row each, as "3,5" or "0..9", or all; first: the first ten; of '
+    'samples with several classes "0+7,3+3"; of a model of texts, which texts.',
   ),
   "text": (
     "",

@@ -7,7 +7,7 @@ import ml_collections
 
 import models
 import tasks
-from input_pipeline import images, latents, text
+from input_pipeline import images, latents, text, visual
 from models import lina_layers
 
 # Classes, examples to train on and to evaluate of what is no part of this
@@ -47,6 +47,8 @@ def info(
     return _images(config.data, num_classes)
   if room is latents:
     return _latents(config, num_classes)
+  if room is visual:
+    return _visual(config, num_classes)
   if room is text:
     return _text(config, vocabulary_size)
   return room.dataset_info(config.data)
@@ -91,6 +93,25 @@ def _latents(config, num_classes) -> latents.DatasetInfo:
     image_shape=(8 * shape[0], 8 * shape[1], 3),
     latent_shape=shape,
     text_shape=texts,
+    num_train_examples=train,
+  )
+
+
+def _visual(config, num_classes) -> visual.DatasetInfo:
+  """Latents of the shape that the model has by itself, or what is embedded."""
+  embedded = visual.is_video(config.data) or config.data.name == "digits"
+  if embedded and not config.data.latents and not num_classes:
+    found = visual.dataset_info(config.data)
+    count = visual.num_train_examples(config.data)
+    return dataclasses.replace(found, num_train_examples=count)
+  fields = models.fields(config.model.name)
+  (sides, channels) = (fields[n][1] for n in ("sample_shape", "channels"))
+  classes, train, evaluate = IMAGES["imagenet2012"]
+  return visual.DatasetInfo(
+    num_eval_examples=evaluate,
+    class_names=tuple(map(str, range(num_classes or classes))),
+    image_shape=(*(8 * side for side in sides), 3),
+    latent_shape=(*sides, channels),
     num_train_examples=train,
   )
 

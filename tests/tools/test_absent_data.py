@@ -11,6 +11,8 @@ from tools import absent_data
 CONFIGS = (
   ("autoencoder", "test", None),
   ("digits", "tiny", 10),
+  ("diffusion", "imagenet_256", 1000),
+  ("diffusion", "moving_digits", 10),
   ("duoformer", "r18_2s", 10),
   ("finetune", "digits_5_9", 5),
   ("halonet", "h1", 1000),
