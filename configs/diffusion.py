@@ -73,7 +73,7 @@ def _embedded(config: ml_collections.ConfigDict) -> None:
       conditioning="cross",
       position_encoding="rotary",
       learned_variance=False,
-      guided_channels=0,
+      guided_channels=None,
     )
   )
   config.path.name = "flow"
@@ -107,12 +107,13 @@ def _moving_digits(config: ml_collections.ConfigDict) -> None:
   config.data.image_size = 16
   # 8 x 4 x 4 tokens of 4 x 4 pixels.
   config.model.update(dict(patch_size=(1, 4, 4), width=96, depth=6, heads=3))
-  config.batch_size = 32
+  config.data.video.speed = 1
+  config.batch_size = 16
   config.eval_batch_size = 60
-  config.train_for = "2000 steps"
-  config.evaluate_every = "500 steps"
-  config.checkpoint.every = "500 steps"
-  config.optimizer.learning_rate = 2e-3
+  config.train_for = "5000 steps"
+  config.evaluate_every = "1000 steps"
+  config.checkpoint.every = "1000 steps"
+  config.optimizer.learning_rate = 1.5e-3
   config.evaluation.num_samples = 120
 
 

@@ -346,14 +346,16 @@ def _fields_of_data(
     "label_tokens": info.labels,
     "text_width": info.text_shape[1] if info.text_shape else 0,
   }
-  known = models.fields(config.model.name)
-  for name, none in (("label_tokens", 1), ("text_width", 0)):
-    if name not in known and fields[name] != none:
+  name = config.model.name
+  known = models.fields(name)
+  for field, none in (("label_tokens", 1), ("text_width", 0)):
+    missing = field not in known and fields[field] != none
+    if missing and models.kind(name) == "diffusion":
       raise ValueError(
-        f"model.name={config.model.name!r} has no {name}, but the data of "
-        f"data.name={config.data.name!r} need {fields[name]}."
+        f"model.name={name!r} has no {field}, but the data of data.name="
+        f"{config.data.name!r} need {fields[field]}."
       )
-  return {name: value for name, value in fields.items() if name in known}
+  return {field: value for field, value in fields.items() if field in known}
 
 
 def _mean_square(error: jax.Array) -> jax.Array:

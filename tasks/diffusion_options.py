@@ -119,7 +119,7 @@ def parse_size(size: str, model: nn.Module) -> tuple[int, ...] | None:
   trained = model.sample_shape
   parts = size.split("x")
   sides = tuple(int(part) if part.isdecimal() else 0 for part in parts)
-  if len(sides) == len(trained) - 1:
+  if len(sides) == 2 and len(trained) == 3:
     sides = (trained[0], *sides)
   if len(sides) != len(trained) or min(sides) < 1:
     raise ValueError(

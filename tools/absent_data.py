@@ -1,5 +1,6 @@
 """What a config's task has to know of data that are not here."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -99,13 +100,14 @@ def _latents(config, num_classes) -> latents.DatasetInfo:
 
 def _visual(config, num_classes) -> visual.DatasetInfo:
   """Latents of the shape that the model has by itself, or what is embedded."""
-  embedded = visual.is_video(config.data) or config.data.name == "digits"
-  if embedded and not config.data.latents and not num_classes:
-    found = visual.dataset_info(config.data)
-    count = visual.num_train_examples(config.data)
-    return dataclasses.replace(found, num_train_examples=count)
+  if not config.data.latents and not num_classes:
+    # Those that are embedded.
+    with contextlib.suppress(ValueError):
+      found = visual.dataset_info(config.data)
+      count = visual.num_train_examples(config.data)
+      return dataclasses.replace(found, num_train_examples=count)
   fields = models.fields(config.model.name)
-  (sides, channels) = (fields[n][1] for n in ("sample_shape", "channels"))
+  sides, channels = (fields[n][1] for n in ("sample_shape", "channels"))
   classes, train, evaluate = IMAGES["imagenet2012"]
   return visual.DatasetInfo(
     num_eval_examples=evaluate,

@@ -216,18 +216,6 @@ def _pictures(module: Any, lines: Sequence[study.Line]) -> Mapping[str, bytes]:
   return module.pictures(lines) if hasattr(module, "pictures") else {}
 
 
-def _cost(
-  lines: Sequence[study.Line],
-) -> str:
-  """The table of what studies took; a run of several is in each of them."""
-  rows = []
-  for name in dict.fromkeys(line["study"] for line in lines):
-    own = [line for line in lines if line["study"] == name]
-    minutes = sum(line["cpu_seconds"] for line in own) / 60
-    rows.append([name, str(len(own)), f"{minutes:.1f}"])
-  return study.markdown(("study", "rows and seeds", "CPU min"), rows)
-
-
 def run(
   out: epath.Path,
   chosen: Sequence[str],
@@ -269,15 +257,7 @@ def run(
       for picture, content in _pictures(find(name), lines).items():
         storage.write_whole(report.parent / picture, content)
   if report is not None and done:
-    kept = report.with_suffix(".jsonl")
-    anew = {line["study"] for line in done}
-    lines = [
-      *(line for line in study.read_lines(kept) if line["study"] not in anew),
-      *done,
-    ]
-    lines.sort(key=lambda line: line["study"])
-    study.write_tables(report, {COST: _cost(lines)})
-    study.write_lines(kept, lines)
+    study.keep(report, done, COST)
   return failures
 
 

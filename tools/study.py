@@ -152,14 +152,51 @@ def train(
   return state, {"train_steps": int(state.step), "parameters": sum(sizes)}
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-  """Mean and deviation of what seeds gave; nothing of no values."""
+def spread(values: Sequence[float], digits: int | str) -> str:
+  """Mean and deviation of what seeds gave; nothing of no values.
+
+  Args:
+    values: one of each seed.
+    digits: after the point, or a format, as ".1%".
+  """
   if not len(values):
     return ""
-  mean = f"{np.mean(values):.{digits}f}"
+  form = digits if isinstance(digits, str) else f".{digits}f"
+  mean = f"{np.mean(values):{form}}"
   if len(values) == 1:
     return mean
-  return f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+  return f"{mean} ± {np.std(values, ddof=1):{form}}"
+
+
+def cost_table(lines: Sequence[Line]) -> str:
+  """The table of what studies took; a run of several is in each of them."""
+  rows = []
+  for name in dict.fromkeys(line["study"] for line in lines):
+    own = [line for line in lines if line["study"] == name]
+    minutes = sum(line["cpu_seconds"] for line in own) / 60
+    rows.append([name, str(len(own)), f"{minutes:.1f}"])
+  return markdown(("study", "rows and seeds", "CPU min"), rows)
+
+
+def keep(report: epath.Path, done: Sequence[Line], mark: str) -> None:
+  """Copies lines beside a report, with the table of what studies took.
+
+  Lines of other studies, that were there, stay.
+
+  Args:
+    report: a Markdown file.
+    done: lines of some studies, all of each.
+    mark: of the table.
+  """
+  kept = report.with_suffix(".jsonl")
+  anew = {line["study"] for line in done}
+  lines = [
+    *(line for line in read_lines(kept) if line["study"] not in anew),
+    *done,
+  ]
+  lines.sort(key=lambda line: line["study"])
+  write_tables(report, {mark: cost_table(lines)})
+  write_lines(kept, lines)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
