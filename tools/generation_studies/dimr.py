@@ -14,13 +14,14 @@ from tools import study, work
 
 TITLE = "DiMR (2406.09416)"
 TEXT = """\
-Networks with as many multiply-adds, trained alike on the digits of 8 x 8 pixels:
-the transformer with adaptive norms on 4 x 4 tokens of 2 x 2 pixels; DiMR, whose
-first stage has these tokens and whose second has all pixels; and two controls,
-DiMR without the loss of its first stage, and its first stage alone, on 64 tokens
-of a pixel. The paper says that several resolutions make better images than one,
-and that the loss of all stages helps. "loss" is the mean squared error of the
-noise at all pixels, in the evaluation split."""
+Networks with as many multiply-adds, trained alike on the digits of 8 x 8
+pixels: the transformer with adaptive norms on 4 x 4 tokens of 2 x 2 pixels;
+DiMR, whose first stage has these tokens and whose second has all pixels; and
+two controls, DiMR without the loss of its first stage, and its first stage
+alone, on 64 tokens of a pixel. The paper says that several resolutions make
+better images than one, and that the loss of all stages helps. "loss" is the
+mean squared error of the noise at all pixels, in the evaluation split.
+"""
 SUBJECT = None
 COLUMNS = (
   ("parameters", ",.0f"),
