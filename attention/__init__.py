@@ -6,6 +6,7 @@ from attention import (
   linear_normalizers,
   masks,
   normalizers,
+  permutations,
   scales,
   scores,
   trees,
@@ -27,10 +28,12 @@ from attention.hierarchical import (
   hierarchical_weights,
 )
 from attention.linear import LinearState, linear_attention
+from attention.pyramid import pyramid_attention
 from attention.relative_position import (
   relative_position_bias,
   resize_relative_table,
 )
+from attention.reshaped import attention_with_statistics, reshaped_attention
 from attention.top_values import apply_top_weights
 from attention.windows import (
   block_attention,
@@ -48,6 +51,7 @@ __all__ = [
   "apply_halo_attention_weights",
   "apply_top_weights",
   "attention_weights",
+  "attention_with_statistics",
   "block_attention",
   "block_partition",
   "block_unpartition",
@@ -66,7 +70,10 @@ __all__ = [
   "linear_normalizers",
   "masks",
   "normalizers",
+  "permutations",
+  "pyramid_attention",
   "relative_position_bias",
+  "reshaped_attention",
   "resize_relative_table",
   "scales",
   "scores",

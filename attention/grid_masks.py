@@ -74,6 +74,12 @@ class GridWindow(Mask):
       seen &= (first <= position) & (position <= last)
     return seen
 
+  def reordered(self, order, k_order=None):
+    orders = (order, order, order if k_order is None else k_order)
+    return GridWindow(
+      tuple(x[orders[i % 3]] for i, x in enumerate(self.bounds))
+    )
+
   def tile_states(self, q_len, kv_len, block_q, block_k):
     empty = np.zeros((-(-q_len // block_q), -(-kv_len // block_k)), bool)
     # NumPy arrays, unless the mask itself is an argument of a jitted function.
@@ -130,6 +136,7 @@ def radial_blocks(
   sink: bool = True,
   text_tokens: int = 0,
   block_size: int = 128,
+  dense_width: int = 128,
 ) -> Mask:
   """Radial Attention's block mask as its released code runs it.
 
@@ -137,6 +144,8 @@ def radial_blocks(
   down to one block; beyond, whole pairs of frames are left out (arXiv
   2506.19852; mit-han-lab/radial-attention, `gen_log_mask_shrinked`). A block is
   kept where more than 0.6 of its non-empty columns are more than a third full.
+  Blocks with tokens that are of no video are visible, and so is the last one if
+  it is not whole, where the released code drops its tokens.
 
   Args:
     frames: number of latent frames.
@@ -146,6 +155,9 @@ def radial_blocks(
     sink: whether all tokens see all of the first frame.
     text_tokens: tokens after the video that see and are seen by all.
     block_size: side of a block.
+    dense_width: the width of a band, without `decay`, below which pairs of
+      frames are left out. The released code has 128 whatever its block size;
+      with frames of few tokens it would leave out almost all.
   """
   checks.whole("frames", frames, 1)
   checks.whole("tokens", tokens, 1)
@@ -153,8 +165,9 @@ def radial_blocks(
   checks.flag("sink", sink)
   checks.whole("text_tokens", text_tokens, 0)
   checks.whole("block_size", block_size, 1)
+  checks.whole("dense_width", dense_width, 1)
   video = frames * tokens
-  blocks = (video + text_tokens) // block_size
+  blocks = -(-(video + text_tokens) // block_size)
   table = np.zeros((blocks, blocks), bool)
   for i in range(frames):
     for j in range(frames):
@@ -165,6 +178,7 @@ def radial_blocks(
         i * tokens % block_size,
         j * tokens % block_size,
         block_size,
+        dense_width,
       )
       if part is None:
         continue
@@ -185,6 +199,7 @@ def _frame_pair_blocks(
   row: int,
   column: int,
   block_size: int,
+  dense_width: int,
 ) -> np.ndarray | None:
   """Returns which blocks two frames see of each other, None for none.
 
@@ -195,8 +210,7 @@ def _frame_pair_blocks(
   seen = np.ones((tokens, tokens), bool)
   if distance > 1:
     width = 2 ** tokens.bit_length() / 2 ** distance.bit_length()
-    # The released code compares with 128 whatever its block size.
-    if width < 128 and distance % int(128 / width):
+    if width < dense_width and distance % int(dense_width / width):
       return None
     seen = apart <= max(width * decay, block_size)
   length = -(-tokens // block_size) * block_size

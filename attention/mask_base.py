@@ -57,6 +57,14 @@ class Mask(abc.ABC):
     """Returns sizes that tiles of a kernel must divide; 0 for any size."""
     return 0, 0
 
+  def most_tiles(self, block_k: int) -> int | None:
+    """Returns the most tiles of so many keys that a row of tiles sees.
+
+    None if it is not known before the program runs, or may be all of them.
+    """
+    del block_k
+    return None
+
   def in_mixed_tile(self) -> "Mask | None":
     """Returns a mask with the same value on MIXED tiles, None if always True.
 
@@ -105,6 +113,24 @@ class Mask(abc.ABC):
     rows = self.tile_states(q_len, kv_len, 1, kv_len)
     columns = self.tile_states(q_len, kv_len, q_len, 1)
     return rows[..., 0] == EMPTY, columns[:, :, 0] == EMPTY
+
+  def reordered(
+    self, order: np.ndarray, k_order: np.ndarray | None = None
+  ) -> "Mask":
+    """Returns the mask of tokens that come in another order: P M P^T.
+
+    Args:
+      order: the numbers of the queries in their order, all or some
+        (`attention.permutations`).
+      k_order: those of the keys; as the queries' if None.
+
+    Raises:
+      ValueError: if the mask knows tokens by their places.
+    """
+    raise ValueError(
+      f"a mask, {type(self).__name__}, cannot be reordered; those can that "
+      "have an array of what each token is"
+    )
 
   def dense(
     self, q_len: int, kv_len: int, *, batch: int = 1, heads: int = 1
@@ -167,6 +193,14 @@ class Dense(Mask):
   def visible(self, tile, *values):
     return values[0]
 
+  def reordered(self, order, k_order=None):
+    array = self.operand.array
+    orders = {"q": order, "k": order if k_order is None else k_order}
+    for axis, letter in enumerate(self.operand.axes):
+      if letter in orders:
+        array = array.take(orders[letter], axis=axis)
+    return Dense(Operand(array, self.operand.axes))
+
   def tile_states(self, q_len, kv_len, block_q, block_k):
     array = tiles.unsqueezed(self.operand, "bhqk")
     sizes = (*array.shape[:2], q_len, kv_len)
@@ -199,11 +233,14 @@ class Blocks(Mask):
       all four axes; NumPy, so that kernels know it before the program runs.
     block_q: queries in a block.
     block_k: keys in a block.
+    most: the most blocks that a row of blocks sees, where that is known of a
+      table that is not.
   """
 
   table: np.ndarray | Array
   block_q: int = dataclasses.field(metadata={"static": True})
   block_k: int = dataclasses.field(metadata={"static": True})
+  most: int | None = dataclasses.field(default=None, metadata={"static": True})
 
   def check(self, batch, heads, q_len, kv_len):
     blocks = (-(-q_len // self.block_q), -(-kv_len // self.block_k))
@@ -243,6 +280,10 @@ class Blocks(Mask):
 
   def tile_multiples(self):
     return self.block_q, self.block_k
+
+  def most_tiles(self, block_k):
+    # Tiles lie within blocks (`tile_multiples`).
+    return None if self.most is None else self.most * (self.block_k // block_k)
 
   def in_mixed_tile(self):
     return None
@@ -294,6 +335,9 @@ class _Pair(Mask):
       )
     return functools.reduce(kind, rest) if rest else None
 
+  def reordered(self, order, k_order=None):
+    return type(self)(*(x.reordered(order, k_order) for x in (self.a, self.b)))
+
   def _visible(self, tile: Tile, values: Sequence[Array]):
     """Evaluates both with what is theirs of the values."""
     first = len(self.a.operands())
@@ -317,6 +361,10 @@ class _Both(_Pair):
 
   def tile_states(self, *sizes):
     return _minimum(*self._tile_states(*sizes))
+
+  def most_tiles(self, block_k):
+    known = [part.most_tiles(block_k) for part in (self.a, self.b)]
+    return min((n for n in known if n is not None), default=None)
 
 
 @jax.tree_util.register_dataclass
@@ -348,6 +396,9 @@ class _Not(Mask):
 
   def visible(self, tile, *values):
     return ~self.a.visible(tile, *values)
+
+  def reordered(self, order, k_order=None):
+    return _Not(self.a.reordered(order, k_order))
 
   def tile_states(self, *sizes):
     return FULL - self.a.tile_states(*sizes)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Int
 from attention import checks, tiles
 from attention.band_masks import causal, positions, sliding_window
 from attention.grid_masks import inward_window, radial_blocks, radial_tokens
+from attention.group_masks import scale_dit_blocks, scale_dit_tokens
 from attention.mask_base import (
   EMPTY,
   FULL,
@@ -26,6 +27,7 @@ from attention.mask_base import (
   none_between,
   states,
 )
+from attention.share_masks import frame_window, share_window
 from attention.tiles import Operand
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
   "blocks",
   "causal",
   "dense",
+  "frame_window",
   "function",
   "inward_window",
   "padding",
@@ -43,7 +46,10 @@ __all__ = [
   "prefix",
   "radial_blocks",
   "radial_tokens",
+  "scale_dit_blocks",
+  "scale_dit_tokens",
   "segments",
+  "share_window",
   "sliding_window",
 ]
 
@@ -178,7 +184,11 @@ class Segments(Mask):
 
 
 def blocks(
-  table: Bool[np.ndarray, "..."], block_q: int, block_k: int | None = None
+  table: Bool[Array | np.ndarray, "..."],
+  block_q: int,
+  block_k: int | None = None,
+  *,
+  most: int | None = None,
 ) -> Mask:
   """A mask from an explicit table of visible blocks.
 
@@ -186,6 +196,9 @@ def blocks(
     table: booleans that broadcast to [batch, heads, q_blocks, k_blocks].
     block_q: queries in a block.
     block_k: keys in a block; as `block_q` if None.
+    most: the most blocks that a row of the table sees, so that kernels walk no
+      further where the table is known only when the program runs. What a row
+      sees beyond is left out by them.
 
   Raises:
     ValueError: if a block has no tokens or the table more than four axes.
@@ -194,6 +207,8 @@ def blocks(
   checks.booleans("table", table)
   checks.whole("block_q", block_q)
   checks.whole("block_k", block_k)
+  if most is not None:
+    checks.whole("most", most, 1)
   if min(block_q, block_k) < 1 or not 2 <= np.ndim(table) <= 4:
     raise ValueError(
       f"table has shape {np.shape(table)} and blocks {block_q} x {block_k}; "
@@ -203,7 +218,7 @@ def blocks(
   if not isinstance(table, jax.core.Tracer):
     table = np.asarray(table)
   return Blocks(
-    table.reshape((1,) * (4 - table.ndim) + table.shape), block_q, block_k
+    table.reshape((1,) * (4 - table.ndim) + table.shape), block_q, block_k, most
   )
 
 

@@ -1,6 +1,7 @@
 """Cycles of the TPU kernels, read from the compiler: no TPU is needed.
 
   python -m benchmarks.kernels_static [--json] [--chips=v5e,v6e] [--only=window]
+  python -m benchmarks.kernels_static --chips=v5e,h100 --only=sparse
 
 For each case and pass, "forward" or "backward" (the gradients of all arguments,
 forward pass included), it compiles our kernel and the XLA reference for a chip
@@ -19,6 +20,8 @@ with libtpu and prints
 - bytes: what the grids of our kernels fetch and write, a block again whenever
   its place changes, and what XLA counts for the operations around them; as a
   share of the arguments and results; and what XLA counts for the reference;
+- tile, tiles, density: of a mask of `benchmarks.sparse_cases`, how many tiles
+  of that size are not empty, and which share of all they are;
 - floor: the time to read the arguments and write the results once, as the chip
   pads them, at the full bandwidth of its memory; and the share of the larger of
   that and of the useful operations at peak speed.
@@ -38,11 +41,14 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from benchmarks import dumping, flag_checks, static_cases
+from benchmarks import dumping, flag_checks, sparse_cases, static_cases
 from tools import compile_only, kernel_cycles
 
 _CHIPS = flag_checks.define_names(
-  "chips", ["v5e", "v6e"], ["v5e", "v6e"], "TPUs to compile for."
+  "chips",
+  ["v5e", "v6e"],
+  ["v5e", "v6e", "h100"],
+  "Chips to compile for; h100 for masks of `sparse_cases` only.",
 )
 _ONLY = flags.DEFINE_string("only", "", "Cases whose name has this in it.")
 _PASSES = flag_checks.define_names(
@@ -71,7 +77,12 @@ def main(argv: Sequence[str]) -> None:
         for which in _PASSES.value:
           if which not in case.passes:
             continue
-          row = measure(case, chip, which, folder, references)
+          if chip in compile_only.GPUS:
+            if case.tiles is None:
+              continue
+            row = references.submit(measure_gpu, case.name, chip).result()
+          else:
+            row = measure(case, chip, which, folder, references)
           text = json.dumps(row) if _JSON.value else describe(row)
           print(text, flush=True)
 
@@ -88,10 +99,13 @@ def measure(
   ours = _passed(functools.partial(case.function, "tpu"), which)
   dumping.clear(folder)
   compiled = compile_only.compile_for(chip, ours, *case.arguments)
-  bundles, traffic, fetched = _kernels(ours, case, folder)
+  tiles = case.tiles("tpu") if case.tiles else None
+  busy = tiles.busy if tiles else case.busy
+  bundles, traffic, fetched = _kernels(ours, case, folder, busy)
   moved = compiled.cost_analysis()["bytes accessed"] - traffic + fetched
   around = _estimated_cycles(compiled) or 0
-  floor = _floor_seconds(compiled, case, chip, which)
+  density = tiles.density if tiles else 1.0
+  floor = _floor_seconds(compiled, case.flops * density, chip, which)
   cycles, seconds, reference_moved = reference.result()
   clock = CLOCK.get(chip)
   ours_seconds = reference_seconds = None
@@ -122,6 +136,39 @@ def measure(
     "ratio_bytes": moved / _least_bytes(compiled),
     "ratio_reference": ratio,
     "ratio_floor": ours_seconds / floor if ours_seconds else None,
+    **_of_tiles(tiles),
+  }
+
+
+def measure_gpu(name: str, chip: str) -> dict:
+  """Returns the row of a case of `sparse_cases` on a GPU.
+
+  The compilers say nothing of cycles there: a row has the tiles that programs
+  work on, the bytes that these are made of, and the temporary memory.
+  """
+  case = next(case for case in static_cases.cases() if case.name == name)
+  compiled = compile_only.compile_for(
+    chip, functools.partial(case.function, "gpu"), *case.arguments
+  )
+  memory = compiled.memory_analysis()
+  return {
+    "kernel": case.name,
+    "chip": chip,
+    "shape": case.shape,
+    "pass": "forward",
+    "temporary_bytes": memory.temp_size_in_bytes,
+    "bytes": sparse_cases.least_bytes(name.removeprefix("sparse "), "gpu"),
+    **_of_tiles(case.tiles("gpu")),
+  }
+
+
+def _of_tiles(tiles: sparse_cases.Tiles | None) -> dict:
+  if tiles is None:
+    return {"tile": None, "tiles": None, "density": None}
+  return {
+    "tile": "x".join(map(str, tiles.sides)),
+    "tiles": tiles.seen,
+    "density": tiles.density,
   }
 
 
@@ -161,7 +208,7 @@ def _passed(function: Callable, which: str) -> Callable:
 
 
 def _kernels(
-  function: Callable, case: static_cases.Case, folder: Path
+  function: Callable, case: static_cases.Case, folder: Path, busy: float
 ) -> tuple[float, float, float]:
   """Returns the cycles and the bytes of all kernels of a function.
 
@@ -170,9 +217,9 @@ def _kernels(
   jaxpr = jax.make_jaxpr(function)(*case.arguments)
   cycles = traffic = fetched = 0.0
   for call in kernel_cycles.calls(jaxpr.jaxpr):
-    cycles += call.count * kernel_cycles.cycles(folder, call, case.busy)
+    cycles += call.count * kernel_cycles.cycles(folder, call, busy)
     traffic += call.count * call.bytes
-    fetched += call.count * call.fetched
+    fetched += call.count * call.fetched_if(busy)
   return cycles, traffic, fetched
 
 
@@ -192,10 +239,8 @@ def _optimal_seconds(compiled) -> float | None:
   return seconds if seconds > 0 else None
 
 
-def _floor_seconds(
-  compiled, case: static_cases.Case, chip: str, which: str
-) -> float:
-  flops = case.flops * (1 if which == "forward" else 3.5)
+def _floor_seconds(compiled, flops: float, chip: str, which: str) -> float:
+  flops *= 1 if which == "forward" else 3.5
   return max(_least_bytes(compiled) / BANDWIDTH[chip], flops / PEAK[chip])
 
 
@@ -211,6 +256,13 @@ def _micro(seconds: float | None) -> float | None:
 
 def describe(row: dict) -> str:
   """Returns a row as a line for people."""
+  if "temporary_bytes" in row:
+    return (
+      f"{row['chip']} {row['kernel']} {row['shape']}: {row['tiles']:,} tiles "
+      f"of {row['tile']}, density {row['density']:.4f}, "
+      f"{row['bytes'] / 1e6:,.0f} MB, "
+      f"{row['temporary_bytes'] / 1e6:,.1f} MB temporary"
+    )
 
   def number(key, unit=""):
     value = row[key]

@@ -1,5 +1,6 @@
 """The kernels and sizes of `benchmarks.kernels_static`."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 import attention
 from attention import masks, scores
+from benchmarks import sparse_cases
 from models import lina_attention
 
 # Tokens of a decoder layer of LINA at 256, 512, 1024 and 2048 pixels: a fifth
@@ -30,6 +32,8 @@ class Case(NamedTuple):
     passes: what of "forward" and "backward" there is.
     has_reference: whether XLA's reference is compiled too, which takes minutes
       where there are many scores.
+    tiles: for a mask that takes seconds to make, function of a platform that
+      says how busy the grid is and of how many scores; see `sparse_cases`.
   """
 
   name: str
@@ -40,6 +44,7 @@ class Case(NamedTuple):
   busy: float = 1.0
   passes: tuple[str, ...] = ("forward", "backward")
   has_reference: bool = True
+  tiles: Callable[[str], sparse_cases.Tiles] | None = None
 
 
 def array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
@@ -75,7 +80,7 @@ def cases() -> list[Case]:
   for tokens in LINA_TOKENS:
     for kind in lina_attention.ATTENTIONS:
       found += [_lina(kind, tokens), _lina_layer(kind, tokens)]
-  return found
+  return [*found, *map(_sparse, sparse_cases.SPARSE)]
 
 
 def _window(kind: str, stage: int, side: int, heads: int) -> Case:
@@ -144,6 +149,21 @@ def _flash(name, batch, length, heads, dim, mask) -> Case:
     (x,) * 3,
     flops,
     busy=float(tiles.sum() / (len(tiles) * longest)),
+  )
+
+
+def _sparse(name: str) -> Case:
+  function, arguments = sparse_cases.call(name)
+  q, k, _ = arguments
+  return Case(
+    f"sparse {name}",
+    f"1x{q.shape[1]} on {k.shape[1]}x{q.shape[2]}x{q.shape[3]}",
+    function,
+    arguments,
+    4 * q.shape[2] * q.shape[1] * k.shape[1] * q.shape[3],
+    passes=("forward",),
+    has_reference=False,
+    tiles=functools.partial(sparse_cases.tiles, name),
   )
 
 

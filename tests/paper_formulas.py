@@ -117,7 +117,12 @@ def _radial(frames=6, s=4):
 
 
 def _reshaped(a):
-  return mix(np.where(abs(QUERY - KEY) <= 2, softmax(scores(a.q, a.k)), 0), a.v)
+  """The window gets what it had of the full step, and that step's rest."""
+  near = abs(QUERY - KEY) <= 2
+  full = softmax(scores(a.k, a.q))
+  share = np.where(near, full, 0).sum(axis=-1, keepdims=True)
+  weights = share * softmax(scores(a.q, a.k), near)
+  return mix(np.where(near, weights, full), a.v)
 
 
 def _top_blocks(a):
@@ -343,7 +348,7 @@ FORMULAS = {
   "Radial attention (2506.19852), equation 4: 6 frames of 4": _masked(
     _radial()
   ),
-  "Re-ttention (2505.22918), without its residual": _reshaped,
+  "Re-ttention (2505.22918), a sparse step": _reshaped,
   "Kinetics (2506.05333), given the chosen blocks": _top_blocks,
   "PSA (2512.04025), given the levels": _pyramid,
   "EScAIP (2410.24169), v1: neighbours of an atom": _neighbours,

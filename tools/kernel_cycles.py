@@ -43,13 +43,24 @@ class Call(NamedTuple):
 
   @property
   def fetched(self) -> int:
+    """Bytes of all blocks that the grid moves."""
+    return round(self.fetched_if())
+
+  def fetched_if(self, busy: float = 1.0) -> float:
     """Bytes of all blocks that the grid moves.
 
     A block moves whenever an axis of the grid takes a step that its place
     depends on, or one before that axis does.
+
+    Args:
+      busy: share of the steps along the last axis at which the place of a block
+        that depends on it changes: a list of tiles ends with its last one again
+        and again.
     """
     mapping = self.equation.params["grid_mapping"]
-    return sum(_block_bytes(mapping, block) for block in mapping.block_mappings)
+    return sum(
+      _block_bytes(mapping, block, busy) for block in mapping.block_mappings
+    )
 
   @property
   def key(self) -> str:
@@ -176,7 +187,7 @@ def _cycles(name, length, loops, depth, turns) -> float:
   return length + always + (0 if repeats else max(sometimes))
 
 
-def _block_bytes(mapping, block) -> int:
+def _block_bytes(mapping, block, busy) -> float:
   jaxpr = block.index_map_jaxpr.jaxpr
   axes = {x: {i} for i, x in enumerate(jaxpr.invars[: len(mapping.grid)])}
 
@@ -190,4 +201,6 @@ def _block_bytes(mapping, block) -> int:
   steps = [i for i in of(jaxpr.outvars) if mapping.grid[i] > 1]
   sides = (getattr(side, "block_size", 1) for side in block.block_shape)
   size = math.prod(sides) * block.array_aval.dtype.itemsize
-  return math.prod(mapping.grid[: max(steps, default=-1) + 1]) * size
+  last = max(steps, default=-1)
+  along = busy if last == len(mapping.grid) - 1 else 1.0
+  return math.prod(mapping.grid[: last + 1]) * size * along

@@ -133,8 +133,9 @@ def _many_queries(kernels, q, k, v, mods, mask, *, scale, weigh, target):
   if kv_len % block_k or hides_queries:
     inside = planning.Inside(q_len if hides_queries else None, kv_len)
     mask = inside if mask is None else mask & inside
-  states = None
+  states, most = None, None
   if mask is not None:
+    most = mask.most_tiles(block_k)
     states = mask.tile_states(q_len, kv_len, block_q, block_k)
     mask = mask.in_mixed_tile()
   operands = planning.all_operands(mods, mask)
@@ -156,13 +157,13 @@ def _many_queries(kernels, q, k, v, mods, mask, *, scale, weigh, target):
   arrays = [planning.padded_operand(o, block_q, block_k) for o in operands]
   if parts > 1:
     return flash_sequence.attend(plan, kernels, q, k, v, arrays, states, parts)
-  return _whole(plan, kernels, q, k, v, arrays, states, whole)
+  return _whole(plan, kernels, q, k, v, arrays, states, most, whole)
 
 
-def _whole(plan, kernels, q, k, v, operands, states, reason):
+def _whole(plan, kernels, q, k, v, operands, states, most, reason):
   """Calls the kernels where each device has all queries and keys of a row."""
   batch, q_len, heads, _ = q.shape
-  lists = flash_call.lists_of(states)
+  lists = flash_call.lists_of(states, most)
   listed = len(lists)
   arrays = [
     *(

@@ -90,13 +90,16 @@ def cotangents_of(operands, gradients) -> tuple:
   )
 
 
-def lists_of(states: np.ndarray | Array | None) -> tuple:
+def lists_of(
+  states: np.ndarray | Array | None, most: int | None = None
+) -> tuple:
   """Returns what kernels walk along: the tiles of each row and each column.
 
   And all states, as the gradient of a dense bias goes over all tiles. Nothing
-  if there are none: all tiles are full.
+  if there are none: all tiles are full. `most` is that of a row, if known.
   """
   if states is None:
     return ()
-  lists = (planning.tile_list(x) for x in (states, states.swapaxes(2, 3)))
-  return (*lists, states)
+  by_rows = planning.tile_list(states, most)
+  by_columns = planning.tile_list(states.swapaxes(2, 3))
+  return by_rows, by_columns, states

@@ -158,16 +158,20 @@ class Inside(Mask):
     return mask_base.states(np.zeros(full.shape, bool), full)
 
 
-def tile_list(states: np.ndarray | Array) -> np.ndarray | Array:
+def tile_list(
+  states: np.ndarray | Array, most: int | None = None
+) -> np.ndarray | Array:
   """Lists for each row of tiles those that are not empty, in order.
 
   Args:
     states: [batch, heads, rows, columns], batch and heads possibly of size one.
+    most: the most tiles of a row that are not empty, if it is known.
 
   Returns:
     [batch, heads, rows, longest] of column * LIST_BASE + state; rows with
     fewer tiles repeat their last column as EMPTY, which costs no memory
-    traffic. If the states are traced, `longest` is the number of columns.
+    traffic. If the states are traced, `longest` is `most`, or else the number
+    of columns.
   """
   static = isinstance(states, np.ndarray)
   library = np if static else jnp
@@ -178,8 +182,11 @@ def tile_list(states: np.ndarray | Array) -> np.ndarray | Array:
   # As many steps as the fullest row has; only NumPy knows before it runs.
   if static:
     order = order[..., : max(int(count.max()), 1)]
+  elif most is not None:
+    order = order[..., :most]
   place = library.arange(order.shape[-1])[None, None, None]
-  last = library.take_along_axis(order, library.maximum(count - 1, 0), -1)
+  last = library.clip(count - 1, 0, order.shape[-1] - 1)
+  last = library.take_along_axis(order, last, -1)
   state = library.take_along_axis(states, order, -1)
   listed = library.where(
     place < count, order * LIST_BASE + state, last * LIST_BASE + EMPTY

@@ -48,7 +48,8 @@ def unsupported(
       f"tiles of {block_q} x {block_k}, which the mask asks for, are not "
       "multiples of 8 x 128"
     )
-  tiles = -(-q.shape[1] // block_q) * -(-k.shape[1] // block_k)
+  columns = mask.most_tiles(block_k) or -(-k.shape[1] // block_k)
+  tiles = -(-q.shape[1] // block_q) * columns
   if tiles > MAX_LISTED_TILES:
     return (
       f"the mask has {tiles} tiles of {block_q} x {block_k}; the list holds "

@@ -12,6 +12,12 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from generation.methods.freeswim import freeswim
+from generation.methods.naive import naive
+from generation.methods.psa import psa
+from generation.methods.radial import radial
+from generation.methods.re_ttention import re_ttention
+from generation.methods.scale_dit import scale_dit
 from models import registry
 
 
@@ -50,6 +56,12 @@ def full_first(
 
 METHODS: Mapping[str, Callable[..., Method]] = {
   "full": full,
+  "freeswim": freeswim,
+  "naive": naive,
+  "psa": psa,
+  "radial": radial,
+  "re_ttention": re_ttention,
+  "scale_dit": scale_dit,
 }
 
 

@@ -26,7 +26,14 @@ import jax
 
 from models import registry
 from models.attends.full import full
+from models.attends.inward_window import inward_window
+from models.attends.kept import kept
 from models.attends.layout import Layout
+from models.attends.naive import naive
+from models.attends.pyramid import pyramid
+from models.attends.radial import radial
+from models.attends.reshaped_window import reshaped_window
+from models.attends.scale_dit import scale_dit
 
 __all__ = ["ATTENDS", "STATE", "Layout", "check", "find"]
 
@@ -34,6 +41,13 @@ __all__ = ["ATTENDS", "STATE", "Layout", "check", "find"]
 STATE = "attention_state"
 ATTENDS: dict[str, Callable[..., jax.Array]] = {
   "full": full,
+  "inward_window": inward_window,
+  "kept": kept,
+  "naive": naive,
+  "pyramid": pyramid,
+  "radial": radial,
+  "reshaped_window": reshaped_window,
+  "scale_dit": scale_dit,
 }
 _ARGUMENTS = ("module", "q", "k", "v", "layout", "lengths")
 

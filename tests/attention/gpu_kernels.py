@@ -6,6 +6,7 @@ prints a JSON object a line: the case, the bytes of its arguments and of its
 temporary memory, and the kernels that are in the program.
 """
 
+import functools
 import json
 import re
 import sys
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 import attention
 from attention import masks, scores
+from benchmarks import sparse_cases
 
 BF16, F32 = jnp.bfloat16, jnp.float32
 
@@ -116,6 +118,11 @@ def _gated_linear(batch, length, heads, dim):
   return function, (tokens, tokens, tokens, gate, gate)
 
 
+def _sparse(name):
+  function, arguments = sparse_cases.call(name)
+  return functools.partial(function, "gpu"), arguments
+
+
 # Stages of MaxViT-B at 224 and 384 pixels, long sequences, a step of decoding,
 # HaloNet, a decoder layer of LINA at 1,024 pixels.
 CASES = {
@@ -166,6 +173,9 @@ CASES = {
   "flash 256 channels": _flash(1, 4096, 8, 8, 256, mask=masks.causal()),
   "flash decode": _decode(8, 32768, 32, 8, 128),
   "flash decode, 80 channels, odd length": _decode(8, 30001, 8, 8, 80),
+  "flash sparse, radial": _sparse("69k radial, decay 0.2"),
+  "flash sparse, Scale-DiT": _sparse("70k Scale-DiT"),
+  "flash sparse, FreeSwim": _sparse("171k FreeSwim"),
   "halo": _halo(256, 64, 4, 16, 8, 3),
   "linear": _linear(64, 4096, 8, 64, causal=False),
   "linear causal": _linear(64, 4096, 8, 64, causal=True),
@@ -186,8 +196,8 @@ ON_A100 = (
   "linear causal",
   "linear LINA",
 )
-# Whose gradients go by other kernels.
-FORWARD = tuple(name for name in CASES if "decode" in name)
+# Whose gradients go by other kernels, or that are for sampling.
+FORWARD = tuple(name for name in CASES if "decode" in name or "sparse" in name)
 COMPILED = {"h100": tuple(CASES), "a100": ON_A100}
 
 

@@ -19,6 +19,8 @@ TEMPORARY = {
   "flash sliding, shared keys, soft cap": 1.7,
   "flash factored bias": 1.1,
   "halo": 0.1,
+  # Its tokens are no multiple of a tile.
+  "flash sparse, FreeSwim": 1.4,
   "linear causal": 1.7,
   "flash float32": 1.6,
 }
@@ -33,6 +35,9 @@ KERNELS = {
   "flash dense bias": FLASH | {"backward_bias"},
   "flash decode": {"forward"},
   "flash decode, 80 channels, odd length": {"forward"},
+  "flash sparse, radial": {"forward"},
+  "flash sparse, Scale-DiT": {"forward"},
+  "flash sparse, FreeSwim": {"forward"},
   "linear": LINEAR,
   "linear LINA": LINEAR,
   "linear causal": {
@@ -58,7 +63,7 @@ def test_compiles_with_little_memory(chip):
   )
   assert result.returncode == 0, result.stderr[-3000:]
   rows = [json.loads(line) for line in result.stdout.splitlines()]
-  assert len(rows) == {"a100": 9, "h100": 19}[chip]
+  assert len(rows) == {"a100": 9, "h100": 22}[chip]
   for row in rows:
     case = row["case"]
     kernels = {name.split("_attention_")[1] for name in row["kernels"]}

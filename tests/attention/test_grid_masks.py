@@ -4,10 +4,11 @@ import functools
 import itertools
 import math
 
+import jax
 import numpy as np
 import pytest
 
-from attention import masks
+from attention import masks, permutations
 from tests.attention.test_masks import check_states
 
 GRIDS = [
@@ -89,6 +90,44 @@ def test_published_count_of_freeswim():
   np.testing.assert_array_equal(
     np.prod(last - first + 1, axis=0) * shape[0], 34_503
   )
+
+
+@pytest.mark.parametrize(
+  "mask",
+  [
+    masks.inward_window((2, 4, 6), (None, 1, 1)),
+    ~masks.inward_window((2, 4, 6), (None, 1, 1))
+    | masks.inward_window((48,), (3,)),
+    masks.dense(jax.random.bernoulli(jax.random.key(1), 0.5, (48, 48))),
+  ],
+)
+def test_reordered_masks(mask):
+  order = permutations.windows((2, 4, 6), (2, 2, 3))
+  visible = np.asarray(mask.dense(48, 48))[0, 0]
+  moved = mask.reordered(order)
+  np.testing.assert_array_equal(
+    moved.dense(48, 48)[0, 0], visible[np.ix_(order, order)]
+  )
+  check_states(moved, visible[np.ix_(order, order)][None, None], 4, 8, False)
+  some = mask.reordered(order[5:9], order[:30])
+  np.testing.assert_array_equal(
+    some.dense(4, 30)[0, 0], visible[np.ix_(order[5:9], order[:30])]
+  )
+
+
+def test_masks_of_places_are_not_reordered():
+  with pytest.raises(ValueError, match="Band, cannot be reordered"):
+    masks.sliding_window(3).reordered(np.arange(4))
+
+
+def test_fewer_tiles_where_a_window_is_a_run():
+  """Fact sheet of FreeSwim, trap 9; the tokens of its largest video."""
+  shape = (21, 68, 120)
+  mask = masks.inward_window(shape, (None, 15, 26))
+  tiles = lambda mask: (mask.tile_states(171_360, 171_360, 512, 512) > 0).mean()
+  assert tiles(mask) > 0.6
+  order = permutations.windows(shape, (21, 4, 2))
+  assert tiles(mask.reordered(order)) < 0.3
 
 
 def test_window_errors():
@@ -176,6 +215,10 @@ def test_radial_blocks_of_frames_that_cut_blocks(decay):
   frames, tokens, side = 7, 200, 128
   got = masks.radial_blocks(frames, tokens, decay=decay).table[0, 0]
   size = frames * tokens // side
+  # What the released code drops is visible.
+  assert got.shape == (size + 1, size + 1)
+  assert got[size].all()
+  assert got[:, size].all()
   expected = np.zeros((size, size), bool)
   for i, j in itertools.product(range(frames), range(frames)):
     local = _frame_pair(i, j, tokens, decay)
@@ -194,7 +237,24 @@ def test_radial_blocks_of_frames_that_cut_blocks(decay):
       keep = share.size and np.mean(share > 1 / 3) > 0.6
       if keep and row + a < size and column + b < size:
         expected[row + a, column + b] = True
-  np.testing.assert_array_equal(got, expected)
+  np.testing.assert_array_equal(got[:size, :size], expected)
+  masks.radial_blocks(frames, tokens).check(1, 1, 1400, 1400)
+
+
+def test_radial_blocks_of_small_frames():
+  """With a threshold of 128, 16 tokens a frame see but their neighbours."""
+  small = {"block_size": 4, "sink": False}
+  as_released = radial_table(8, 16, **small).reshape(8, 4, 8, 4)
+  apart = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
+  pairs = as_released.any(axis=(1, 3))
+  np.testing.assert_array_equal(pairs, apart <= 1)
+  # P is 32: half widths of 8 and 4 tokens, the 1/3 and 0.6 rule on top.
+  scaled = radial_table(8, 16, dense_width=4, **small).reshape(8, 4, 8, 4)
+  near, far = scaled[0, :, 2], scaled[0, :, 4]
+  block = np.abs(np.subtract.outer(np.arange(4), np.arange(4)))
+  np.testing.assert_array_equal(near, block <= 2)
+  np.testing.assert_array_equal(far, block <= 1)
+  assert scaled.any(axis=(1, 3)).all()
 
 
 def _frame_pair(i, j, tokens, decay):

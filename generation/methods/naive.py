@@ -1,0 +1,41 @@
+"""Sparse attention without a thought while sampling, as a control."""
+
+import flax.linen as nn
+
+from generation import methods
+
+
+def naive(
+  model: nn.Module,
+  steps: int,
+  *,
+  kind: str = "random",
+  density: float = 0.5,
+  block_size: int = 1,
+  seed: int = 0,
+  dense_steps: int = 0,
+  dense_layers: int = 0,
+) -> "methods.Method":
+  """Attends by a mask that knows nothing but its density.
+
+  Args:
+    model: a diffusion transformer.
+    steps: of sampling.
+    kind, density, block_size, seed: see `models.attends.naive`.
+    dense_steps: steps, the first ones, that attend to all.
+    dense_layers: layers, the first ones, that do so at each step.
+
+  Raises:
+    ValueError: if there are not so many steps.
+  """
+  changed = model.clone(
+    attend="naive",
+    attend_options={
+      "kind": kind,
+      "density": density,
+      "block_size": block_size,
+      "seed": seed,
+    },
+    dense_layers=dense_layers,
+  )
+  return methods.full_first(model, changed, steps, dense_steps)

@@ -1,0 +1,41 @@
+"""Radial Attention while sampling videos (arXiv 2506.19852)."""
+
+import flax.linen as nn
+
+from generation import methods
+
+
+def radial(
+  model: nn.Module,
+  steps: int,
+  *,
+  decay: float = 1.0,
+  sink: bool = True,
+  block_size: int = 128,
+  dense_width: int = 128,
+  dense_steps: int = 0,
+  dense_layers: int = 0,
+) -> "methods.Method":
+  """Attends by radial masks but for the first steps and the first layers.
+
+  Args:
+    model: a diffusion transformer of videos.
+    steps: of sampling.
+    decay, sink, block_size, dense_width: see `models.attends.radial`.
+    dense_steps: steps that attend to all; steps of the solver, not times.
+    dense_layers: layers that do so at each step.
+
+  Raises:
+    ValueError: if there are not so many steps.
+  """
+  changed = model.clone(
+    attend="radial",
+    attend_options={
+      "decay": decay,
+      "sink": sink,
+      "block_size": block_size,
+      "dense_width": dense_width,
+    },
+    dense_layers=dense_layers,
+  )
+  return methods.full_first(model, changed, steps, dense_steps)

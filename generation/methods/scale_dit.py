@@ -1,0 +1,81 @@
+"""Scale-DiT: larger images by windows and a small image (arXiv 2510.16325)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from generation import denoiser, methods
+
+
+def scale_dit(
+  model: nn.Module, steps: int, *, window: int = 16, scale: int = 0
+) -> "methods.Method":
+  """Attends to near tokens and to those of a small image.
+
+  Args:
+    model: a diffusion transformer of images with rotary positions.
+    steps: of sampling.
+    window: side of a window, in tokens.
+    scale: how many times as large the image is as the small one, whose tokens
+      the state must have from the first step on (`small_image`); 0 for none.
+
+  Raises:
+    ValueError: for a model whose positions cannot be stretched.
+  """
+  if scale:
+    _check_rotary(model)
+  changed = model.clone(
+    attend="scale_dit", attend_options={"window": window, "scale": scale}
+  )
+  return methods.Method((changed,), (0,) * steps)
+
+
+def small_image(
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  image: jax.Array,
+  *,
+  window: int = 16,
+  scale: int = 4,
+  **condition: Any,
+) -> Any:
+  """Returns the state that `scale_dit`'s first step is given.
+
+  It holds keys and values of a clean small image, which stay the same at all
+  steps, as the released code reads the clean one again at each.
+
+  Args:
+    model: that was trained.
+    variables: its own.
+    image: the small image [batch, height, width, channels], which it has made.
+    window: as for `scale_dit`.
+    scale: likewise.
+    **condition: label, text, text_length and guidance, as for
+      `denoiser.create_denoiser` of the samples.
+
+  Raises:
+    ValueError: for a model whose positions cannot be stretched.
+  """
+  _check_rotary(model)
+  small = model.clone(
+    attend="scale_dit",
+    attend_options={
+      "window": window,
+      "scale": scale,
+      "role": "low",
+      "rotary_base": model.rotary_base,
+    },
+  )
+  read = denoiser.create_denoiser(small, variables, **condition)
+  return jax.jit(lambda read, x: read(x, 0.0, {})[1])(read, image)
+
+
+def _check_rotary(model: nn.Module) -> None:
+  if model.position_encoding != "rotary":
+    raise ValueError(
+      f"position_encoding is {model.position_encoding!r}; a small image's "
+      "positions are stretched to those of the large one, for which it must be "
+      "'rotary'"
+    )

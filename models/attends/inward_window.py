@@ -1,0 +1,67 @@
+"""FreeSwim's self-attention: a window of the trained size, all frames."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+
+from attention import masks, scales
+from attention.mask_base import Mask
+from models.attends.layout import Layout
+from models.attends.masked import masked
+
+
+def inward_window(
+  module: nn.Module,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  layout: Layout,
+  *,
+  windowed: bool = True,
+  inward: bool = True,
+  temperature: bool = True,
+) -> jax.Array:
+  """Attends within windows of image rows and columns (arXiv 2511.14712).
+
+  A window has radius n // 2 for n rows, or columns, of the trained grid, so one
+  row more than that where n is even; the last two axes of the grid are rows and
+  columns, and all of the axes before them is visible.
+
+  Args:
+    module: see `models.attends`, and so for the arrays.
+    q: queries.
+    k: keys.
+    v: values.
+    layout: a grid of (rows, columns) or (frames, rows, columns).
+    windowed: whether there is a window; without it this is the branch with full
+      attention.
+    inward: whether windows are pushed inward at the borders, else cut there.
+    temperature: whether scores are multiplied by sqrt(log_T(2 T)), of T places
+      of a trained frame, whatever the size is now.
+
+  Raises:
+    ValueError: for a grid without rows and columns, or with text among its
+      tokens, which FreeSwim does not define.
+  """
+  scale = None
+  if temperature:
+    trained = math.prod(layout.trained_grid[-2:])
+    scale = scales.entropy(2 * trained, trained, q.shape[-1])
+  mask = window_mask(layout, inward)
+  return masked(module, q, k, v, mask if windowed else None, scale=scale)
+
+
+@functools.lru_cache(maxsize=32)
+def window_mask(layout: Layout, inward: bool) -> Mask:
+  """Returns the mask of `inward_window`."""
+  if len(layout.grid) < 2 or layout.text:
+    raise ValueError(
+      f"attend is 'inward_window', and the grid of tokens is {layout.grid} "
+      f"with {layout.text} of text; it must be (rows, columns) or (frames, "
+      "rows, columns) without text"
+    )
+  radius = (side // 2 for side in layout.trained_grid[-2:])
+  before = (None,) * (len(layout.grid) - 2)
+  return masks.inward_window(layout.grid, (*before, *radius), inward=inward)

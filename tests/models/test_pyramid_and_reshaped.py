@@ -1,0 +1,281 @@
+"""PSA and Re-ttention as attends of a model, and their steps of sampling."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import attention
+import generation
+from attention import masks, permutations, pyramid_levels
+from generation import methods, paths
+from models import attends, taps
+from models.attends import Layout
+from models.attends.reshaped_window import window
+from models.diffusion_transformer import DiffusionTransformer
+
+GRID, TEXT = (2, 4, 6), 5
+BLOCKS = {"block_q": 8, "block_k": 8}
+
+
+class Attend(nn.Module):
+  """An attend and nothing else."""
+
+  attend: str
+  layout: Layout
+  options: dict
+  implementation: str = "xla"
+
+  @nn.compact
+  def __call__(self, q, k, v):
+    attend = attends.find(self.attend)
+    return attend(self, q, k, v, self.layout, **self.options)
+
+
+def arrays(tokens, seed=0):
+  rng = np.random.default_rng(seed)
+  return tuple(
+    jnp.asarray(rng.normal(size=(2, tokens, 2, 8)), jnp.float32)
+    for _ in range(3)
+  )
+
+
+def layout_of(text):
+  return Layout(GRID, GRID, text), arrays(48 + text)
+
+
+@pytest.mark.parametrize("text", [0, TEXT])
+@pytest.mark.parametrize("window", [None, (2, 2, 3)])
+def test_pyramid_of_all_levels_one_is_full(text, window):
+  """In any order of the tokens."""
+  layout, qkv = layout_of(text)
+  options = BLOCKS | {"bounds": (1.0,) * 4, "window": window}
+  out = Attend("pyramid", layout, options).apply({}, *qkv)
+  full = attention.dot_product_attention(*qkv)
+  np.testing.assert_allclose(out, full, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chosen_by", ["count", "mass"])
+def test_pyramid_has_the_levels_of_its_options(chosen_by):
+  layout, (q, k, v) = layout_of(TEXT)
+  bounds, size, caps = (0.2, 0.4, 0.6, 0.8), (2, 2, 3), (0.1, 0.0, -0.1)
+  options = BLOCKS | {
+    "bounds": bounds,
+    "window": size,
+    "chosen_by": chosen_by,
+    "caps": caps,
+  }
+  model = Attend("pyramid", layout, options)
+  out, values = taps.read(model, {}, q, k, v, names=["levels"])
+  levels = values["levels"]
+  order = permutations.joined(permutations.windows(GRID, size), TEXT)
+  q, k, v = (x[:, order] for x in (q, k, v))
+  look = pyramid_levels.block_importance(q, k, **BLOCKS)
+  by = getattr(pyramid_levels, f"levels_by_{chosen_by}")(look, bounds)
+  cap = pyramid_levels.similarity_caps(k, 8, caps)
+  assert (np.asarray(by) > np.asarray(cap)[:, :, None]).any()
+  expected = np.minimum(by, np.asarray(cap)[:, :, None])
+  expected[..., -1:] = 1
+  np.testing.assert_array_equal(levels, expected)
+  direct = attention.pyramid_attention(q, k, v, levels, **BLOCKS)
+  np.testing.assert_allclose(out[:, order], direct, rtol=1e-6, atol=1e-6)
+
+
+def test_random_importance_has_the_same_density():
+  layout, qkv = layout_of(0)
+  densities = []
+  for importance in ("scores", "random"):
+    options = BLOCKS | {"bounds": (0.2, 0.4, 0.6, 0.8)}
+    options |= {"importance": importance, "seed": 3}
+    model = Attend("pyramid", layout, options)
+    _, values = taps.read(model, {}, *qkv, names=["levels"])
+    densities.append(np.sort(values["levels"], axis=-1))
+  np.testing.assert_array_equal(*densities)
+
+
+def run_steps(model, states, qkv, state):
+  outs = []
+  for step, (q, k, v) in zip(states, qkv, strict=True):
+    options = dict(model.options) | {"step": step}
+    out, changed = model.clone(options=options).apply(
+      {attends.STATE: state} if state else {},
+      q,
+      k,
+      v,
+      mutable=[attends.STATE],
+    )
+    state = changed[attends.STATE]
+    outs.append(out)
+  return outs, state
+
+
+@pytest.mark.parametrize("text", [0, TEXT])
+def test_sparse_steps_use_and_move_what_was_stored(text):
+  layout, first = layout_of(text)
+  second, third = (arrays(48 + text, seed) for seed in (1, 2))
+  options = {"keep": 0.3, "ramp": 0.04, "most": 0.5}
+  model = Attend("reshaped_window", layout, options)
+  outs, state = run_steps(
+    model, ("store", "sparse", "sparse"), (first, second, third), {}
+  )
+  np.testing.assert_allclose(
+    outs[0], attention.dot_product_attention(*first), rtol=1e-5, atol=1e-6
+  )
+  kept = np.asarray(window(layout, 0.3).dense(48 + text, 48 + text))
+  seen = masks.frame_window(2, 24, 0.3, text=text).dense(48 + text, 48 + text)
+  np.testing.assert_array_equal(kept, seen)
+  weights = np.asarray(attention.attention_weights(*first[:2]))
+  rho = (weights * kept).sum(axis=-1)
+  residual = (weights * ~kept) @ np.asarray(first[2]).swapaxes(1, 2)
+  for out, (q, k, v) in zip(outs[1:], (second, third), strict=True):
+    alone = attention.dot_product_attention(
+      q, k, v, mask=masks.dense(jnp.asarray(kept))
+    )
+    expected = rho[..., None] * np.asarray(alone).swapaxes(1, 2) + residual
+    np.testing.assert_allclose(
+      out.swapaxes(1, 2), expected, rtol=1e-4, atol=1e-5
+    )
+    # After its use, and never above the end.
+    rho = np.minimum(rho + 0.04, 0.5)
+  np.testing.assert_allclose(
+    np.asarray(state["ratio"])[..., 0].swapaxes(1, 2), rho, rtol=1e-5
+  )
+
+
+def test_images_have_the_window_of_their_row():
+  layout = Layout((4, 8), (4, 8))
+  expected = masks.share_window(32, 0.25).dense(32, 32)
+  np.testing.assert_array_equal(window(layout, 0.25).dense(32, 32), expected)
+
+
+def test_errors():
+  layout, (q, k, v) = layout_of(TEXT)
+  for name in ("pyramid", "reshaped_window"):
+    with pytest.raises(ValueError, match="53 queries and 10 keys"):
+      Attend(name, layout, {}).apply({}, q, k[:, :10], v[:, :10])
+  with pytest.raises(ValueError, match="no step before has stored"):
+    Attend("reshaped_window", layout, {"step": "sparse"}).apply({}, q, k, v)
+  for name, option in (
+    ("reshaped_window", "step"),
+    ("pyramid", "importance"),
+    ("pyramid", "chosen_by"),
+  ):
+    with pytest.raises(ValueError, match=f"{option} of attend='{name}'"):
+      Attend(name, layout, {option: "all"}).apply({}, q, k, v)
+  with pytest.raises(ValueError, match="block_k is 12; means of 8"):
+    Attend("pyramid", layout, {"block_k": 12}).apply({}, q, k, v)
+
+
+class Toy(nn.Module):
+  """Two layers whose attention depends on the condition and not on x."""
+
+  num_classes: int = 3
+  attend: str = "full"
+  attend_options: dict = None
+
+  @nn.compact
+  def __call__(self, x, time, label=None, train=False):
+    del time, train
+    y = 0.0
+    for n in range(2):
+      table = self.param(f"table_{n}", nn.initializers.normal(), (4, 16, 24))
+      q, k, v = jnp.split(table[label].reshape(len(x), 16, 2, 12), 3, axis=-1)
+      options = self.attend_options or {}
+      layout = Layout((4, 4), (4, 4))
+      layer = Attend(self.attend, layout, options, name=f"layer_{n}")
+      y += layer(10 * q, k, v).mean(axis=2)
+    return x * 0.1 + y
+
+
+def sample(name, seed=0, **options):
+  model = Toy()
+  x = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 16, 4)), "f4")
+  label = jnp.array([0, 2])
+  variables = model.init(jax.random.key(0), x, 0, label)
+  method = methods.create(name, model, 9, options)
+  denoisers = [
+    generation.create_denoiser(m, variables, label=label, guidance=3.0)
+    for m in method.models
+  ]
+  return generation.sample(
+    denoisers, x, paths.ddpm(), steps=9, which=method.which
+  )
+
+
+def test_steps_that_find_what_they_stored_sample_as_full_attention():
+  """Each layer and both halves of guidance have their own."""
+  full = sample("full")
+  options = {"full_steps": 2, "period": 3, "keep": 0.25}
+  same = sample("re_ttention", **options, ramp=0.0)
+  np.testing.assert_allclose(same, full, rtol=1e-4, atol=1e-4)
+  for changed in ({"ramp": 0.2}, {"kind": "window"}):
+    other = sample("re_ttention", **options, **changed)
+    assert jnp.abs(other - full).max() > 1e-3, changed
+
+
+def test_a_diffusion_transformer_takes_them():
+  """Its layers but the dense ones; each has its own state."""
+  model = DiffusionTransformer(
+    sample_shape=(2, 4, 6),
+    patch_size=(1, 1, 1),
+    width=16,
+    depth=3,
+    heads=2,
+    num_classes=3,
+    conditioning="cross",
+    dense_layers=1,
+  )
+  inputs = model.example_inputs()
+  variables = jax.eval_shape(model.init, jax.random.key(0), **inputs)
+
+  def run(model):
+    return jax.eval_shape(
+      lambda variables: model.apply(
+        variables, **inputs, mutable=[attends.STATE]
+      ),
+      variables,
+    )
+
+  out, state = run(methods.create("psa", model, 3, BLOCKS).models[1])
+  assert out.shape == (1, 2, 4, 6, 4)
+  assert not state
+  stores = methods.create("re_ttention", model, 8, {}).models[1]
+  out, state = run(stores)
+  shapes = {
+    path: x.shape
+    for path, x in traverse_util.flatten_dict(state, sep="/").items()
+  }
+  assert shapes == {
+    f"{attends.STATE}/block_{n}/{name}": shape
+    for n in (1, 2)
+    for name, shape in (
+      ("attention/ratio", (1, 48, 2, 1)),
+      ("attention/residual", (1, 48, 2, 8)),
+    )
+  }
+
+
+def test_schedules():
+  method = methods.create(
+    "re_ttention", Toy(), 20, {"full_steps": 5, "period": 5}
+  )
+  # PixArt: full below 5, stored at 5, 10 and 15.
+  stored = tuple(n for n, which in enumerate(method.which) if which == 1)
+  assert stored == (5, 10, 15)
+  assert method.which[:5] == (0,) * 5
+  method = methods.create("re_ttention", Toy(), 50, {"full_steps": 15})
+  assert [n for n in range(50) if method.which[n] == 1] == [*range(15, 50, 5)]
+  assert method.models[0].attend == "full"
+  assert [m.attend_options["step"] for m in method.models[1:]] == [
+    "store",
+    "sparse",
+  ]
+  method = methods.create("psa", Toy(), 4, {"full_steps": 1, "seed": 2})
+  assert method.which == (0, 1, 1, 1)
+  assert method.models[1].attend == "pyramid"
+  assert method.models[1].attend_options["seed"] == 2
+  for options in ({"full_steps": 5}, {"period": 0}, {"kind": "all"}):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+      methods.create("re_ttention", Toy(), 4, {"full_steps": 1} | options)
