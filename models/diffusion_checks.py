@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from models import attends, grid_mixers, input_checks, registry
 
-CONDITIONINGS = ("adaptive", "cross")
+CONDITIONINGS = ("adaptive", "cross", "joint")
 POSITIONS = ("sincos", "rotary")
 
 

@@ -45,8 +45,9 @@ class _Adaptive(nn.Module):
       scale,
     )
 
-  def _fed_forward(self, name: str, x: jax.Array) -> jax.Array:
-    return feed_forward.FeedForward(
+  def _fed_forward(self, name: str, x, shift, scale, gate) -> jax.Array:
+    """Adds what the feed-forward layer makes of a residual stream to it."""
+    y = feed_forward.FeedForward(
       "gelu_tanh",
       self.mlp_width,
       True,
@@ -55,7 +56,8 @@ class _Adaptive(nn.Module):
       self.dtype,
       self.param_dtype,
       name=name,
-    )(x)
+    )(self._normed(f"{name}_norm", x, shift, scale))
+    return x + gate * rows.by_rows(y)
 
 
 class Block(_Adaptive):
@@ -76,17 +78,17 @@ class Block(_Adaptive):
   def __call__(
     self,
     x: jax.Array,
+    text: jax.Array | None,
     condition: jax.Array,
-    text: jax.Array | None = None,
     lengths: jax.Array | None = None,
-  ) -> jax.Array:
-    """Maps [batch, tokens, width] to an array like it.
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Maps [batch, tokens, width] to an array like it; returns the text too.
 
     Args:
       x: the residual stream.
-      condition: SiLU of what the norms are made of, [batch, width].
       text: condition tokens [batch, text, width], for cross-attention.
-      lengths: integers [batch], how many of them are real; all if None.
+      condition: SiLU of what the norms are made of, [batch, width].
+      lengths: integers [batch], how many of the text's are real; all if None.
     """
     x = rows.by_rows(x)
     shift, scale, gate, *of_mlp = self._statistics("modulation", condition, 6)
@@ -101,9 +103,59 @@ class Block(_Adaptive):
       )(x)
       cross = self.cross(name="cross_attention")
       x = x + rows.by_rows(cross(y, self.cross_layout, text, lengths))
-    shift, scale, gate = of_mlp
-    y = self._fed_forward("mlp", self._normed("mlp_norm", x, shift, scale))
-    return taps.tap(self, "hidden_state", x + gate * rows.by_rows(y))
+    x = self._fed_forward("mlp", x, *of_mlp)
+    return taps.tap(self, "hidden_state", x), text
+
+
+class JointBlock(_Adaptive):
+  """Tokens of a grid and of a text in one attention (MMDiT, arXiv 2403.03206).
+
+  Each kind is `Block` without cross-attention, with weights of its own.
+
+  Attributes:
+    last: whether nobody reads the text any more: it is keys and values only.
+  """
+
+  last: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    text: jax.Array,
+    condition: jax.Array,
+    lengths: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Maps the two residual streams to arrays like them.
+
+    Args:
+      x: tokens of the grid [batch, tokens, width].
+      text: condition tokens [batch, text, width].
+      condition: SiLU of what the norms are made of, [batch, width].
+      lengths: integers [batch], how many of all tokens are real, those of the
+        grid counted; all if None.
+
+    Returns:
+      The streams; None for the text of the last block.
+    """
+    x, text = rows.by_rows(x), rows.by_rows(text)
+    of_x = self._statistics("modulation", condition, 6)
+    of_text = self._statistics(
+      "text_modulation", condition, 2 if self.last else 6
+    )
+    y, z = self.mixer(name="attention")(
+      self._normed("mixer_norm", x, *of_x[:2]),
+      self.layout,
+      text=self._normed("text_mixer_norm", text, *of_text[:2]),
+      lengths=lengths,
+    )
+    x = self._fed_forward("mlp", x + of_x[2] * rows.by_rows(y), *of_x[3:])
+    x = taps.tap(self, "hidden_state", x)
+    if self.last:
+      return x, None
+    text = text + of_text[2] * rows.by_rows(z)
+    text = self._fed_forward("text_mlp", text, *of_text[3:])
+    return x, taps.tap(self, "text_hidden_state", text)
 
 
 class FinalLayer(nn.Module):

@@ -68,7 +68,8 @@ class DiffusionTransformer(taps.Tapped):
     conditioning: where classes and texts act, beside the time, which is always
       in the adaptive norms. "adaptive": classes there too, as in DiT. "cross":
       a start token, then those of classes or text, by cross-attention behind
-      each self-attention.
+      each self-attention. "joint": the same tokens, behind those of the grid in
+      the same attention, with weights of their own (MMDiT).
     position_encoding: "sincos", a fixed table that is added to the tokens,
       computed for the size at hand, or "rotary", see `positions.rotate_grid`.
     rotary_base: base of the frequencies of rotary positions.
@@ -160,6 +161,8 @@ class DiffusionTransformer(taps.Tapped):
       condition = condition + self._label_embedding(label, len(x)).sum(1)
     else:
       tokens, lengths = self._condition_tokens(label, text, text_length, len(x))
+    if self.conditioning == "joint" and lengths is not None:
+      lengths = lengths + math.prod(grid)
     x = diffusion_layers.to_patches(x, self.patch_size).astype(self.dtype)
     x = self._dense("patch_embed", x)
     if self.position_encoding == "sincos":
@@ -167,7 +170,7 @@ class DiffusionTransformer(taps.Tapped):
       x = x + table.astype(self.dtype)[None]
     condition = nn.silu(condition)
     for i in range(self.depth):
-      x = self._block(i, grid, tokens)(x, condition, tokens, lengths)
+      x, tokens = self._block(i, grid, tokens)(x, tokens, condition, lengths)
     x = diffusion_layers.FinalLayer(
       math.prod(self.patch_size) * self.channels * (1 + self.learned_variance),
       name="final",
@@ -256,15 +259,20 @@ class DiffusionTransformer(taps.Tapped):
       "implementation": self.implementation,
       **self._dtypes,
     }
-    layout = functools.partial(Layout, grid, self.token_grid(self.sample_shape))
+    joint = self.conditioning == "joint"
+    last = i == self.depth - 1
     dense = i < self.dense_layers
     offered = known | {
       "attend": "full" if dense else self.attend,
       "attend_options": {} if dense else self.attend_options,
       "rotary_base": self.rotary_base * (self.position_encoding == "rotary"),
+      "text_out": not last,
     }
-    cross = None
-    if self.conditioning == "cross":
+    layout = functools.partial(Layout, grid, self.token_grid(self.sample_shape))
+    block, fields = diffusion_layers.Block, {}
+    if joint:
+      block, fields = diffusion_layers.JointBlock, {"last": last}
+    elif self.conditioning == "cross":
       cross = functools.partial(
         grid_mixers.CrossAttention,
         attend=self.cross_attend,
@@ -272,17 +280,16 @@ class DiffusionTransformer(taps.Tapped):
         out_init=nn.initializers.zeros,
         **known,
       )
-    block = diffusion_layers.Block
+      fields = {"cross": cross, "cross_layout": layout(tokens.shape[1])}
     if self.remat:
       keep = jax.checkpoint_policies.save_only_these_names(ATTENDED)
       block = nn.remat(block, policy=keep)
     return block(
       grid_mixers.maker(self.mixer, self.mixer_options, offered),
-      layout(0),
+      layout(tokens.shape[1] if joint else 0),
       int(self.width * self.mlp_ratio),
-      cross=cross,
-      cross_layout=None if cross is None else layout(tokens.shape[1]),
       name=f"block_{i}",
+      **fields,
       **self._dtypes,
     )
 

@@ -11,9 +11,10 @@ import pytest
 
 import models
 from models import attends, grid_mixers, pretrained, taps, weight_maps
-from models.diffusion_transformer import DiffusionTransformer
+from models.diffusion_transformer import SHARDING_RULES, DiffusionTransformer
 from tests import parity_helper
 from tests.models import diffusion_torch
+from training import placement, sharding
 
 # With the frozen table of 256 positions for patches of two, as DiT counts.
 COUNTS = {
@@ -232,9 +233,10 @@ def test_no_label_is_the_class_for_none():
   assert np.abs(out - other).max() > 1e-3
 
 
-def test_padded_texts():
-  fields = {**CROSS, "num_classes": 0, "text_width": 5}
-  model = DiffusionTransformer(**fields)
+@pytest.mark.parametrize("conditioning", ["cross", "joint"])
+def test_padded_texts(conditioning):
+  fields = {**SMALL, "num_classes": 0, "text_width": 5}
+  model = DiffusionTransformer(**fields, conditioning=conditioning)
   variables = randomised(model)
   x, time, _ = inputs_of(model)
   text = jax.random.normal(jax.random.key(3), (2, 4, 5))
@@ -250,21 +252,26 @@ def test_padded_texts():
   (_, out), (_, grad) = run(variables, x, time, padded, lengths)
   assert (grad[1, 1:] == 0).all()
   assert np.isfinite(grad).all()
-  for i, length in enumerate((4, 1)):
-    one = slice(i, i + 1)
-    (_, alone), (_, own) = run(variables, x[one], time[one], text[one, :length])
-    np.testing.assert_allclose(out[one], alone, atol=2e-5)
-    np.testing.assert_allclose(grad[one, :length], own, atol=1e-4)
+  (_, alone), (_, own) = run(variables, x[1:], time[1:], text[1:, :1])
+  np.testing.assert_allclose(out[1:], alone, atol=2e-5)
+  np.testing.assert_allclose(grad[1:, :1], own, atol=1e-4)
   # No text is a text without tokens.
-  nothing = model.apply(variables, x, time, None, text, jnp.array([0, 0]))
-  np.testing.assert_allclose(
-    nothing, model.apply(variables, x, time), atol=2e-5
-  )
+  forward = jax.jit(model.apply)
+  nothing = forward(variables, x, time, None, text, jnp.array([0, 0]))
+  np.testing.assert_allclose(nothing, forward(variables, x, time), atol=2e-5)
 
 
-@pytest.mark.parametrize("case", ["remat", "bfloat16"])
+WAYS = {
+  "remat": ("cross", {"remat": True}),
+  "joint remat": ("joint", {"remat": True}),
+  "bfloat16": ("cross", {"dtype": jnp.bfloat16}),
+}
+
+
+@pytest.mark.parametrize("case", WAYS)
 def test_ways_of_computing(case):
-  model = DiffusionTransformer(**VIDEO)
+  conditioning, fields = WAYS[case]
+  model = DiffusionTransformer(**{**VIDEO, "conditioning": conditioning})
   variables = randomised(model)
   inputs = inputs_of(model)
 
@@ -277,10 +284,9 @@ def test_ways_of_computing(case):
     return out, grad
 
   out, grad = run(model)
-  fields = {"remat": True} if case == "remat" else {"dtype": jnp.bfloat16}
   other, other_grad = run(model.clone(**fields))
   assert other.dtype == jnp.float32
-  error = 1e-5 if case == "remat" else 0.05
+  error = 1e-5 if "remat" in case else 0.05
   for have, want in zip(
     jax.tree.leaves((other, other_grad)),
     jax.tree.leaves((out, grad)),
@@ -345,6 +351,8 @@ def test_a_mixer_by_name(monkeypatch):
   assert out.shape == (1, 6, 8, 3)
   with pytest.raises(ValueError, match="no option of mixer='mean' 'powr'; did"):
     grid_mixers.check("mean", {"powr": 2})
+  with pytest.raises(ValueError, match="mixer is 'mean', which takes no cond"):
+    grid_mixers.check("mean", {}, joint=True)
 
 
 def test_the_entropy_scale():
@@ -437,6 +445,56 @@ def test_inputs_that_do_not_fit(message):
   given = {"x": x, "time": time, "label": label, **WRONG_INPUTS[message]}
   with pytest.raises(ValueError, match=message):
     model.apply({"params": {}}, **given)
+
+
+def test_four_devices_compute_what_one_does():
+  fields = {"width": 32, "heads": 4, "conditioning": "joint", "remat": True}
+  model = DiffusionTransformer(**{**CROSS, **fields})
+  variables = randomised(model)
+  inputs = inputs_of(model, batch=4)
+
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def run(variables, inputs):
+    out = model.apply(variables, *inputs)
+    return (out**2).mean(), out
+
+  wanted = jax.jit(run)(variables, inputs)
+  mesh = sharding.create_mesh({"fsdp": 2, "model": 2}, jax.devices()[:4])
+  placed = placement.placements(variables, mesh, (), SHARDING_RULES)
+  split = {name for name, p in placed.items() if "model" in p.axes}
+  for layer in ("attention/query", "attention/text_out", "text_mlp/expand"):
+    assert f"params/block_0/{layer}/kernel" in split
+  assert not any("modulation" in name for name in split)
+  with jax.set_mesh(mesh):
+    variables = jax.device_put(
+      variables, placement.state_shardings(variables, mesh, (), SHARDING_RULES)
+    )
+    inputs = jax.device_put(inputs, sharding.batch_sharding(mesh))
+    have = jax.jit(run)(variables, inputs)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-3),
+    have,
+    wanted,
+  )
+
+
+def test_joint_attention_reads_the_label():
+  model = DiffusionTransformer(**{**CROSS, "conditioning": "joint"})
+  variables = randomised(model)
+  x, time, label = inputs_of(model)
+  last = set(variables["params"]["block_1"])
+  assert "text_mlp" not in last
+  assert "text_mlp" in variables["params"]["block_0"]
+  out, values = taps.read(
+    model, variables, x, time, label, names=["block_1/*attention*"]
+  )
+  (weights,) = values.values()
+  # 12 places, the start token and two labels.
+  assert weights.shape == (2, 2, 15, 15)
+  swapped = model.apply(variables, x, time, label[:, ::-1])
+  np.testing.assert_allclose(out, swapped, atol=1e-4)
+  other = model.apply(variables, x, time, (label + 1) % 5)
+  assert np.abs(out - other).max() > 1e-2
 
 
 def test_padding_needs_an_attend_that_takes_it(monkeypatch):

@@ -30,7 +30,12 @@ LATENTS = visual.DatasetInfo(
   latent_shape=(8, 8, 4),
   scale=0.5,
 )
-SMALL = {"model.depth": 1, "model.width": 24, "model.heads": 2}
+SMALL = {
+  "model.depth": 1,
+  "model.width": 24,
+  "model.heads": 2,
+  "path.times": "uniform",
+}
 DDPM = {"path.name": "ddpm", "path.prediction": "noise"}
 
 
