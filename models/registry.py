@@ -20,6 +20,7 @@ import flax.linen as nn
 FAMILIES = (
   "models.autoencoder",
   "models.diffusion_transformer",
+  "models.dimr",
   "models.duoformer",
   "models.flowformer",
   "models.halonet",

@@ -192,6 +192,8 @@ def _check_pair_model(name):
 SMALL_DIFFUSION = {
   "width": 16,
   "depth": 1,
+  "widths": (16, 8),
+  "depths": (1, 1),
   "heads": 2,
   "dtype": "bfloat16",
   "remat": True,
