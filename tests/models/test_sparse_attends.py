@@ -222,6 +222,16 @@ def test_naive_masks_have_their_density(kind, text):
     assert (other.table != mask.table).any()
 
 
+def test_a_block_of_places_and_text_is_visible():
+  layout = Layout((4, 4, 4), (4, 4, 4), 3)
+  table = naive_mask(layout, "band", 0.3, 5, 0).table[0, 0]
+  assert table.shape == (14, 14)
+  # Block 12 has the last 4 places and a token of text.
+  assert table[12:].all()
+  assert table[:, 12:].all()
+  assert (table[:12, :12].sum(axis=1) <= 4).all()
+
+
 def test_what_is_kept_is_taken():
   layout = Layout((2, 3), (2, 3), 4)
   q, k, v = drawn(6)
