@@ -108,12 +108,14 @@ def _moving_digits(config: ml_collections.ConfigDict) -> None:
   # 8 x 4 x 4 tokens of 4 x 4 pixels.
   config.model.update(dict(patch_size=(1, 4, 4), width=96, depth=6, heads=3))
   config.data.video.speed = 1
-  config.batch_size = 16
+  config.path.times = "logit_normal"
+  config.batch_size = 32
   config.eval_batch_size = 60
-  config.train_for = "5000 steps"
-  config.evaluate_every = "1000 steps"
-  config.checkpoint.every = "1000 steps"
-  config.optimizer.learning_rate = 1.5e-3
+  config.train_for = "2500 steps"
+  config.evaluate_every = "500 steps"
+  config.checkpoint.every = "500 steps"
+  config.optimizer.learning_rate = 2e-3
+  config.sampling.guidance = 4.0
   config.evaluation.num_samples = 120
 
 

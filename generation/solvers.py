@@ -88,7 +88,7 @@ def _dpm_solver(path, times):
   # The clean data go on in a line through this step's and those before.
   beyond = np.zeros_like(h)
   inner = np.isfinite(h[1:]) & np.isfinite(h[:-1])
-  beyond[1:][inner] = (h[1:] / (2 * h[:-1]))[inner]
+  beyond[1:][inner] = h[1:][inner] / (2 * h[:-1][inner])
   of_clean = -alpha[1:] * np.expm1(-h)
   return np.stack(
     [
