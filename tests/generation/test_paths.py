@@ -118,6 +118,12 @@ def test_times(steps):
   assert generation.flow().times(steps)[-1] == 0
 
 
+def test_times_are_the_nearest_steps():
+  """Where seven steps do not divide the thousand."""
+  expected = [999, 856, 713, 570, 428, 285, 142, -1]
+  np.testing.assert_array_equal(generation.ddpm().times(7), expected)
+
+
 def test_leading_times():
   """Of Stable Diffusion's DDIM: 980, 960 ... 0, then the end."""
   path = generation.ddpm(spacing="leading", end="first")
