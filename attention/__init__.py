@@ -17,6 +17,7 @@ from attention.dot_product import (
   dot_product_attention,
 )
 from attention.flow import flow_attention
+from attention.flow_sums import FlowState
 from attention.halo import (
   apply_halo_attention_weights,
   halo_attention,
@@ -43,6 +44,7 @@ from attention.windows import (
 
 __all__ = [
   "AttentionResult",
+  "FlowState",
   "LinearState",
   "apply_attention_weights",
   "apply_halo_attention_weights",

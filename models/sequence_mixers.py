@@ -13,6 +13,7 @@ from typing import Any
 
 from models import registry
 from models.convolution_mixer import GatedConvolution
+from models.flow_mixer import FlowAttention
 from models.hierarchical_mixer import HierarchicalAttention
 from models.linear_mixer import LinearAttention
 from models.mixer_base import SequenceMixer
@@ -23,6 +24,7 @@ SEQUENCE_MIXERS: dict[str, type[SequenceMixer]] = {
   "full": FullAttention,
   "sliding": SlidingAttention,
   "linear": LinearAttention,
+  "flow": FlowAttention,
   "convolution": GatedConvolution,
   "hierarchical": HierarchicalAttention,
   "routed": RoutedAttention,

@@ -29,6 +29,8 @@ OPTIONS = {
   "full": {},
   "sliding": {},
   "linear": {},
+  "flow": {},
+  "flow WikiText": {"clip": 5.0, "output_gate": "headwise"},
   "convolution": {},
   "full softplus": {"normalizer": "softplus", "scale_by": "log_length"},
   "sliding sink": {"normalizer": "softmax_with_sink", "scale_by": "log_length"},
@@ -136,6 +138,7 @@ OPTIONS = {
 CASES = [
   *((mixer, scheme) for mixer in ("full", "sliding") for scheme in POSITIONS),
   *(("linear", scheme) for scheme in POSITIONS if scheme != "alibi"),
+  *(("flow", scheme) for scheme in ("rotary", "none")),
   *(("convolution", scheme) for scheme in ("rotary", "learned")),
   *((mixer, "rotary") for mixer in OPTIONS if " " in mixer),
 ]
@@ -183,7 +186,7 @@ def test_decoding_in_bfloat16(kv_heads):
   language.assert_same_tokens(language.unpacked(out), expected, tolerance)
 
 
-@pytest.mark.parametrize("mixer", ["full", "sliding", "linear"])
+@pytest.mark.parametrize("mixer", ["full", "sliding", "linear", "flow"])
 def test_a_mixer_sees_what_it_says(mixer):
   """By the gradient of a token's output with respect to all inputs."""
   length, token = 9, 6
@@ -354,6 +357,10 @@ ERRORS = [
   ("linear", {"decay": "head", "causal": False}, "causal is False"),
   ("linear", {"short_convolution": 2, "causal": False}, "causal is False"),
   ("linear", {"short_convolution": 1}, "convolution is 1; it must be at least"),
+  ("flow", {"feature_map": "sigmoit"}, r"feature_map.*did you mean sigmoid"),
+  ("flow", {"competition": "head"}, "'head'; did you mean heads"),
+  ("flow", {"competition": "heads"}, "'heads', which has no causal form"),
+  ("flow", {"position_encoding": "alibi"}, "'alibi', a bias of scores"),
   ("linear", {"update": "Delta"}, r"update of linear.*delta"),
   ("linear", {"update": "delta"}, "update='delta' needs 'identity'"),
   (

@@ -101,7 +101,8 @@ def test_the_map_of_every_mixer_is_read_and_replaced(mixer):
   out, values = read(model, variables, images, names=[path])
   assert list(values) == [path]
   weights = values[path]
-  np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+  if mixer != "flow":
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
   expected = jax.jit(model.apply)(variables, images)
   np.testing.assert_allclose(out, expected, atol=1e-5)
 
