@@ -21,6 +21,7 @@ FAMILIES = (
   "models.autoencoder",
   "models.diffusion_transformer",
   "models.duoformer",
+  "models.flowformer",
   "models.halonet",
   "models.lina",
   "models.maxvit",

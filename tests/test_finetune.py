@@ -239,6 +239,10 @@ LAYERS = {
     [r"stem(_\w+)?", "stage_3/block_2", "final_(conv|norm)"],
   ),
   "u_halonet": ("u_halonet_micro", [r"stem(_\w+)?", "stage_3/block_1"]),
+  "flowformer": (
+    "flowformer_224",
+    [r"stem(_\w+)?", "stage_2/block_9", "stage_3/block_0"],
+  ),
   "duoformer": (
     "duoformer_r50_2s",
     [

@@ -149,6 +149,7 @@ MODELS = {
     (28, 28, 3),
   ),
   "halonet_h0": (dict(num_classes=2), (64, 64, 3)),
+  "flowformer_224": (dict(widths=(24,), depths=(1,)), (32, 32, 3)),
 }
 
 
@@ -182,6 +183,7 @@ def every_name(family):
   [
     ("maxvit_tiny_224", "maxvit_tiny_224"),
     ("halonet_h0", "halonet_h0"),
+    ("flowformer_224", "flowformer_224"),
     ("lina", "lina_d48w768"),
     ("transformer", "transformer"),
   ],

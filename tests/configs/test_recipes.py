@@ -14,7 +14,7 @@ from input_pipeline.images import transform_spec
 from training import durations, evaluation, optimizers, schedules
 
 _CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-FAMILIES = ("duoformer", "halonet", "maxvit", "resnet_rs")
+FAMILIES = ("duoformer", "flowformer", "halonet", "maxvit", "resnet_rs")
 # Fields that make each family small, and the side of its images then.
 SMALL = {
   "duoformer": (
@@ -31,6 +31,10 @@ SMALL = {
       "patch_depth": 1,
     },
     32,
+  ),
+  "flowformer": (
+    {"widths": (8,), "depths": (1,), "heads": 2, "image_size": 16},
+    16,
   ),
   "halonet": (
     {

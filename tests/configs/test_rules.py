@@ -35,6 +35,16 @@ COUNTS = {
       {"bias": 55, "scale": 29, "position": 2, "class_token": 1, "": 46},
     ),
   },
+  "flowformer": {
+    "digits": (
+      1,
+      {"bias": 28, "scale": 9, "position": 1, ".+_layer_scale": 4, "": 19},
+    ),
+    "224": (
+      1,
+      {"bias": 9, "scale": 3, "position": 1, ".+_layer_scale": 1, "": 6},
+    ),
+  },
   "halonet": {
     "digits": (1, {"bias": 19, "scale": 18, "": 25}),
     "halonet50ts_mindcv": (1, {"bias": 11, "scale": 10, "": 14}),
