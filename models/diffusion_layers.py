@@ -93,7 +93,8 @@ class Block(_Adaptive):
     x = rows.by_rows(x)
     shift, scale, gate, *of_mlp = self._statistics("modulation", condition, 6)
     y = self._normed("mixer_norm", x, shift, scale)
-    x = x + gate * rows.by_rows(self.mixer(name="attention")(y, self.layout))
+    y = self.mixer(name="attention")(y, self.layout)
+    x = x + gate * taps.tap(self, "mixed", rows.by_rows(y))
     if self.cross is not None:
       y = normalization.LayerNorm(
         epsilon=1e-6,

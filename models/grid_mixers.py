@@ -28,6 +28,7 @@ from flax.core import FrozenDict
 
 from models import attends, layers, lina_layers, positions, registry
 from models.attends import Layout
+from models.linfusion import LinFusion
 
 _XAVIER = nn.initializers.xavier_uniform()
 # Of queries, keys and values as one matrix, which is what others initialise.
@@ -153,6 +154,7 @@ class CrossAttention(_Attention):
 
 GRID_MIXERS: dict[str, type[nn.Module]] = {
   "attention": GridAttention,
+  "linfusion": LinFusion,
 }
 
 

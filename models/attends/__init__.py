@@ -25,6 +25,7 @@ from typing import Any
 import jax
 
 from models import registry
+from models.attends.flow import flow
 from models.attends.full import full
 from models.attends.layout import Layout
 
@@ -33,6 +34,7 @@ __all__ = ["ATTENDS", "STATE", "Layout", "check", "find"]
 # The collection of what goes from one step of sampling to the next.
 STATE = "attention_state"
 ATTENDS: dict[str, Callable[..., jax.Array]] = {
+  "flow": flow,
   "full": full,
 }
 _ARGUMENTS = ("module", "q", "k", "v", "layout", "lengths")

@@ -1,0 +1,70 @@
+"""Attention in linear time, between flows that are conserved."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import attention
+from models import taps
+from models.attends.layout import Layout
+
+
+def flow(
+  module: nn.Module,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  layout: Layout,
+  *,
+  lengths: jax.Array | None = None,
+  clip: float = 1.0,
+  outer_epsilon: float = 0.0,
+  competition: str = "sources",
+  allocation: bool = True,
+) -> jax.Array:
+  """Flow attention (Flowformer, arXiv 2202.06258); see its function.
+
+  A model is trained with it: it is no approximation of softmax attention.
+
+  Args:
+    module: see `models.attends`, and so for the arrays and `lengths`.
+    q: queries.
+    k: keys.
+    v: values.
+    layout: where they stand, of which nothing here depends.
+    lengths: how many keys are real.
+    clip: bound of what goes out of a source before the competition, 0 for none.
+      In cross-attention every source is beyond 1, as there are more queries.
+    outer_epsilon: see `attention.flow_attention`, and what follows.
+    competition: "sources", "heads" or "none".
+    allocation: whether outputs are weighted by what comes in.
+
+  Raises:
+    ValueError: for options that there are not.
+  """
+  del layout
+  options = {
+    "clip": clip or None,
+    "outer_epsilon": outer_epsilon,
+    "competition": competition,
+    "allocation": allocation,
+    "kv_lengths": lengths,
+  }
+
+  def weigh():
+    wide_q, wide_k = (x.astype(jnp.float32) for x in (q, k))
+    return taps.linear_map(
+      lambda v: attention.flow_attention(
+        wide_q, wide_k, v, implementation="xla", **options
+      ),
+      wide_k,
+    )
+
+  return taps.with_open_map(
+    module,
+    lambda: attention.flow_attention(
+      q, k, v, implementation=module.implementation, **options
+    ),
+    weigh,
+    lambda weights: attention.apply_attention_weights(weights, v),
+  )

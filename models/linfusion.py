@@ -1,0 +1,160 @@
+"""LinFusion: linear attention in the place of a trained model's own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import attention
+from attention import features, linear_normalizers
+from models import layers, lina_layers, normalization, positions, taps
+from models.attends import Layout
+
+Dtype = layers.Dtype
+
+# Of the mean of phi(k), and so relative to the number of tokens: the released
+# code's, chosen for float16.
+EPSILON = 1e-4
+# What a distilled model has beside the projections that it took over.
+UPDATES = ("query_update", "key_update")
+PROJECTIONS = ("query", "key", "value", "out")
+_XAVIER = nn.initializers.xavier_uniform()
+# Xavier's, of queries, keys and values as one matrix.
+_INTO_HEADS = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+
+
+class LinFusion(nn.Module):
+  """Normalised linear attention that sees all tokens (arXiv 2409.02097).
+
+  Queries and keys are projections of h + F(h), values of h, with an F of their
+  own for each. With phi(t) = ELU(t) + 1 and w_ij = phi(q_i) . phi(k_j)
+
+      out_i = sum_j w_ij v_j / (sum_j w_ij + N 1e-4)
+
+  so that weights sum to one whatever the number N of tokens, which is what lets
+  it go to other sizes. Its projections have the names and shapes of
+  `grid_mixers.GridAttention`, whose trained ones it takes over.
+
+  Attributes:
+    heads: number of heads.
+    reduction: channels of a token over those within F: 1 as for Stable
+      Diffusion 1.5 and 2.1, 16 as for SDXL; 0 for an F that gives its input, as
+      the released code has it, which doubles what is projected.
+    attention_bias: whether queries, keys and values have biases; those of
+      Stable Diffusion have none.
+    rotary_base: see `positions.rotate_grid`; 0 for none. Rotation comes before
+      phi (ours: what was replaced there had no positions).
+    implementation: see `attention.kernels.dispatch`.
+    dtype: dtype of the computation; the attention is float32 within.
+    param_dtype: dtype of the parameters.
+  """
+
+  heads: int
+  reduction: int = 1
+  attention_bias: bool = True
+  rotary_base: float = 0.0
+  implementation: str = "auto"
+  dtype: Dtype = jnp.float32
+  param_dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, layout: Layout) -> jax.Array:
+    """Maps [batch, tokens, width] to an array like it.
+
+    Raises:
+      ValueError: if `heads` or `reduction` do not divide the width.
+    """
+    self._check(x.shape[-1])
+    updated = (x + self._update(name, x) for name in UPDATES)
+    q, k, v = (
+      self._to_heads(name, y)
+      for name, y in zip(PROJECTIONS[:3], (*updated, x), strict=True)
+    )
+    if self.rotary_base:
+      q, k = (
+        positions.rotate_grid(part, layout.grid, base=self.rotary_base)
+        for part in (q, k)
+      )
+    out = self._attended(q, k, v).reshape(x.shape)
+    return layers.Dense(
+      x.shape[-1],
+      kernel_init=_XAVIER,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="out",
+    )(out)
+
+  def _update(self, name: str, x: jax.Array) -> jax.Array:
+    """Returns F(x), the tap of this name."""
+    if self.reduction:
+      x = Update(
+        x.shape[-1] // self.reduction, self.dtype, self.param_dtype, name=name
+      )(x)
+    return taps.tap(self, f"{name}_values", x)
+
+  def _to_heads(self, name: str, x: jax.Array) -> jax.Array:
+    """Maps [batch, tokens, width] to [batch, tokens, heads, dim]."""
+    return layers.DenseGeneral(
+      (self.heads, x.shape[-1] // self.heads),
+      use_bias=self.attention_bias,
+      kernel_init=_INTO_HEADS,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name=name,
+    )(x)
+
+  def _attended(self, q, k, v) -> jax.Array:
+    def attend(q, k, v, implementation):
+      return attention.linear_attention(
+        q,
+        k,
+        v,
+        feature_map=features.elu_plus_one,
+        normalizer=linear_normalizers.division(EPSILON),
+        implementation=implementation,
+      )
+
+    def weigh():
+      wide_q, wide_k = (part.astype(jnp.float32) for part in (q, k))
+      return taps.linear_map(lambda v: attend(wide_q, wide_k, v, "xla"), wide_k)
+
+    return taps.with_open_map(
+      self,
+      lambda: attend(q, k, v, self.implementation),
+      weigh,
+      lambda weights: attention.apply_attention_weights(weights, v),
+    )
+
+  def _check(self, width: int) -> None:
+    for field, number in (("heads", self.heads), ("reduction", self.reduction)):
+      none = number == 0 and field == "reduction"
+      if not none and (number < 1 or width % number):
+        raise ValueError(
+          f"{field} is {number}; it must divide the width, {width}"
+          + (", or be 0" if field == "reduction" else "")
+        )
+
+
+class Update(nn.Module):
+  """F: to fewer channels, norm, leaky ReLU, and back, as PyTorch begins.
+
+  What it gives at first is not zero.
+
+  Attributes:
+    hidden: channels within.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameters.
+  """
+
+  hidden: int
+  dtype: Dtype = jnp.float32
+  param_dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [batch, tokens, width] to an array like it."""
+    width = x.shape[-1]
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    x = lina_layers.dense(self.hidden, width, name="shrink", **dtypes)(x)
+    x = normalization.LayerNorm(epsilon=1e-5, name="norm", **dtypes)(x)
+    x = nn.leaky_relu(x, 0.01)
+    return lina_layers.dense(width, self.hidden, name="expand", **dtypes)(x)
