@@ -31,7 +31,7 @@ def flow(
     q: queries.
     k: keys.
     v: values.
-    layout: where they stand, of which nothing here depends.
+    layout: where they stand.
     lengths: how many keys are real.
     clip: bound of what goes out of a source before the competition, 0 for none.
       In cross-attention every source is beyond 1, as there are more queries.
@@ -42,13 +42,15 @@ def flow(
   Raises:
     ValueError: for options that there are not.
   """
-  del layout
+  # In joint attention what is padded among keys is padded among queries.
+  joint = q.shape[1] == layout.places + layout.text
   options = {
     "clip": clip or None,
     "outer_epsilon": outer_epsilon,
     "competition": competition,
     "allocation": allocation,
     "kv_lengths": lengths,
+    "q_lengths": lengths if joint else None,
   }
 
   def weigh():

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from flax import traverse_util
 
 import attention
-from models import taps
+from models import attends
 from models.diffusion_transformer import DiffusionTransformer
-from models.linfusion import PROJECTIONS, UPDATES
+from models.linfusion import UPDATES
 from tests import parity_helper
 
 FIELDS = {
@@ -45,43 +46,66 @@ def run(model, variables, x, time, text, **options):
   return jax.jit(apply)(variables, x, time, text)
 
 
-@pytest.mark.parametrize("conditioning", ["cross", "joint"])
-def test_flow_attention_leaves_padded_texts_out(conditioning):
+def test_flow_attention_leaves_padded_texts_out():
   options = {"clip": 5.0}
-  fields = {"attend": "flow", "attend_options": options}
-  if conditioning == "cross":
-    fields = {"cross_attend": "flow", "cross_attend_options": options, **fields}
-  model, variables = create(conditioning=conditioning, **fields)
+  model, variables = create(
+    attend="flow",
+    attend_options=options,
+    cross_attend="flow",
+    cross_attend_options=options,
+  )
   x, time, text = inputs()
   short = run(model, variables, x, time, text[:, :2])
   spoilt = text.at[:, 2:].set(jnp.nan)
-  length = jnp.array([2, 2])
-  padded = run(model, variables, x, time, spoilt, text_length=length)
+  padded = run(model, variables, x, time, spoilt, text_length=jnp.array([2, 2]))
   np.testing.assert_allclose(padded, short, rtol=0, atol=2e-5)
-  other = run(model, variables, x, time, text)
-  assert jnp.abs(other - short).max() > 1e-3
 
 
-def test_flow_attention_is_that_of_the_function():
-  """Of its queries and keys, read as the model makes them, at another size."""
-  model, variables = create(attend="flow", conditioning="cross")
-  x, time, text = inputs(10, 4)
-  name = "block_0/attention/attention_weights"
-  read = lambda v, x, time, text: taps.read(
-    model, v, x, time, text=text, names=[name, "block_0/mixed"]
+class Attend(nn.Module):
+  """What an attend is a part of."""
+
+  implementation: str = "xla"
+
+  @nn.compact
+  def __call__(self, q, k, v, **options):
+    return attends.find("flow")(self, q, k, v, **options)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_flow_attention_is_that_of_the_function(joint):
+  """With condition tokens as keys, or among the queries as well."""
+  layout = attends.Layout((2, 3), (2, 3), text=4)
+  rng = np.random.default_rng(0)
+  sizes = (10, 10, 10) if joint else (6, 4, 4)
+  q, k, v = (
+    jnp.asarray(rng.standard_normal((1, n, 2, 4)), jnp.float32) for n in sizes
   )
-  _, values = jax.jit(read)(variables, x, time, text)
-  weights = values[name]
-  assert weights.shape == (2, 2, 10, 10)
-  params = variables["params"]["block_0"]["attention"]
-  values_of = values["block_0/mixed"]
-  # Whatever the values, the rows have the allocation and no more.
-  q = jnp.ones((2, 10, 2, 8))
-  same = attention.flow_attention(q, q, q)
-  assert jnp.abs(weights.sum(-1)).max() < 1.5
-  assert values_of.shape == (2, 10, 16)
-  assert same.shape == q.shape
-  assert set(params) == set(PROJECTIONS)
+  real = sizes[1] - 2
+  options = {"clip": 5.0, "competition": "none", "outer_epsilon": 1e-2}
+
+  @jax.jit
+  def run(q, k, v):
+    return Attend().apply(
+      {}, q, k, v, layout=layout, lengths=real_of, **options
+    )
+
+  real_of = jnp.array([real])
+  out = run(q, k.at[:, real:].set(jnp.nan), v)
+  queries = real if joint else sizes[0]
+  expected = attention.flow_attention(
+    q[:, :queries], k[:, :real], v[:, :real], **options
+  )
+  np.testing.assert_allclose(out[:, :queries], expected, rtol=0, atol=1e-5)
+  name = "attention_weights"
+  read = functools.partial(
+    Attend().apply, {}, layout=layout, mutable=["intermediates"], **options
+  )
+  whole, state = jax.jit(read)(q, k, v)
+  weights = state["intermediates"][name]
+  by_map = jnp.einsum("bhij,bjhd->bihd", weights, v)
+  np.testing.assert_allclose(whole, by_map, rtol=0, atol=1e-5)
+  direct = attention.flow_attention(q, k, v, **options)
+  np.testing.assert_allclose(whole, direct, rtol=0, atol=1e-5)
 
 
 def test_linfusion_takes_over_the_projections():
