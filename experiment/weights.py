@@ -85,7 +85,7 @@ def load_weights(
   else:
     records.check_files(source, experiment.task.files(), "weights")
     variables = pretrained.adapt(
-      _restore(experiment, source, step, use_ema),
+      experiment.task.received(_restore(experiment, source, step, use_ema)),
       model,
       optional=lambda path: paths.first_match(added, path) is not None,
       **options,

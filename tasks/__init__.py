@@ -16,6 +16,7 @@ TASKS = {
   "autoencoding": ("tasks.autoencoding", "Autoencoding"),
   "classification": ("tasks.classification", "Classification"),
   "diffusion": ("tasks.diffusion", "Diffusion"),
+  "distillation": ("tasks.distillation", "Distillation"),
   "language_modeling": ("tasks.language_modeling", "LanguageModeling"),
   "masked_generation": ("tasks.masked_generation", "MaskedGeneration"),
   "routing": ("tasks.routing", "Routing"),

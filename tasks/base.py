@@ -112,6 +112,14 @@ class Task(abc.ABC):
   def init(self, key: jax.Array) -> Variables:
     """Initial variables of the model."""
 
+  def received(self, variables: Variables) -> Variables:
+    """Turns the variables of another run, of any task, into those of this one.
+
+    Before they are compared with those of `init`, and what they may lack
+    (`added`) begins anew.
+    """
+    return variables
+
   def prepare(self, key: jax.Array, batch: Batch) -> Batch:
     """Turns a whole training batch into what `loss` takes.
 
