@@ -6,7 +6,14 @@ import jax.numpy as jnp
 
 import attention
 from attention import features, linear_normalizers
-from models import layers, lina_layers, normalization, positions, taps
+from models import (
+  layers,
+  lina_layers,
+  normalization,
+  positions,
+  registry,
+  taps,
+)
 from models.attends import Layout
 
 Dtype = layers.Dtype
@@ -16,6 +23,7 @@ Dtype = layers.Dtype
 EPSILON = 1e-4
 # What a distilled model has beside the projections that it took over.
 UPDATES = ("query_update", "key_update")
+KINDS = ("network", "identity", "none")
 PROJECTIONS = ("query", "key", "value", "out")
 _XAVIER = nn.initializers.xavier_uniform()
 # Xavier's, of queries, keys and values as one matrix.
@@ -36,9 +44,10 @@ class LinFusion(nn.Module):
 
   Attributes:
     heads: number of heads.
-    reduction: channels of a token over those within F: 1 as for Stable
-      Diffusion 1.5 and 2.1, 16 as for SDXL; 0 for an F that gives its input, as
-      the released code has it, which doubles what is projected.
+    update: what F is: a "network"; "identity", which doubles what is projected,
+      as the released code has it without a network; or "none".
+    reduction: channels of a token over those within the network: 1 as for
+      Stable Diffusion 1.5 and 2.1, 16 as for SDXL.
     attention_bias: whether queries, keys and values have biases; those of
       Stable Diffusion have none.
     rotary_base: see `positions.rotate_grid`; 0 for none. Rotation comes before
@@ -49,6 +58,7 @@ class LinFusion(nn.Module):
   """
 
   heads: int
+  update: str = "network"
   reduction: int = 1
   attention_bias: bool = True
   rotary_base: float = 0.0
@@ -61,10 +71,11 @@ class LinFusion(nn.Module):
     """Maps [batch, tokens, width] to an array like it.
 
     Raises:
-      ValueError: if `heads` or `reduction` do not divide the width.
+      ValueError: if there is no such `update`, or `heads` or `reduction` do not
+        divide the width.
     """
     self._check(x.shape[-1])
-    updated = (x + self._update(name, x) for name in UPDATES)
+    updated = (self._updated(name, x) for name in UPDATES)
     q, k, v = (
       self._to_heads(name, y)
       for name, y in zip(PROJECTIONS[:3], (*updated, x), strict=True)
@@ -83,13 +94,15 @@ class LinFusion(nn.Module):
       name="out",
     )(out)
 
-  def _update(self, name: str, x: jax.Array) -> jax.Array:
-    """Returns F(x), the tap of this name."""
-    if self.reduction:
-      x = Update(
-        x.shape[-1] // self.reduction, self.dtype, self.param_dtype, name=name
-      )(x)
-    return taps.tap(self, f"{name}_values", x)
+  def _updated(self, name: str, x: jax.Array) -> jax.Array:
+    """Returns x + F(x), of which F(x) is the tap `name`_values."""
+    if self.update == "none":
+      return x
+    y = x
+    if self.update == "network":
+      hidden = x.shape[-1] // self.reduction
+      y = Update(hidden, self.dtype, self.param_dtype, name=name)(x)
+    return x + taps.tap(self, f"{name}_values", y)
 
   def _to_heads(self, name: str, x: jax.Array) -> jax.Array:
     """Maps [batch, tokens, width] to [batch, tokens, heads, dim]."""
@@ -125,12 +138,13 @@ class LinFusion(nn.Module):
     )
 
   def _check(self, width: int) -> None:
-    for field, number in (("heads", self.heads), ("reduction", self.reduction)):
-      none = number == 0 and field == "reduction"
-      if not none and (number < 1 or width % number):
+    if self.update not in KINDS:
+      raise registry.unknown("update of LinFusion", self.update, KINDS)
+    for field in ("heads", "reduction"):
+      number = getattr(self, field)
+      if number < 1 or width % number:
         raise ValueError(
           f"{field} is {number}; it must divide the width, {width}"
-          + (", or be 0" if field == "reduction" else "")
         )
 
 

@@ -30,6 +30,7 @@ class Subject:
     variables: of the model, the moving average.
     path: from data to noise.
     mesh: of the devices.
+    workdir: of its run.
   """
 
   def __init__(self, workdir: epath.Path):
@@ -38,6 +39,7 @@ class Subject:
     Raises:
       ValueError: if there is no such run, or it has no weights.
     """
+    self.workdir = workdir
     self.config = experiment.load_trained(str(workdir))
     setup = experiment.create_evaluation(self.config)
     with jax.set_mesh(setup.mesh):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from generation.methods.linfusion import linfusion
 from models import registry
 
 
@@ -50,6 +51,7 @@ def full_first(
 
 METHODS: Mapping[str, Callable[..., Method]] = {
   "full": full,
+  "linfusion": linfusion,
 }
 
 

@@ -122,7 +122,7 @@ def test_linfusion_takes_over_the_projections():
   new = set(shapes) - set(theirs)
   assert {name.split("/")[2] for name in new} == set(UPDATES)
   # Without F it runs with the parameters as they are, at any size.
-  plain = model.clone(mixer="linfusion", mixer_options={"reduction": 0})
+  plain = model.clone(mixer="linfusion", mixer_options={"update": "none"})
   for size in ((6, 8), (12, 16)):
     out = run(plain, variables, *inputs(*size))
     assert out.shape == (2, *size, 2)

@@ -35,7 +35,7 @@ def random_variables(module, width=8, seed=0):
 
 def test_golden():
   """Of the sheet, which gives F(x) as it is."""
-  module = LinFusion(2, reduction=0, attention_bias=False)
+  module = LinFusion(2, update="identity", attention_bias=False)
   kernels = {
     name: {"kernel": wave((4, 4), c, 0.5).T.reshape(4, 2, 2)}
     for c, name in enumerate(("query", "key", "value"), 1)
@@ -60,16 +60,19 @@ def test_golden():
   )
 
 
-@pytest.mark.parametrize("reduction", [0, 1, 4])
-def test_explicit_weights_in_float64(reduction):
-  module = LinFusion(2, reduction=reduction)
+@pytest.mark.parametrize(
+  "fields",
+  [{}, {"reduction": 4}, {"update": "identity"}, {"update": "none"}],
+)
+def test_explicit_weights_in_float64(fields):
+  module = LinFusion(2, **fields)
   variables = random_variables(module)
   params = jax.tree.map(np.float64, variables["params"])
   x = 2 * np.random.default_rng(1).standard_normal((2, 6, 8))
 
   def update(name):
-    if not reduction:
-      return x
+    if "update" in fields:
+      return x if fields["update"] == "identity" else 0
     f = params[name]
     y = x @ f["shrink"]["kernel"] + f["shrink"]["bias"]
     y = (y - y.mean(-1, keepdims=True)) / np.sqrt(
@@ -161,7 +164,8 @@ def test_gradients_and_bfloat16():
 def test_errors_name_what_would_fit():
   for fields, message in (
     ({"heads": 3}, "heads is 3; it must divide the width, 8"),
-    ({"heads": 2, "reduction": 3}, "reduction is 3; .* 8, or be 0"),
+    ({"heads": 2, "reduction": 0}, "reduction is 0; it must divide .* 8"),
+    ({"heads": 2, "update": "no"}, "'no'; did you mean none|known"),
   ):
     with pytest.raises(ValueError, match=message):
       random_variables(LinFusion(**fields))
