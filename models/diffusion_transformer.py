@@ -121,12 +121,6 @@ class DiffusionTransformer(taps.Tapped):
   dtype: layers.Dtype = jnp.float32
   param_dtype: layers.Dtype = jnp.float32
 
-  def __post_init__(self):
-    # Hashable, so that a model can be a static argument of jit.
-    for name in ("mixer_options", "attend_options", "cross_attend_options"):
-      setattr(self, name, FrozenDict(getattr(self, name)))
-    super().__post_init__()
-
   @nn.compact
   def __call__(
     self,

@@ -77,15 +77,17 @@ def test_the_losses_are_those_of_the_recipe(setup):
   whole = {"params": traverse_util.unflatten_dict(whole)}
   noisy = task.path.add_noise(batch["x"], batch["noise"], batch["time"])
 
-  @functools.partial(jax.jit, static_argnums=0)
   def run(model, variables):
-    out, state = model.apply(
-      variables,
-      noisy,
-      batch["time"],
-      batch["label"],
-      mutable=["intermediates"],
-    )
+    def apply(variables):
+      return model.apply(
+        variables,
+        noisy,
+        batch["time"],
+        batch["label"],
+        mutable=["intermediates"],
+      )
+
+    out, state = jax.jit(apply)(variables)
     return out, [
       state["intermediates"][f"block_{i}"]["mixed"] for i in range(2)
     ]
