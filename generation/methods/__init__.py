@@ -57,15 +57,15 @@ def full_first(
 
 
 METHODS: Mapping[str, Callable[..., Method]] = {
-  "full": full,
+  "entropy_scale": entropy_scale,
   "freeswim": freeswim,
+  "full": full,
+  "linfusion": linfusion,
   "naive": naive,
   "psa": psa,
   "radial": radial,
   "re_ttention": re_ttention,
   "scale_dit": scale_dit,
-  "linfusion": linfusion,
-  "entropy_scale": entropy_scale,
 }
 
 

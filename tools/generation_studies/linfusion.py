@@ -22,7 +22,7 @@ TEXT = """
 Images of the trained side, and of twice and four times it, averaged down before
 they are judged; the seeds are of the distillation and of the samples. "before"
 has the projections of the trained model in linear attention, as
-`--method=linfusion` does; the others are distilled in 300 steps by the paper's
+`--method=linfusion` does; the others are distilled in 200 steps by the paper's
 losses, which train the replaced modules alone. The paper copies the
 projections, its released script lets them begin anew, and F = 0 is the control
 that says what the added network is for. Of the larger sizes `accuracy` is from
@@ -46,11 +46,11 @@ COLUMNS = (
 )
 Row = tuple[str, dict[str, Any]]
 # Of the trained side, and of the larger ones.
-_SAMPLES = {"full": (100, 30), "test": (2, 2)}
+_SAMPLES = {"full": (100, 20), "test": (2, 2)}
 _STEPS = {"full": 16, "test": 2}
 # From where an enlarged sample goes on, and for guidance.
 _TIME, _GUIDANCE = 600.0, 1.5
-_TRAINING = {"full": 300, "test": 1}
+_TRAINING = {"full": 200, "test": 1}
 
 
 def rows(variant: str) -> list[Row]:
@@ -134,7 +134,7 @@ def _config(subject, model, options, seed, variant):
     config.model.mixer = "linfusion"
     config.model.mixer_options = dict(model.mixer_options)
   config.init.weights, config.seed = str(subject.workdir), seed
-  config.batch_size = min(64, config.batch_size)
+  config.batch_size = min(32, config.batch_size)
   config.train_for = config.evaluate_every = config.checkpoint.every = steps
   config.optimizer.learning_rate = 1e-3
   config.optimizer.schedule = "constant"
