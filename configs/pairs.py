@@ -44,8 +44,8 @@ def get_config(variant: str = "pairs") -> ml_collections.ConfigDict:
     config.model.bias = "factors"
     config.model.bias_rank = 8
     config.model.hidden = 128
-    config.train_for = "300 steps"
-    config.evaluate_every = config.checkpoint.every = "300 steps"
+    config.train_for = "800 steps"
+    config.evaluate_every = config.checkpoint.every = "800 steps"
     # As in the paper, but that the average is of 0.99 in so few steps.
     config.optimizer.learning_rate = 3e-3
     config.ema.decay = 0.99
