@@ -116,6 +116,24 @@ def test_images_are_measured_with_their_classes(monkeypatch):
   assert "motion_consistency" not in found
 
 
+def test_videos_are_measured_frame_by_frame(config, monkeypatch):
+  monkeypatch.setattr(frames, "trained_on", lambda data: Pixels())
+  quality = diffusion_evaluation.Quality(config.data)
+  rng = np.random.default_rng(0)
+  videos = rng.integers(0, 200, (6, 4, 16, 16, 1), np.uint8)
+  labels = rng.integers(0, 10, (6, 2))
+  pairs = list(itertools.combinations_with_replacement(range(10), 2))
+  # The network sees the set in all frames but the first.
+  flat = videos.reshape(6, 4, 256)
+  for n, row in enumerate(labels):
+    flat[n, 1:, pairs.index(tuple(sorted(row)))] = 255
+  found = quality(videos, labels)
+  assert found["class_accuracy"] == 0.75
+  assert found["samples"] == 24
+  expected = motion.motion(videos)
+  assert (found["motion_consistency"], found["motion_amount"]) == expected
+
+
 def test_what_samples_are_of():
   config = diffusion.get_config("test")
   task = tasks.create(config, visual.dataset_info(config.data))
