@@ -46,7 +46,7 @@ COLUMNS = (
 )
 Row = tuple[str, dict[str, Any]]
 # Of the trained side, and of the larger ones.
-_SAMPLES = {"full": (100, 20), "test": (2, 2)}
+_SAMPLES = {"full": (100, 20), "test": (4, 4)}
 _STEPS = {"full": 16, "test": 2}
 # From where an enlarged sample goes on, and for guidance.
 _TIME, _GUIDANCE = 600.0, 1.5
