@@ -59,7 +59,7 @@ class Subject:
     labels: np.ndarray,
     seed: int = 0,
     steps: int = 25,
-    guidance: float = 1.5,
+    guidance: float | None = None,
     size: Sequence[int] | None = None,
     model: Any = None,
     variables: Any = None,
@@ -75,7 +75,7 @@ class Subject:
       labels: int [rows] or [rows, labels].
       seed: of the noise.
       steps: from noise to data.
-      guidance: 1 for none.
+      guidance: 1 for none; that of the config if None.
       size: sides of a sample; those of training if None.
       model: another than the subject's own, as one with other attention.
       variables: of that model.
@@ -84,6 +84,8 @@ class Subject:
     Returns:
       float32 [rows, *size, channels], data about -1 to 1.
     """
+    if guidance is None:
+      guidance = self.config.sampling.guidance
     with jax.set_mesh(self.mesh):
       return diffusion_sampling.samples(
         self.model if model is None else model,
