@@ -56,8 +56,9 @@ def test_a_picture_is_of_the_call_beside_it(name):
 
 
 def test_no_picture_is_left_over():
-  shown = set(re.findall(r"images/(\w+)\.png", PAGE))
-  assert {path.stem for path in (DOCS / "images").iterdir()} == shown
+  pages = [page.read_text() for page in DOCS.glob("*.md")]
+  shown = {x for page in pages for x in re.findall(r"images/(\w+\.\w+)", page)}
+  assert {path.name for path in (DOCS / "images").iterdir()} == shown
 
 
 @pytest.mark.parametrize(
