@@ -57,7 +57,11 @@ def test_a_picture_is_of_the_call_beside_it(name):
 
 def test_no_picture_is_left_over():
   pages = [page.read_text() for page in DOCS.glob("*.md")]
-  shown = {x for page in pages for x in re.findall(r"images/(\w+\.\w+)", page)}
+  shown = {
+    name
+    for page in pages
+    for name in re.findall(r"!\[.*?\]\(images/(\w+\.\w+)\)", page)
+  }
   assert {path.name for path in (DOCS / "images").iterdir()} == shown
 
 
