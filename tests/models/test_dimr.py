@@ -26,7 +26,7 @@ THREE = {
   "sample_shape": (12, 12),
   "channels": 3,
   "widths": (24, 8, 6),
-  "depths": (3, 1, 3),
+  "depths": (5, 1, 3),
   "heads": 3,
   "mlp_ratio": 3,
   "kernel_size": 5,
