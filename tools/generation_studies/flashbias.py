@@ -159,7 +159,11 @@ def _bias(model, variables, name: str) -> np.ndarray:
 
 @functools.cache
 def _networks(seed: int, variant: str):
-  small = {"data.eval_examples": 50} if variant == "test" else {}
+  small = (
+    {"data.eval_examples": 48, "eval_batch_size": 48}
+    if variant == "test"
+    else {}
+  )
   config = pairs.get_config("pairs")
   config.update_from_flattened_dict(small)
   _, _, _, workdir = _trained(config, "pairs", seed, variant)

@@ -33,7 +33,7 @@ COLUMNS = (
   ("consistency", ".3f"),
 )
 _STEPS = {"full": 20, "test": 3}
-_ROWS = {"full": 12, "test": 2}
+_ROWS = {"full": 12, "test": 4}
 _STRENGTH = 0.7
 
 

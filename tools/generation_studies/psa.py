@@ -32,7 +32,7 @@ COLUMNS = (
   ("consistency", ".3f"),
 )
 _STEPS = {"full": 20, "test": 2}
-_ROWS = {"full": 96, "test": 2}
+_ROWS = {"full": 96, "test": 4}
 _BLOCKS = {"block_q": 8, "block_k": 8}
 # Of 16 blocks: 1, 1, 0 and 3 at levels 1, 2, 4 and 8, a density of 0.117.
 _PYRAMID = {**_BLOCKS, "bounds": (0.10, 0.15, 0.15, 0.35)}

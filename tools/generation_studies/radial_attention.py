@@ -30,7 +30,7 @@ COLUMNS = (
 _BLOCK = {"block_size": 2}
 _RADIAL = {**_BLOCK, "dense_width": 2}
 _STEPS = {"full": 20, "test": 2}
-_ROWS = {"full": 32, "test": 2}
+_ROWS = {"full": 32, "test": 4}
 
 
 def rows(variant):

@@ -35,7 +35,7 @@ COLUMNS = (
   ("frechet", ".2f"),
 )
 _STEPS = {"full": 20, "test": 2}
-_ROWS = {"full": 32, "test": 2}
+_ROWS = {"full": 32, "test": 4}
 _STRENGTH = 0.7
 # As wide as the grid of 4 x 4 tokens that the model was trained with.
 _WINDOW = 4

@@ -31,7 +31,7 @@ COLUMNS = (
   ("frechet", ".2f"),
 )
 _STEPS = {"full": 20, "test": 2}
-_ROWS = {"full": 64, "test": 2}
+_ROWS = {"full": 64, "test": 4}
 _MIDDLE = 500.0
 
 
