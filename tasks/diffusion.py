@@ -2,13 +2,12 @@
 
 import io
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 import generation
 import models
@@ -23,19 +22,17 @@ from tasks import (
   variational_bound,
   visual_batches,
 )
-from tasks.base import Batch, Shown, Task, Variables, create_model
+from tasks.base import Batch, Shown, Variables, create_model
+from tasks.generator import Generator
 from training import evaluation
 from training.ranges import Number, OneOf
 
 
-class Diffusion(Task):
+class Diffusion(Generator):
   """Learns what noise was added, given a class or a text.
 
   The loss of an example is the mean squared error of what the model predicts,
-  at one time that is drawn for it; sums are over examples with mask 1. Each is
-  prepared with a key, from which all randomness of its loss comes, so that
-  micro-batches and devices change none of it, and evaluation, whose keys are of
-  the examples' places in the split, measures the same at any time.
+  at one time that is drawn for it.
 
   Attributes:
     path: from data to noise, see `generation.paths`.
@@ -43,8 +40,7 @@ class Diffusion(Task):
 
   room = visual
   unit = "example"
-  directions = types.MappingProxyType({"loss": "min"})
-  counts = ("damaged",)
+  quality = diffusion_evaluation
   given = (
     "dtype",
     "sample_shape",
@@ -121,16 +117,6 @@ class Diffusion(Task):
     config.checkpoint = ml_collections.ConfigDict(dict(best_metric="loss"))
     return config
 
-  def batch_spec(
-    self, rows: int, *, train: bool
-  ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What is learned, what it is of, and mask; see `visual_batches.spec`."""
-    return visual_batches.spec(self.info, rows, train=train)
-
-  def init(self, key: jax.Array) -> Variables:
-    """Initial variables of the model."""
-    return self.model.init(key, **self.model.example_inputs())
-
   def prepare(self, key: jax.Array, batch: Batch) -> Batch:
     """Draws what a training batch is to be learned with.
 
@@ -180,20 +166,6 @@ class Diffusion(Task):
       return 1000 * share
     return jnp.minimum(jnp.floor(path.steps * share), path.steps - 1)
 
-  def weight(self, batch: Batch) -> jax.Array:
-    """How many examples count."""
-    return batch["mask"].sum()
-
-  def loss(
-    self, variables: Variables, batch: Batch, key: jax.Array
-  ) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
-    """The summed loss of examples; no collection changes."""
-    # Each example has its own randomness.
-    del key
-    sums = self._sums(variables, batch)
-    collections = {n: x for n, x in variables.items() if n != "params"}
-    return sums["loss"], (collections, sums)
-
   def evaluate_step(
     self, variables: Variables, batch: Batch
   ) -> dict[str, jax.Array]:
@@ -201,17 +173,7 @@ class Diffusion(Task):
     fold = lambda index: jax.random.fold_in(jax.random.key(0), index)
     keys = jax.vmap(fold)(batch["index"])
     nobody = jnp.zeros(len(keys), bool)
-    return self._sums(variables, self._prepare(keys, batch, nobody))
-
-  def _sums(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-    mask = batch["mask"]
-    losses = self.losses(variables, batch)
-    return {
-      "weight": mask.sum(),
-      # `where`, since a padded row may be infinite and 0 * inf is NaN.
-      "loss": jnp.where(mask > 0, losses * mask, 0).sum(),
-      "damaged": batch["damaged"].sum(dtype=jnp.float32),
-    }
+    return self.sums(variables, self._prepare(keys, batch, nobody))
 
   def losses(self, variables: Variables, batch: Batch) -> jax.Array:
     """The loss of each example of a prepared batch, float32 [batch].
@@ -251,42 +213,6 @@ class Diffusion(Task):
       **{name: batch[name] for name in names if name in batch},
       train=True,
       method=method,
-    )
-
-  def summarize(self, totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Means, and how many examples were there.
-
-    Raises:
-      ValueError: if none was usable.
-    """
-    result = super().summarize(totals)
-    return result | {"examples": int(totals["weight"])}
-
-  @staticmethod
-  def describe(result: Mapping[str, Any]) -> str:
-    """ "loss 0.1912 on 360 examples", and what samples are like if some are."""
-    damaged = result.get("damaged", 0)
-    parts = [
-      f"loss {result['loss']:.4f} on {result['examples']} examples",
-      *([f"{damaged} damaged ones left out"] if damaged else []),
-    ]
-    if "samples" in result:
-      parts += diffusion_evaluation.describe(result)
-    return ", ".join(parts)
-
-  @staticmethod
-  def report(result: Mapping[str, Any]) -> dict[str, Any]:
-    """examples, loss, and all that was measured of samples."""
-    return {name: result[name] for name in result if name != "damaged"}
-
-  def evaluate(self, variables, mesh, progress, **options):
-    """The loss of the split; then samples are made and measured."""
-    options = diffusion_evaluation.options_of(self.config, **options)
-    result = self.evaluate_split(mesh).run(variables, progress=progress)
-    if not options["num_samples"]:
-      return result
-    return result | diffusion_evaluation.measure(
-      self, variables, options, progress
     )
 
   def show(

@@ -100,7 +100,8 @@ class Distillation(Diffusion):
     """The modules in the place of self-attention."""
     return lambda name: paths.first_match((_REPLACED,), name) is not None
 
-  def _sums(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+  def sums(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+    """Sums of each part of the loss, too."""
     mask, weights = batch["mask"], self.config.distillation
     parts = self._parts(variables, batch)
     parts["loss"] = (

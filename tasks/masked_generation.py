@@ -2,7 +2,7 @@
 
 import io
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,26 +20,23 @@ from tasks import (
   sample_evaluation,
   visual_batches,
 )
-from tasks.base import Batch, Shown, Task, Variables, create_model
+from tasks.base import Batch, Shown, Variables, create_model
+from tasks.generator import Generator
 from training import evaluation, paths
 from training.ranges import Number
 
 
-class MaskedGeneration(Task):
+class MaskedGeneration(Generator):
   """Makes images by flow matching, given a class or a text (`models.lina`).
 
   The loss of an image is the mean over its masked tokens and over draws of
-  noise; sums are over images with mask 1. All images of a training batch have
-  as many masked tokens, so the mean over images is that over tokens too. Each
-  example is prepared with a key, from which all randomness of its loss comes:
-  micro-batches and devices change none of it, and evaluation, whose keys are of
-  the examples' places in the split, measures the same at any time.
+  noise. All images of a training batch have as many masked tokens, so the mean
+  over images is that over tokens too.
   """
 
   room = latent_data
   unit = "image"
-  directions = types.MappingProxyType({"loss": "min"})
-  counts = ("damaged",)
+  quality = sample_evaluation
   given = ("dtype", "num_classes")
   evaluate_options = sample_evaluation.OPTIONS
   sample_options = image_sampling.OPTIONS
@@ -102,16 +99,6 @@ class MaskedGeneration(Task):
     config.checkpoint = ml_collections.ConfigDict(dict(best_metric="loss"))
     return config
 
-  def batch_spec(
-    self, rows: int, *, train: bool
-  ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What is learned, what it is of, and mask; see `visual_batches.spec`."""
-    return visual_batches.spec(self.info, rows, train=train)
-
-  def init(self, key: jax.Array) -> Variables:
-    """Initial variables of the model."""
-    return self.model.init(key, **self.model.example_inputs())
-
   def prepare(self, key: jax.Array, batch: Batch) -> Batch:
     """Draws what a training batch is to be learned with.
 
@@ -169,20 +156,6 @@ class MaskedGeneration(Task):
       "key": flow_keys,
     }
 
-  def weight(self, batch: Batch) -> jax.Array:
-    """How many images count."""
-    return batch["mask"].sum()
-
-  def loss(
-    self, variables: Variables, batch: Batch, key: jax.Array
-  ) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
-    """The summed loss of images; no collection changes."""
-    # Each example has its own.
-    del key
-    sums = self._sums(variables, batch)
-    collections = {n: x for n, x in variables.items() if n != "params"}
-    return sums["loss"], (collections, sums)
-
   def evaluate_step(
     self, variables: Variables, batch: Batch
   ) -> dict[str, jax.Array]:
@@ -195,17 +168,7 @@ class MaskedGeneration(Task):
       lambda key: mask_draws.visible_count(key, ratio, self.places)
     )(count_keys)
     nobody = jnp.zeros(len(keys), bool)
-    return self._sums(variables, self._prepare(keys, batch, counts, nobody))
-
-  def _sums(self, variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-    mask = batch["mask"]
-    losses = self.losses(variables, batch)
-    return {
-      "weight": mask.sum(),
-      # `where`, since a padded row may be infinite and 0 * inf is NaN.
-      "loss": jnp.where(mask > 0, losses * mask, 0).sum(),
-      "damaged": batch["damaged"].sum(dtype=jnp.float32),
-    }
+    return self.sums(variables, self._prepare(keys, batch, counts, nobody))
 
   def losses(self, variables: Variables, batch: Batch) -> jax.Array:
     """Flow-matching loss of each image of a prepared batch, float32 [batch].
@@ -232,42 +195,6 @@ class MaskedGeneration(Task):
     rows = jnp.arange(len(visible))[:, None]
     masked = jnp.ones_like(error).at[rows, visible].set(0, mode="drop")
     return (error * masked).sum(1) / masked.sum(1)
-
-  def summarize(self, totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Means, and how many images were there.
-
-    Raises:
-      ValueError: if no image was usable.
-    """
-    result = super().summarize(totals)
-    return result | {"examples": int(totals["weight"])}
-
-  @staticmethod
-  def describe(result: Mapping[str, Any]) -> str:
-    """ "loss 0.3912 on 360 images", and what samples are like if some are."""
-    damaged = result.get("damaged", 0)
-    parts = [
-      f"loss {result['loss']:.4f} on {result['examples']} images",
-      *([f"{damaged} damaged ones left out"] if damaged else []),
-    ]
-    if "samples" in result:
-      parts += sample_evaluation.describe(result)
-    return ", ".join(parts)
-
-  @staticmethod
-  def report(result: Mapping[str, Any]) -> dict[str, Any]:
-    """examples, loss, and all that was measured of samples."""
-    return {name: result[name] for name in result if name != "damaged"}
-
-  def evaluate(self, variables, mesh, progress, **options):
-    """The loss of the split; then images are made and measured."""
-    options = sample_evaluation.options_of(self.config, **options)
-    result = self.evaluate_split(mesh).run(variables, progress=progress)
-    if not options["num_samples"]:
-      return result
-    return result | sample_evaluation.measure(
-      self, variables, options, progress
-    )
 
   def show(
     self,
