@@ -13,42 +13,21 @@ study has no table. `--variant=test` goes through all of it with very small
 models.
 """
 
-import argparse
 import hashlib
 import importlib
 import inspect
 import json
-import os
 import pkgutil
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-from absl import logging
 from etils import epath
 
-import storage
 from models import registry
-from tools import generation_studies, generation_subject, study
-from training import (
-  checkpoints,
-  cli,
-  console,
-  host_memory,
-  metrics,
-  reporting,
-)
+from tools import generation_studies, generation_subject, study, study_command
+from training import console
 
-SEEDS = (0, 1, 2)
-VARIANTS = ("full", "test")
 COST = "cost"
-_ERRORS = (
-  *cli.USER_ERRORS,
-  checkpoints.CheckpointError,
-  metrics.MetricsError,
-  reporting.NonFiniteError,
-)
 
 
 def names() -> list[str]:
@@ -78,7 +57,7 @@ class Study:
 
     Args:
       out: the folder of results.
-      variant: of VARIANTS.
+      variant: of `study_command.VARIANTS`.
       subjects: the folder of trained models; within `out` if None.
     """
     self._results = study.Results(out / "results.jsonl", "generation_study")
@@ -112,7 +91,7 @@ class Study:
           lines.append(self._line(name, module, row, options, seed))
         except study.StoppedError:
           raise
-        except _ERRORS as error:
+        except study_command.ERRORS as error:
           what = f"{name}, {row}, seed {seed}"
           failures.append(f"{what}: {type(error).__name__}: {error}")
     return lines, failures
@@ -198,7 +177,7 @@ def run(
   chosen: Sequence[str],
   *,
   variant: str = "full",
-  seeds: Sequence[int] = SEEDS,
+  seeds: Sequence[int] = study_command.SEEDS,
   subjects: epath.Path | None = None,
   report: epath.Path | None = None,
 ) -> list[str]:
@@ -207,7 +186,7 @@ def run(
   Args:
     out: the folder of results.
     chosen: names of studies.
-    variant: of VARIANTS.
+    variant: of `study_command.VARIANTS`.
     seeds: of each row: of samples, or of training where a row trains.
     subjects: the folder of trained models; within `out` if None.
     report: Markdown with marks for each study. Lines of studies that are not
@@ -239,38 +218,15 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Reads the command line, does what is left to do and tabulates."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  study_command.main(
+    __doc__,
+    names(),
+    run,
+    argv,
+    folders={"subjects": "folder of trained models"},
   )
-  parser.add_argument("--out", required=True, help="folder of the results")
-  parser.add_argument("--report", help="Markdown file with marks for tables")
-  parser.add_argument("--studies", nargs="+", default=names(), metavar="NAME")
-  parser.add_argument("--variant", default="full", choices=VARIANTS)
-  parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-  parser.add_argument("--subjects", help="folder of trained models")
-  args = parser.parse_args(argv)
-  out = storage.path(args.out)
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-      # The seeds of a row are one program.
-      jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
-    failures = run(
-      out,
-      args.studies,
-      variant=args.variant,
-      seeds=args.seeds,
-      subjects=storage.path(args.subjects) if args.subjects else None,
-      report=storage.path(args.report) if args.report else None,
-    )
-  except _ERRORS as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-  if failures:
-    sys.exit("\n".join(["These rows failed:", *failures]))
 
 
 if __name__ == "__main__":
-  # Orbax warns of options that are given on purpose.
-  logging.set_verbosity(logging.ERROR)
-  host_memory.keep_freed_memory()
+  study_command.quiet()
   main()

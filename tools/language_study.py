@@ -12,44 +12,25 @@ tables. Tables are printed, and put in place of those of `--report`, beside
 which the lines are copied. `--variant=test` has one step of very small models.
 """
 
-import argparse
 import hashlib
 import importlib
 import inspect
-import os
 import pkgutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
-from absl import logging
 from etils import epath
 
 import experiment
 import storage
 from experiment.weights import load_weights
 from models import registry
-from tools import studies, study
-from training import (
-  checkpoints,
-  cli,
-  console,
-  host_memory,
-  metrics,
-  reporting,
-)
+from tools import studies, study, study_command
+from training import console, metrics
 
-SEEDS = (0, 1, 2)
-VARIANTS = ("full", "test")
 COST = "cost"
-_ERRORS = (
-  *cli.USER_ERRORS,
-  checkpoints.CheckpointError,
-  metrics.MetricsError,
-  reporting.NonFiniteError,
-)
 
 
 def names() -> list[str]:
@@ -113,7 +94,7 @@ class Study:
           lines.append(self._line(name, module, row, seed))
         except study.StoppedError:
           raise
-        except _ERRORS as error:
+        except study_command.ERRORS as error:
           what = f"{name}, {row.name}, seed {seed}"
           failures.append(f"{what}: {type(error).__name__}: {error}")
     return lines, failures
@@ -221,7 +202,7 @@ def run(
   chosen: Sequence[str],
   *,
   variant: str = "full",
-  seeds: Sequence[int] = SEEDS,
+  seeds: Sequence[int] = study_command.SEEDS,
   report: epath.Path | None = None,
 ) -> list[str]:
   """Does studies and tabulates them.
@@ -229,7 +210,7 @@ def run(
   Args:
     out: the folder of runs and results.
     chosen: names of studies.
-    variant: of VARIANTS.
+    variant: of `study_command.VARIANTS`.
     seeds: of the runs of each row.
     report: Markdown with marks for the tables; pictures go beside it. Lines of
       studies that are not chosen stay in the file of lines beside it.
@@ -263,36 +244,9 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Reads the command line, does what is left to do and tabulates."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument("--out", required=True, help="folder of the runs")
-  parser.add_argument("--report", help="Markdown file with marks for tables")
-  parser.add_argument("--studies", nargs="+", default=names(), metavar="NAME")
-  parser.add_argument("--variant", default="full", choices=VARIANTS)
-  parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-  args = parser.parse_args(argv)
-  out = storage.path(args.out)
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-      # The seeds of a row are one program.
-      jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
-    failures = run(
-      out,
-      args.studies,
-      variant=args.variant,
-      seeds=args.seeds,
-      report=storage.path(args.report) if args.report else None,
-    )
-  except _ERRORS as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-  if failures:
-    sys.exit("\n".join(["These runs failed:", *failures]))
+  study_command.main(__doc__, names(), run, argv)
 
 
 if __name__ == "__main__":
-  # Orbax warns of options that are given on purpose.
-  logging.set_verbosity(logging.ERROR)
-  host_memory.keep_freed_memory()
+  study_command.quiet()
   main()

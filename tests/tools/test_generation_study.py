@@ -23,8 +23,8 @@ def folder(tmp_path_factory):
 def test_every_study_goes_through(name, folder, tmp_path, monkeypatch):
   module = generation_study.find(name)
   # The others are the same code with other options.
-  *_, last = rows = module.rows("test")
-  monkeypatch.setattr(module, "rows", lambda variant: [rows[0], last])
+  last = module.rows("test")[-1]
+  monkeypatch.setattr(module, "rows", lambda variant: [last])
   report = epath.Path(tmp_path / "generation.md")
   report.write_text(PAGE.read_text())
   failures = generation_study.run(
@@ -37,14 +37,11 @@ def test_every_study_goes_through(name, folder, tmp_path, monkeypatch):
   )
   assert failures == []
   lines = study.read_lines(report.with_suffix(".jsonl"))
-  assert [line["row"] for line in lines] == [rows[0][0], last[0]]
-  figures = {figure for figure, _ in module.COLUMNS}
-  for line in lines:
-    values = [
-      line[figure] for figure in figures if line.get(figure) is not None
-    ]
-    assert values, line
-    assert np.isfinite(values).all(), line
+  assert [line["row"] for line in lines] == [last[0]]
+  figures = [lines[0].get(figure) for figure, _ in module.COLUMNS]
+  values = [figure for figure in figures if figure is not None]
+  assert len(values) >= 2
+  assert np.isfinite(values).all()
 
 
 def made_up(**fields):
