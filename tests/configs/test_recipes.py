@@ -81,7 +81,7 @@ def test_every_family_has_a_config_file():
   helpers = {"__init__", "common", "imagenet", "digits", "finetune"}
   # With tests of their own.
   other_tasks = {"autoencoder", "language", "lina", "routing", "sequences"}
-  other_tasks |= {"diffusion", "distillation"}
+  other_tasks |= {"diffusion", "dimr", "distillation", "pairs"}
   assert found - helpers - other_tasks == set(FAMILIES)
 
 
