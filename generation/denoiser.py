@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import decoding
-
-# What a model carries from one step of sampling to the next.
-STATE = "attention_state"
+from models.attends import STATE
 
 # (x [batch, ...], time (a scalar), state) -> (prediction like x, state). What
 # is a pytree goes through `jax.jit` as such, with its arrays as arguments.

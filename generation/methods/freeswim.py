@@ -4,6 +4,7 @@ import flax.linen as nn
 
 from generation import methods
 from models import decoding
+from models.attends import STATE
 
 
 class DualPath(nn.Module):
@@ -24,9 +25,9 @@ class DualPath(nn.Module):
   @nn.nowrap
   def apply(self, variables, *arguments, mutable=(), **options):
     """Applies both with the same variables; see `flax.linen.Module.apply`."""
-    if "attention_state" not in mutable:
+    if STATE not in mutable:
       raise ValueError(
-        f"mutable is {mutable}; the two models need 'attention_state' among it"
+        f"mutable is {mutable}; the two models need {STATE!r} among it"
       )
     _, state = self.guide.apply(
       variables, *arguments, mutable=mutable, **options

@@ -29,7 +29,7 @@ from models.attends.flow import flow
 from models.attends.full import full
 from models.attends.inward_window import inward_window
 from models.attends.kept import kept
-from models.attends.layout import Layout
+from models.attends.layout import STATE, Layout
 from models.attends.naive import naive
 from models.attends.pyramid import pyramid
 from models.attends.radial import radial
@@ -39,8 +39,6 @@ from models.attends.scale_dit import scale_dit
 
 __all__ = ["ATTENDS", "STATE", "Layout", "check", "find"]
 
-# The collection of what goes from one step of sampling to the next.
-STATE = "attention_state"
 ATTENDS: dict[str, Callable[..., jax.Array]] = {
   "flow": flow,
   "full": full,

@@ -5,10 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from models.attends.full import full
-from models.attends.layout import Layout
-
-# The collection of what goes from one step of sampling to the next.
-_STATE = "attention_state"
+from models.attends.layout import STATE, Layout
 
 
 def kept(
@@ -46,14 +43,14 @@ def kept(
   if write or module.is_initializing():
     out = full(module, q, k, v, layout, lengths=lengths)
     if write:
-      module.variable(_STATE, "kept", lambda: out).value = out
+      module.variable(STATE, "kept", lambda: out).value = out
     return out
-  if not module.has_variable(_STATE, "kept"):
+  if not module.has_variable(STATE, "kept"):
     raise ValueError(
       "cross_attend is 'kept' with write=False, and nothing was written: a "
       "call with write=True must come before, and its attention_state go on"
     )
-  out = module.get_variable(_STATE, "kept")
+  out = module.get_variable(STATE, "kept")
   if out.shape != q.shape:
     raise ValueError(
       f"what was kept has shape {out.shape} and queries have {q.shape}: batch "

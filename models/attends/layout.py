@@ -3,6 +3,9 @@
 import dataclasses
 import math
 
+# The collection of what goes from one step of sampling to the next.
+STATE = "attention_state"
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:

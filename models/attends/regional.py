@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import attention
 from attention import masks
 from models import taps
-from models.attends.layout import Layout
+from models.attends.layout import STATE, Layout
 
-# As `models.attends.STATE`, which imports this file.
-_STATE = "attention_state"
+# The name of the gates in STATE.
 BIAS = "bias"
 
 
@@ -80,8 +79,8 @@ def regional(
 def _global(module, q, k, v, lengths):
   """Attention to the global prompt, with the gate if there is one."""
   bias = None
-  if module.has_variable(_STATE, BIAS):
-    bias = module.get_variable(_STATE, BIAS)[:, None]
+  if module.has_variable(STATE, BIAS):
+    bias = module.get_variable(STATE, BIAS)[:, None]
   slots = {"bias": bias, "mask": _mask(lengths)}
 
   def attend():

@@ -5,8 +5,8 @@ import jax
 
 import attention
 from attention import masks, reshaped
-from models import attends, registry
-from models.attends.layout import Layout
+from models import registry
+from models.attends.layout import STATE, Layout
 
 STEPS = ("store", "sparse", "window")
 # Names of the state: see `reshaped.Statistics`.
@@ -67,13 +67,13 @@ def reshaped_window(
     )
     _store(module, statistics)
     return out
-  if not module.has_variable(attends.STATE, _RATIO):
+  if not module.has_variable(STATE, _RATIO):
     raise ValueError(
       "step is 'sparse', and no step before has stored what it needs: pass on "
       "the state of one whose step is 'store'"
     )
   statistics = reshaped.Statistics(
-    *(module.get_variable(attends.STATE, name) for name in (_RATIO, _RESIDUAL))
+    *(module.get_variable(STATE, name) for name in (_RATIO, _RESIDUAL))
   )
   out = reshaped.reshaped_attention(q, k, v, mask, statistics, **options)
   _store(module, reshaped.ramped(statistics, ramp, most))
@@ -89,7 +89,7 @@ def window(layout: Layout, keep: float) -> masks.Mask:
 
 
 def _store(module: nn.Module, statistics: reshaped.Statistics) -> None:
-  if not module.is_mutable_collection(attends.STATE):
+  if not module.is_mutable_collection(STATE):
     return
   for name, value in zip((_RATIO, _RESIDUAL), statistics, strict=True):
-    module.put_variable(attends.STATE, name, value)
+    module.put_variable(STATE, name, value)

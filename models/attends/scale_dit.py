@@ -11,11 +11,9 @@ import numpy as np
 from attention import masks
 from attention.mask_base import Mask
 from models import positions, registry
-from models.attends.layout import Layout
+from models.attends.layout import STATE, Layout
 from models.attends.masked import masked
 
-# The collection of what goes from one step of sampling to the next.
-_STATE = "attention_state"
 ROLES = ("high", "low")
 
 
@@ -110,7 +108,7 @@ def scale_dit_mask(layout: Layout, window: int, scale: int, role: str) -> Mask:
 
 def _write(module: nn.Module, k: jax.Array, v: jax.Array) -> None:
   for name, x in (("low_key", k), ("low_value", v)):
-    module.variable(_STATE, name, lambda x=x: x).value = x
+    module.variable(STATE, name, lambda x=x: x).value = x
 
 
 def _with_low(module, k, v, layout, scale):
@@ -119,13 +117,13 @@ def _with_low(module, k, v, layout, scale):
   shape = (k.shape[0], tokens, *k.shape[2:])
   if module.is_initializing():
     low = (jnp.zeros(shape, k.dtype),) * 2
-  elif not module.has_variable(_STATE, "low_key"):
+  elif not module.has_variable(STATE, "low_key"):
     raise ValueError(
       f"scale is {scale}, and there are no keys of a small image: a call with "
       "role='low' must come before, and its attention_state be passed on"
     )
   else:
-    low = [module.get_variable(_STATE, f"low_{x}") for x in ("key", "value")]
+    low = [module.get_variable(STATE, f"low_{x}") for x in ("key", "value")]
   if low[0].shape != shape:
     raise ValueError(
       f"keys of the small image have shape {low[0].shape}; scale {scale} and a "
