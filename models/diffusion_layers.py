@@ -208,9 +208,7 @@ class LabelEmbedding(nn.Module):
     """Maps [...] to [..., width]; a class that there is not becomes NaN."""
     shape = self.num_classes + 1, self.width
     table = self.param("embedding", _EMBEDDING, shape, self.param_dtype)
-    # `take` counts negative indices from the end.
-    labels = jnp.where(labels < 0, shape[0], labels)
-    return jnp.take(table, labels, axis=0, mode="fill").astype(self.dtype)
+    return layers.rows_of_classes(table, labels).astype(self.dtype)
 
 
 class ConditionTokens(nn.Module):

@@ -225,10 +225,7 @@ class Stage(nn.Module):
   def _class_token(self, label: jax.Array) -> jax.Array:
     shape = self.classes, self.width
     table = self.param("classes", INIT, shape, self.param_dtype)
-    # `take` counts negative indices from the end.
-    label = jnp.where(label < 0, self.classes, label)
-    token = jnp.take(table, label, axis=0, mode="fill")
-    return token[:, None].astype(self.dtype)
+    return layers.rows_of_classes(table, label)[:, None].astype(self.dtype)
 
   def _blocks(
     self, x: jax.Array, tau: jax.Array

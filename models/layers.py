@@ -34,6 +34,18 @@ def check_images(x: jax.Array) -> None:
     )
 
 
+def rows_of_classes(table: jax.Array, labels: jax.Array) -> jax.Array:
+  """Returns the row of each class, NaN for a class that there is not.
+
+  Args:
+    table: [classes, width].
+    labels: integers [...].
+  """
+  # `take` counts negative indices from the end.
+  labels = jnp.where(labels < 0, len(table), labels)
+  return jnp.take(table, labels, axis=0, mode="fill")
+
+
 def average_pool(x: jax.Array) -> jax.Array:
   """Averages 2 x 2 pixels, at an odd border those that are there."""
   batch, height, width, channels = x.shape

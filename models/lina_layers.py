@@ -175,9 +175,7 @@ class LabelEmbedding(nn.Module):
     """Maps [batch] to [batch, 1, width]; a class that is none becomes NaN."""
     shape = self.num_classes + 1, self.width
     table = self.param("embedding", _TOKEN_INIT, shape, self.param_dtype)
-    # `take` counts negative indices from the end.
-    labels = jnp.where(labels < 0, shape[0], labels)
-    x = jnp.take(table, labels, axis=0, mode="fill")[:, None]
+    x = layers.rows_of_classes(table, labels)[:, None]
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     return normalization.LayerNorm(epsilon=1e-5, name="norm", **dtypes)(x)
 
