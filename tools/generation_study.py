@@ -13,27 +13,23 @@ study has no table. `--variant=test` goes through all of it with very small
 models.
 """
 
-import hashlib
-import importlib
-import inspect
-import json
-import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from models import registry
-from tools import generation_studies, generation_subject, study, study_command
-from training import console
-
-COST = "cost"
+from tools import (
+  generation_studies,
+  generation_subject,
+  measured_studies,
+  study,
+  study_command,
+)
 
 
 def names() -> list[str]:
   """The studies there are."""
-  listed = pkgutil.iter_modules(generation_studies.__path__)
-  return sorted(module.name for module in listed)
+  return measured_studies.names(generation_studies)
 
 
 def find(name: str) -> Any:
@@ -42,13 +38,11 @@ def find(name: str) -> Any:
   Raises:
     ValueError: if there is no such study.
   """
-  if name not in names():
-    raise registry.unknown("study", name, names())
-  return importlib.import_module(f"{generation_studies.__name__}.{name}")
+  return measured_studies.find(generation_studies, name)
 
 
-class Study:
-  """Does what is not done of studies, in one folder."""
+class Study(measured_studies.Study):
+  """Does what is not done of studies, in one folder, of trained subjects."""
 
   def __init__(
     self, out: epath.Path, variant: str, subjects: epath.Path | None = None
@@ -60,68 +54,21 @@ class Study:
       variant: of `study_command.VARIANTS`.
       subjects: the folder of trained models; within `out` if None.
     """
-    self._results = study.Results(out / "results.jsonl", "generation_study")
-    self._variant = variant
+    results = study.Results(out / "results.jsonl", "generation_study")
+    super().__init__(results, variant)
     self._folder = subjects or out / "subjects"
     self._subjects: dict[str, generation_subject.Subject] = {}
 
-  def lines(
-    self, name: str, seeds: Sequence[int]
-  ) -> tuple[list[study.Line], list[str]]:
-    """Does a study.
+  def key(self, module: Any) -> Mapping[str, Any]:
+    """Which trained model it is."""
+    if not module.SUBJECT:
+      return {"subject": None}
+    config = generation_subject.config(module.SUBJECT, self._variant)
+    return {"subject": f"{module.SUBJECT}_{study.digest(config)}"}
 
-    Returns:
-      (lines, failures): a line for each row and seed, and a sentence on each
-      that failed.
-
-    Raises:
-      ValueError: if two rows have one name.
-    """
-    module = find(name)
-    rows = module.rows(self._variant)
-    if len({row for row, _ in rows}) < len(rows):
-      raise ValueError(
-        f"study {name}: rows are {[row for row, _ in rows]}, of which two have "
-        "one name."
-      )
-    lines, failures = [], []
-    for row, options in rows:
-      for seed in seeds:
-        try:
-          lines.append(self._line(name, module, row, options, seed))
-        except study.StoppedError:
-          raise
-        except study_command.ERRORS as error:
-          what = f"{name}, {row}, seed {seed}"
-          failures.append(f"{what}: {type(error).__name__}: {error}")
-    return lines, failures
-
-  def _line(
-    self,
-    name: str,
-    module: Any,
-    row: str,
-    options: Mapping[str, Any],
-    seed: int,
-  ) -> study.Line:
-    key = {"study": name, "row": row, "seed": seed, "variant": self._variant}
-    # What is measured otherwise, or of another model, is measured anew.
-    key["measure"] = _digest(
-      inspect.getsource(module.measure), json.dumps(options, default=str)
-    )
-    key["subject"] = None
-    if module.SUBJECT:
-      config = generation_subject.config(module.SUBJECT, self._variant)
-      key["subject"] = f"{module.SUBJECT}_{study.digest(config)}"
-
-    def measure() -> Mapping[str, Any]:
-      subject = self._subject(module.SUBJECT) if module.SUBJECT else None
-      return module.measure(subject, row, options, seed, self._variant)
-
-    if module.SUBJECT:
-      # Before the clock of the row runs.
-      self._subject(module.SUBJECT)
-    return self._results.find_or_make(key, measure)
+  def given(self, module: Any) -> generation_subject.Subject | None:
+    """The trained model, if the study has one."""
+    return self._subject(module.SUBJECT) if module.SUBJECT else None
 
   def _subject(self, name: str) -> generation_subject.Subject:
     if name not in self._subjects:
@@ -143,41 +90,12 @@ class Study:
     return self._subjects[name]
 
 
-def _digest(*texts: str) -> str:
-  return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
-
-
-def section(name: str, lines: Sequence[study.Line]) -> str:
-  """What a study measured, as Markdown: title, text, table.
-
-  Args:
-    name: of the study.
-    lines: of its rows and seeds.
-  """
-  module = find(name)
-  rows = []
-  for row in dict.fromkeys(line["row"] for line in lines):
-    own = [line for line in lines if line["row"] == row]
-    cells = [
-      study.spread(
-        [line[figure] for line in own if line.get(figure) is not None], form
-      )
-      for figure, form in module.COLUMNS
-    ]
-    rows.append((row, *cells))
-  header = ("row", *(figure.replace("_", " ") for figure, _ in module.COLUMNS))
-  return (
-    f"## {module.TITLE}\n\n{module.TEXT.strip()}\n\n"
-    f"{study.markdown(header, rows)}"
-  )
-
-
 def run(
   out: epath.Path,
   chosen: Sequence[str],
   *,
   variant: str = "full",
-  seeds: Sequence[int] = study_command.SEEDS,
+  seeds: Sequence[int] | None = None,
   subjects: epath.Path | None = None,
   report: epath.Path | None = None,
 ) -> list[str]:
@@ -187,7 +105,8 @@ def run(
     out: the folder of results.
     chosen: names of studies.
     variant: of `study_command.VARIANTS`.
-    seeds: of each row: of samples, or of training where a row trains.
+    seeds: of each row: of samples, or of training where a row trains; three
+      if None.
     subjects: the folder of trained models; within `out` if None.
     report: Markdown with marks for each study. Lines of studies that are not
       chosen stay in the file of lines beside it.
@@ -198,22 +117,12 @@ def run(
   Raises:
     ValueError: if there is no such study, or the report has no marks.
   """
-  for name in chosen:
-    find(name)
-  work, failures, done = Study(out, variant, subjects), [], []
-  for name in chosen:
-    lines, failed = work.lines(name, seeds)
-    failures += failed
-    if failed:
-      continue
-    made = section(name, lines)
-    console.say(f"\n{made}")
-    done += lines
-    if report is not None:
-      study.write_tables(report, {name: made})
-  if report is not None and done:
-    study.keep(report, done, COST)
-  return failures
+  return measured_studies.run(
+    Study(out, variant, subjects),
+    {name: find(name) for name in chosen},
+    seeds,
+    lambda module: report,
+  )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

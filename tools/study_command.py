@@ -44,15 +44,17 @@ def main(
     description=description, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("--out", required=True, help="folder of the results")
-  parser.add_argument("--report", help="Markdown file with marks for tables")
+  parser.add_argument("--report", help="Markdown with marks for tables")
   parser.add_argument("--studies", nargs="+", default=names, metavar="NAME")
   parser.add_argument("--variant", default="full", choices=VARIANTS)
-  parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+  parser.add_argument("--seeds", type=int, nargs="+")
   for name, what in folders.items():
     parser.add_argument(f"--{name}", help=what)
   args = parser.parse_args(argv)
   out = storage.path(args.out)
   given = {name: getattr(args, name) for name in ("report", *folders)}
+  # Without, those that `run` takes.
+  seeds = {"seeds": args.seeds} if args.seeds else {}
   try:
     out.mkdir(parents=True, exist_ok=True)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -62,7 +64,7 @@ def main(
       out,
       args.studies,
       variant=args.variant,
-      seeds=args.seeds,
+      **seeds,
       **{name: path and storage.path(path) for name, path in given.items()},
     )
   except ERRORS as error:
