@@ -27,6 +27,7 @@ FAMILIES = (
   "models.lina",
   "models.maxvit",
   "models.pair_attention",
+  "models.patch_mixers",
   "models.resnet",
   "models.transformer",
   "models.u_halonet",

@@ -1,0 +1,198 @@
+"""ViT, MLP-Mixer and NiNformer: counts, equality with others, errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models import patch_layers, pretrained, taps
+from tests import parity_helper
+from tests.models import counting, ninformer_torch
+
+# Timm's; NiNformer's as counted from the released file.
+COUNTS = {
+  "vit_tiny_16_224": (5_717_416, 0),
+  "vit_small_16_224": (22_050_664, 0),
+  "vit_base_16_224": (86_567_656, 0),
+  "vit_large_16_224": (304_326_632, 0),
+  "mixer_small_16_224": (18_528_264, 0),
+  "mixer_base_16_224": (59_880_472, 0),
+  "mixer_large_16_224": (208_196_168, 0),
+  "ninformer_4_32": (2_652_170, 0),
+}
+SMALL = {
+  "patch_size": 4,
+  "image_size": 16,
+  "width": 8,
+  "depth": 2,
+  "heads": 2,
+  "hidden_width": 24,
+  "token_hidden": 6,
+  "num_classes": 5,
+}
+NAMES = ("vit_tiny_16_224", "mixer_small_16_224", "ninformer_4_32")
+
+
+def _model(name, **fields):
+  return models.create(name, **{**SMALL, **fields})
+
+
+@functools.cache
+def _variables(name):
+  return parity_helper.random_variables(_model(name), 0)
+
+
+def _run(model, variables, images, **options):
+  return jax.jit(functools.partial(model.apply, **options))(variables, images)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts(name):
+  model = models.create(name)
+  one, two = (
+    counting.count(model.clone(depth=depth), model.image_size)[0]
+    for depth in (1, 2)
+  )
+  assert one + (model.depth - 1) * (two - one) == COUNTS[name][0]
+
+
+def _theirs(name):
+  """The same in PyTorch: timm's, or our statement of the sheet."""
+  if name.startswith("ninformer"):
+    return ninformer_torch.create(_model(name))
+  parity_helper.import_timm()
+  from timm.models import mlp_mixer, vision_transformer
+
+  shared = {"img_size": 16, "patch_size": 4, "embed_dim": 8, "num_classes": 5}
+  if name.startswith("vit"):
+    return vision_transformer.VisionTransformer(
+      depth=2, num_heads=2, mlp_ratio=3, **shared
+    )
+  return mlp_mixer.MlpMixer(num_blocks=2, mlp_ratio=(0.75, 3), **shared)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_and_gradients(name):
+  model, variables = _model(name), _variables(name)
+  theirs = _theirs(name)
+  parity_helper.fill(theirs, pretrained.to_tensors(variables, model))
+  images = parity_helper.random_images(2, 16)
+  (logits, ours), (expected, gradients) = parity_helper.logits_and_gradients(
+    model, variables, theirs.eval(), images
+  )
+  assert expected.std() > 0.1
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+  for name, gradient in gradients.items():
+    error = np.abs(ours[name] - gradient).max()
+    assert error < 2e-5 * np.abs(gradient).max() + 1e-6, name
+
+
+def test_maps_and_the_class_token():
+  images = parity_helper.random_images(2, 16)
+  for name, pooled in zip(NAMES, (1, -1, -1), strict=True):
+    model = _model(name, num_classes=0)
+    params = dict(_variables(name)["params"])
+    params.pop("head")
+    call = lambda x, m=model, p=params: (
+      m.apply({"params": p}, x, method="features"),
+      m.apply({"params": p}, x),
+    )
+    maps, out = jax.jit(call)(images)
+    shapes = [m.shape for m in maps]
+    assert shapes[0] == shapes[-1] == (2, 4, 4, 8)
+    assert shapes[1:-1] == ([(2, 1, 1, 8)] if model.class_token else [])
+    np.testing.assert_allclose(maps[pooled].mean((1, 2)), out, atol=1e-6)
+
+
+def test_token_layers_alone_know_places():
+  """Zeroed, they leave NiNformer's trunk blind to the order of patches."""
+  name = "ninformer_4_32"
+  model, variables = _model(name), _variables(name)
+  images = parity_helper.random_images(1, 16)
+  # Each row of patches takes the place of another.
+  turned = np.roll(images, 4, axis=1)
+  still = jax.tree_util.tree_map_with_path(
+    lambda path, x: x * ("tokens" not in jax.tree_util.keystr(path)), variables
+  )
+  run = jax.jit(model.apply)
+  np.testing.assert_allclose(
+    run(still, images), run(still, turned), rtol=1e-5, atol=1e-5
+  )
+  moved = run(variables, images) - run(variables, turned)
+  assert jnp.abs(moved).max() > 0.01
+
+
+def test_one_norm_has_the_gradients_of_both_its_uses():
+  block = functools.partial(
+    patch_layers.Block,
+    mixer=functools.partial(patch_layers.TokenMlp, token_hidden=3),
+    hidden_width=4,
+  )
+  x = jax.random.normal(jax.random.key(0), (2, 3, 4))
+  two = block()
+  params = parity_helper.randomise(
+    jax.eval_shape(lambda: two.init(jax.random.key(0), x, False)), 0
+  )["params"]
+  params["ffn_norm"] = params["norm"]
+  one = {key: value for key, value in params.items() if key != "ffn_norm"}
+
+  def gradient(block, params):
+    loss = lambda p: jnp.sin(block.apply({"params": p}, x, False)).sum()
+    return jax.jit(jax.grad(loss))(params)
+
+  shared, apart = gradient(block(shared_norm=True), one), gradient(two, params)
+  for leaf in ("scale", "bias"):
+    total = apart["norm"][leaf] + apart["ffn_norm"][leaf]
+    np.testing.assert_allclose(shared["norm"][leaf], total, atol=1e-5)
+
+
+def test_other_sizes_precision_remat_and_taps():
+  name = "vit_tiny_16_224"
+  model, variables = _model(name), _variables(name)
+  wide = parity_helper.random_images(2, 24)[:, :20]
+  map_name = "block_1/mixer/attention_weights"
+  exact, values = jax.jit(
+    lambda v, x: taps.read(model, v, x, names=[map_name])
+  )(variables, wide)
+  assert values[map_name].shape == (2, 2, 31, 31)
+  half = _run(model.clone(dtype="bfloat16", remat=True), variables, wide)
+  assert half.dtype == jnp.float32
+  assert 0 < jnp.abs(half - exact).max() < 0.1 * jnp.abs(exact).max()
+
+
+def test_dropout_and_stochastic_depth():
+  name = "vit_tiny_16_224"
+  images = np.repeat(parity_helper.random_images(1, 16), 8, axis=0)
+  rngs = {"dropout": jax.random.key(0)}
+  for fields in ({"dropout_rate": 0.5}, {"stochastic_depth_rate": 0.5}):
+    model = _model(name, **fields)
+    logits = _run(model, _variables(name), images, train=True, rngs=rngs)
+    assert len(np.unique(np.asarray(logits)[:, 0])) > 2
+
+
+def test_errors_say_what_would_fit():
+  def init(name, side=16, **fields):
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    jax.eval_shape(_model(name, **fields).init, jax.random.key(0), image)
+
+  vit, mlp, _ = NAMES
+  with pytest.raises(ValueError, match="mixer 'attend'; did you mean attent"):
+    init(vit, mixer="attend")
+  with pytest.raises(ValueError, match="no weight_init 'torch'"):
+    init(vit, weight_init="torch")
+  with pytest.raises(ValueError, match="no position 'rotary'"):
+    init(vit, position="rotary")
+  with pytest.raises(ValueError, match=r"heads is 3, .* width 8"):
+    init(vit, heads=3)
+  with pytest.raises(ValueError, match=r"image_size is 18; .* patch_size 4"):
+    init(vit, image_size=18)
+  with pytest.raises(ValueError, match=r"token_hidden is 0; mixer='mlp'"):
+    init(mlp, token_hidden=0)
+  with pytest.raises(ValueError, match=r"x is 18 x 18; .* of patch_size=4"):
+    init(vit, side=18)
+  with pytest.raises(ValueError, match=r"x is 20 x 20; .* image_size=16 only"):
+    init(mlp, side=20)
