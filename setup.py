@@ -10,6 +10,7 @@ PARITY = [
   "diffusers>=0.42,<0.43",
   "huggingface_hub>=0.30",
   "safetensors>=0.5",
+  "spandrel>=0.4.2,<0.5",
   "timm>=1.0.31",
   # The version that the comparisons were made with; a later one may bring
   # gigabytes for a GPU.

@@ -202,8 +202,11 @@ def from_tensors(
   `remarks` follow the names of surplus tensors in the error.
   """
   owner = weight_maps.part(model, part) if part else model
-  constants = {} if weight_map else weight_maps.constants(owner)
-  weight_map = weight_map or weight_maps.of(owner, tensors)
+  constants = {}
+  if weight_map is None:
+    constants = weight_maps.constants(owner)
+    tensors = weight_maps.normalised(owner, tensors)
+    weight_map = weight_maps.of(owner, tensors)
   prefix = 2 if part else 1
   ignored, names, problems, loaded = set(), {}, {}, {}
   if replace_head or part:

@@ -14,9 +14,9 @@ import flax.linen as nn
 
 # The only list of families: modules with VARIANTS, {name: (class, {field:
 # value})}, and KIND, what they are for: "image", "language", "generation",
-# "diffusion", "pair" or "autoencoder". Those of images have IMAGE_SIZES too,
-# {name: side in pixels of the images that the variant was published for}; those
-# that tensor parallelism knows have SHARDING_RULES.
+# "diffusion", "pair", "autoencoder" or "restoration". Those of images have
+# IMAGE_SIZES too, {name: side in pixels of the images that the variant was
+# published for}; those that tensor parallelism knows have SHARDING_RULES.
 FAMILIES = (
   "models.autoencoder",
   "models.diffusion_transformer",
@@ -29,6 +29,7 @@ FAMILIES = (
   "models.pair_attention",
   "models.patch_mixers",
   "models.resnet",
+  "models.span",
   "models.transformer",
   "models.u_halonet",
 )

@@ -29,6 +29,11 @@ def import_diffusers(name):
   return or_skip(torch_imports.import_diffusers, name)
 
 
+def import_spandrel(architecture):
+  """Returns torch and spandrel's module of an architecture, or skips."""
+  return or_skip(torch_imports.import_spandrel, architecture)
+
+
 def or_skip(load, *args):
   try:
     return load(*args)

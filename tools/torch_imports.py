@@ -59,6 +59,15 @@ def import_diffusers(name: str) -> tuple[Any, Any]:
   return _import_beside_torch(f"diffusers.{name}")
 
 
+def import_spandrel(architecture: str) -> tuple[Any, Any]:
+  """Returns torch and spandrel's module of an architecture, as "SPAN".
+
+  Raises:
+    ImportError: if they are not installed.
+  """
+  return _import_beside_torch(f"spandrel.architectures.{architecture}")
+
+
 def _import_beside_torch(name: str) -> tuple[Any, Any]:
   torch = import_torch()
   with warnings.catch_warnings():

@@ -8,7 +8,7 @@ what makes missing and surplus tensors plain to see.
 import importlib
 import pkgutil
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import flax.linen as nn
 import numpy as np
@@ -31,6 +31,21 @@ def of(model: nn.Module, names: Iterable[str] = ()) -> WeightMap:
   if names and hasattr(module, "recognise"):
     return module.weight_map(model, module.recognise(names))
   return module.weight_map(model)
+
+
+def normalised(
+  model: nn.Module, tensors: Mapping[str, np.ndarray]
+) -> Mapping[str, np.ndarray]:
+  """Returns the tensors of a file as the map for the model names them.
+
+  That is what they are, but where a family's files hold what has to be computed
+  with or left out (`normalise` in the family's module).
+
+  Raises:
+    ValueError: if the file is of a form that the model has not.
+  """
+  normalise = getattr(_of_family(model), "normalise", None)
+  return normalise(dict(tensors), model) if normalise else tensors
 
 
 def constants(model: nn.Module) -> dict[str, np.ndarray]:

@@ -188,6 +188,23 @@ def _check_pair_model(name):
   assert logits == jax.ShapeDtypeStruct((1, 2, 2, 5), jnp.float32)
 
 
+def _check_restoration_model(name):
+  known = models.fields(name)
+  small = {field: n for field, n in SMALL_RESTORATION.items() if field in known}
+  model = models.create(name, **small)
+  shared = {"scale", "dtype", "param_dtype", "remat"}
+  assert shared <= {f.name for f in dataclasses.fields(model)}
+  assert inspect.signature(model.__call__).parameters["train"].default is False
+  with pytest.raises(ValueError, match=f"{name} is a model of restoration"):
+    models.image_size(name)
+  side = model.size_multiple
+  x = jax.ShapeDtypeStruct((2, side, 2 * side, 3), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), x)
+  out = jax.eval_shape(model.apply, variables, x)
+  larger = (2, model.scale * side, 2 * model.scale * side, 3)
+  assert out == jax.ShapeDtypeStruct(larger, jnp.float32)
+
+
 # What makes a model small and leaves its structure.
 SMALL_DIFFUSION = {
   "width": 16,
@@ -198,6 +215,7 @@ SMALL_DIFFUSION = {
   "dtype": "bfloat16",
   "remat": True,
 }
+SMALL_RESTORATION = {"blocks": 1, "dtype": "bfloat16", "remat": True}
 SMALL_GENERATION = {
   "width": 16,
   "heads": 2,
@@ -217,6 +235,7 @@ CONTRACTS = {
   "diffusion": _check_diffusion_model,
   "autoencoder": _check_autoencoder,
   "pair": _check_pair_model,
+  "restoration": _check_restoration_model,
 }
 
 
