@@ -11,6 +11,7 @@ _LAYERS = (
   r"layer_\d+",
   r"stem(_\w+)?",
   r"stage_\d+/block_\d+",
+  r"block_\d+",
   r"scale_tokens",
   r"scale_block_\d+",
   r"patch_tokens",

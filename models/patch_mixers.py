@@ -47,7 +47,7 @@ class PatchMixer(Backbone):
     class_token: whether there is a token more, of which logits are made; they
       are made of the mean over tokens otherwise.
     position: "learned", a vector of each token that is added, or "none".
-    final_norm: whether tokens are normalised after the last block.
+    last_norm: whether tokens are normalised after the last block.
     epsilon: of the norms.
     weight_init: how weights begin, a key of `patch_layers.INITS`; that of
       patches as PyTorch's in any case.
@@ -73,7 +73,7 @@ class PatchMixer(Backbone):
   shared_norm: bool = False
   class_token: bool = True
   position: str = "learned"
-  final_norm: bool = True
+  last_norm: bool = True
   epsilon: float = 1e-6
   weight_init: str = "normal"
   dropout_rate: float = 0.0
@@ -94,8 +94,8 @@ class PatchMixer(Backbone):
       **dtypes,
     )
     self.block = self._blocks()
-    if self.final_norm:
-      self.norm = normalization.LayerNorm(epsilon=self.epsilon, **dtypes)
+    if self.last_norm:
+      self.final_norm = normalization.LayerNorm(epsilon=self.epsilon, **dtypes)
     self.head = Head(self.num_classes, self.weight_init, **dtypes)
 
   def features(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
@@ -110,8 +110,8 @@ class PatchMixer(Backbone):
     first = x
     for block in self.block:
       x = block(x, train)
-    if self.final_norm:
-      x = self.norm(x)
+    if self.last_norm:
+      x = self.final_norm(x)
     # Pairs of what stands before the patches, and the patches.
     (_, begin), (token, end) = (self._split(y, grid) for y in (first, x))
     return [begin, token, end] if self.class_token else [begin, end]
@@ -344,7 +344,7 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
       "shared_norm": True,
       "class_token": False,
       "position": "none",
-      "final_norm": False,
+      "last_norm": False,
       "epsilon": 1e-5,
       "weight_init": "pytorch",
       "dropout_rate": 0.5,

@@ -243,6 +243,14 @@ LAYERS = {
     "flowformer_224",
     [r"stem(_\w+)?", "stage_2/block_9", "stage_3/block_0"],
   ),
+  "patch_mixers": (
+    "vit_tiny_16_224",
+    [
+      r"(position_|token_type_)?embed(_norm)?",
+      "block_11",
+      "final_(conv|norm)",
+    ],
+  ),
   "duoformer": (
     "duoformer_r50_2s",
     [

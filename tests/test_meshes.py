@@ -156,6 +156,7 @@ MODELS = {
   ),
   "halonet_h0": (dict(num_classes=2), (64, 64, 3)),
   "flowformer_224": (dict(widths=(24,), depths=(1,)), (32, 32, 3)),
+  "vit_tiny_16_224": (dict(depth=1), (32, 32, 3)),
 }
 
 
@@ -190,6 +191,7 @@ def every_name(family):
     ("maxvit_tiny_224", "maxvit_tiny_224"),
     ("halonet_h0", "halonet_h0"),
     ("flowformer_224", "flowformer_224"),
+    ("vit_tiny_16_224", "vit_base_16_224"),
     ("lina", "lina_d48w768"),
     ("transformer", "transformer"),
   ],

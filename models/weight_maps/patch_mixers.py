@@ -37,8 +37,16 @@ _BLOCK = {
   },
 }
 _OUTSIDE = {
-  "attention": {"embed/conv": "patch_embed.proj", "head/logits": "head"},
-  "mlp": {"embed/conv": "stem.proj", "head/logits": "head"},
+  "attention": {
+    "embed/conv": "patch_embed.proj",
+    "final_norm": "norm",
+    "head/logits": "head",
+  },
+  "mlp": {
+    "embed/conv": "stem.proj",
+    "final_norm": "norm",
+    "head/logits": "head",
+  },
   "ninformer": {"embed/conv": "patcher", "head/logits": "classifier"},
 }
 _SINGLE = {"class_token": "cls_token", "position": "pos_embed"}
@@ -68,7 +76,7 @@ def weight_map(model: PatchMixer) -> WeightMap:
       number = modules[0].removeprefix("block_")
       module = f"{blocks}.{number}.{inside['/'.join(modules[1:])]}"
     else:
-      module = outside.get("/".join(modules), modules[0])
+      module = outside["/".join(modules)]
     return f"{module}.{_LEAVES.get(leaf, leaf)}"
 
   return lambda path: (name(path), _layout(path))
