@@ -185,9 +185,18 @@ def decode_image(data: bytes, channels: int = 3) -> np.ndarray:
   return EncodedImage(data, channels).decode()
 
 
-def encode_image(pixels: np.ndarray, encoding: str = "png") -> bytes:
-  """Encodes uint8 `[height, width, 1 or 3]` as "png" or "jpeg"."""
+def encode_image(
+  pixels: np.ndarray, encoding: str = "png", quality: int | None = None
+) -> bytes:
+  """Encodes uint8 `[height, width, 1 or 3]` as "png" or "jpeg".
+
+  Args:
+    pixels: the image.
+    encoding: which.
+    quality: of a JPEG, 1 to 100; Pillow's own, 75, if None.
+  """
   buffer = io.BytesIO()
   squeezed = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-  Image.fromarray(squeezed).save(buffer, encoding)
+  options = {} if quality is None else {"quality": quality}
+  Image.fromarray(squeezed).save(buffer, encoding, **options)
   return buffer.getvalue()

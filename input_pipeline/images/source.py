@@ -52,14 +52,18 @@ class Source:
     return len(self.records)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """A record.
+    """A record with its label; see `read`."""
+    record = self.read(index)
+    return {**record, "label": record[self.label]}
+
+  def read(self, index: int) -> dict[str, Any]:
+    """A record as it was written, which may have no label.
 
     Raises:
       DamagedFileError: if its file cannot be read there.
     """
     try:
-      record = self.records[index]
-      return {**record, "label": record[self.label]}
+      return self.records[index]
     except RuntimeError as error:
       raise DamagedFileError(
         f"{self.describe(index)} cannot be read: {error}. The file is damaged"

@@ -4,15 +4,13 @@ Strings are what a shell overrides most easily:
 `--config.data.train_transform='affine(rotate=15)|flip'`.
 """
 
-import ast
 import functools
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-from input_pipeline.images import augment, steps, transforms
+from input_pipeline import call_spec
+from input_pipeline.images import augment, steps
 from input_pipeline.stream import Example
 
 
@@ -45,14 +43,9 @@ def create_transform(
   Raises:
     ValueError: for anything else, with the operations or options there are.
   """
-  try:
-    tree = ast.parse(spec.strip(), mode="eval").body
-  except SyntaxError as error:
-    raise ValueError(
-      f"{spec!r} is not of the form 'resize(256)|center_crop': {error.msg}."
-    ) from error
   sequence = [
-    _create_step(node, image_size, images, label_maps) for node in _split(tree)
+    _create_step(call, image_size, images, label_maps)
+    for call in call_spec.parse(spec, "resize(256)|center_crop")
   ]
   names = (*images, *label_maps)
 
@@ -63,22 +56,14 @@ def create_transform(
   return apply
 
 
-def _split(node: ast.expr) -> list[ast.expr]:
-  """The operands of a chain of "|"."""
-  if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-    return _split(node.left) + _split(node.right)
-  return [node]
-
-
 def _create_step(
-  node: ast.expr,
+  call: call_spec.Call,
   image_size: int,
   images: Sequence[str],
   label_maps: Sequence[str],
 ) -> steps.Step:
-  """The operation that a syntax tree names, on all that it acts on."""
-  call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-  name = ast.unparse(call.func)
+  """The operation that a call names, on all that it acts on."""
+  name = call.name
   if name not in augment.OPERATIONS:
     raise ValueError(
       f"{name!r} is no operation; there are {', '.join(augment.OPERATIONS)}."
@@ -89,55 +74,11 @@ def _create_step(
       f"{name!r} moves pixels and changes their values in one, so it is for"
       f" single images, not for {', '.join(names)}."
     )
-  transform = _create_operation(call, image_size)
+  operation, size = augment.OPERATIONS[name], {"size": image_size}
+  transform = call.make(operation, defaults=size)
   if name not in augment.GEOMETRIC:
     return steps.Step({images[0]: transform})
-  unmixed = _create_operation(call, image_size, method="nearest")
+  unmixed = call.make(operation, defaults=size, overrides={"method": "nearest"})
   return steps.Step(
     dict.fromkeys(images, transform) | dict.fromkeys(label_maps, unmixed)
-  )
-
-
-def _create_operation(
-  call: ast.Call, image_size: int, **overrides: Any
-) -> transforms.Transform:
-  """Calls the operation that a syntax tree names.
-
-  Of `overrides` it gets the options that it has, whatever is written.
-  """
-  operation = augment.OPERATIONS[ast.unparse(call.func)]
-  signature = inspect.signature(operation)
-  arguments = [_evaluate(argument) for argument in call.args]
-  options = {str(k.arg): _evaluate(k.value) for k in call.keywords}
-  if "size" in signature.parameters and not arguments:
-    options.setdefault("size", image_size)
-  try:
-    bound = signature.bind(*arguments, **options)
-    bound.arguments |= {
-      k: v for k, v in overrides.items() if k in signature.parameters
-    }
-    return operation(*bound.args, **bound.kwargs)
-  except (TypeError, ValueError) as error:
-    raise ValueError(
-      f"{ast.unparse(call)}: {error} Its options: {_describe(signature)}."
-    ) from error
-
-
-def _evaluate(node: ast.expr) -> Any:
-  """The value of a literal or a bare word."""
-  if isinstance(node, ast.Name):
-    return node.id
-  try:
-    return ast.literal_eval(node)
-  except ValueError as error:
-    raise ValueError(
-      f"{ast.unparse(node)!r} is neither a literal nor a word."
-    ) from error
-
-
-def _describe(signature: inspect.Signature) -> str:
-  """Names and defaults of an operation's options."""
-  return ", ".join(
-    p.name if p.default is p.empty else f"{p.name}={p.default}"
-    for p in signature.parameters.values()
   )
