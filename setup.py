@@ -24,7 +24,10 @@ COMPILE = [
   "jax-cuda13-plugin==0.10.2; python_version < '3.12'",
   "jax-cuda13-plugin>=0.12,<0.13; python_version >= '3.12'",
 ]
+# Scikit-image's files are most of the photographs; its code is a test's oracle.
+PHOTOGRAPHS = ["scikit-image>=0.25"]
 TEST = [
+  *PHOTOGRAPHS,
   "beartype>=0.22",
   "hypothesis>=6.100",
   "ipykernel>=6.29",
@@ -76,6 +79,7 @@ setup(
     "parity": PARITY,
     "hub": ["huggingface_hub>=0.30", "safetensors>=0.5"],
     "compile": COMPILE,
+    "photographs": PHOTOGRAPHS,
     "prepare": ["tensorflow>=2.20"],
     "colab": ["ipykernel>=6.29"],
   },
