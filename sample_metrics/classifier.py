@@ -23,6 +23,7 @@ from training import evaluation, paths, sharding
 _ROWS = 256
 # Pixels of the side that the small classifier gets at least.
 _LEAST_SIDE = 32
+_TRAIN_FOR = "12 epochs"
 # By their configs, as JSON: several figures of one process need it once.
 _TRAINED: dict[str, "ClassifierFeatures"] = {}
 
@@ -165,7 +166,7 @@ def _config(data: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     )
   )
   config.batch_size = 64
-  config.train_for = "12 epochs"
+  config.train_for = _TRAIN_FOR
   config.optimizer.learning_rate = 3e-3
   config.optimizer.warmup = "5 percent"
   config.optimizer.weight_decay = 0.05

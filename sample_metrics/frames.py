@@ -120,14 +120,15 @@ def trained_on(data: ml_collections.ConfigDict) -> FrameFeatures:
 
 
 def train(
-  data: ml_collections.ConfigDict, steps: int = _STEPS
+  data: ml_collections.ConfigDict, steps: int | None = None
 ) -> dict[str, Any]:
   """Trains the network, the same bits on one machine.
 
   Args:
     data: of moving digits.
-    steps: how many.
+    steps: how many; those of the recipe if None.
   """
+  steps = _STEPS if steps is None else steps
   network = FrameNetwork(data.video.digits + 1)
   side = data.image_size
   optimizer = optax.adamw(

@@ -183,7 +183,7 @@ def config(name: str, variant: str) -> ml_collections.ConfigDict:
   if variant == "full":
     return diffusion.get_config(name)
   small = diffusion.get_config("test" if name == "moving_digits" else name)
-  small.model.update(dict(width=24, depth=2, heads=2))
+  small.model.update(dict(width=24, depth=1, heads=2))
   small.batch_size = 8
   small.train_for = small.evaluate_every = small.checkpoint.every = "1 steps"
   small.optimizer.warmup = "0 steps"

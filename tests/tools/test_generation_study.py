@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from sample_metrics import classifier, frames
 from tools import generation_study, generation_subject, study
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "results" / "generation.md"
@@ -16,6 +17,17 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "results" / "generation.md"
 def folder(tmp_path_factory):
   """Of the subjects that studies have in common."""
   return epath.Path(tmp_path_factory.mktemp("studies"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_classifiers():
+  """Those that judge samples need not be good here; they have own tests."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(classifier, "_TRAIN_FOR", "2 steps")
+    patch.setattr(classifier, "_TRAINED", {})
+    patch.setattr(frames, "_STEPS", 2)
+    patch.setattr(frames, "_TRAINED", {})
+    yield
 
 
 @pytest.mark.slow  # It trains a subject and samples from it, if in few steps.

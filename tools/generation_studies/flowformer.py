@@ -32,6 +32,8 @@ COLUMNS = (
 Row = tuple[str, dict[str, Any]]
 # Steps of training, of the diffusion and of the language model, samples.
 _SIZES = {"full": (160, 80, 100), "test": (1, 1, 10)}
+# Of the diffusion and of the language model.
+_DEPTHS = {"full": (3, 2), "test": (1, 1)}
 _NO_COMPETITION = {"competition": "none"}
 
 
@@ -84,7 +86,8 @@ def _evaluated(config: ml_collections.ConfigDict, **options: Any) -> Any:
 
 def _images(options, seed, variant) -> ml_collections.ConfigDict:
   config = diffusion.get_config("digits")
-  config.model.update(dict(patch_size=(1, 1), width=48, depth=3, heads=3))
+  config.model.update(dict(patch_size=(1, 1), width=48, heads=3))
+  config.model.depth = _DEPTHS[variant][0]
   config.model.update(dict(position_encoding="sincos"))
   config.model.update(dict(conditioning="adaptive"))
   if options["attend"] is None:
@@ -106,7 +109,7 @@ def _language(options, seed, variant) -> ml_collections.ConfigDict:
   config.model.update(dict(max_length=config.data.length))
   own = options.get("options", {})
   config.model.mixer_options = {mixer: own} if own else {}
-  config.model.depth = min(config.model.depth, 2)
+  config.model.depth = _DEPTHS[variant][1]
   return _short(config, _SIZES[variant][1], seed)
 
 
