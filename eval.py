@@ -8,11 +8,12 @@ r"""Evaluates a trained or published model on the evaluation split.
 given), a `.safetensors` file, `timm:<name>`, or `random`. The last line of the
 output is one JSON object: model, examples, top1 and top5 of a classifier;
 model, loss, bits_per_byte and tokens of a language model; model, loss,
-class_accuracy and frechet_distance of a generator of images. Of a run,
-`averaged` says whether these are weights that were averaged. Any field of the
-config can be set for the test: `--config.data.image_size=256
---config.dtype=bfloat16`. What only training uses of the config is not looked
-at. A task has options of its own, which `--help` lists.
+class_accuracy and frechet_distance of a generator of images; model, psnr_y,
+ssim_y and images of a network that restores images. Of a run, `averaged` says
+whether these are weights that were averaged. Any field of the config can be set
+for the test: `--config.data.image_size=256 --config.dtype=bfloat16`. What only
+training uses of the config is not looked at. A task has options of its own,
+which `--help` lists.
 """
 
 import json

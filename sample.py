@@ -1,15 +1,17 @@
-r"""Shows what a trained generative model makes up.
+r"""Shows what a trained model makes: text, images, restored photographs.
 
   python sample.py --weights=runs/language --prompt="def " --max_tokens=200
   python sample.py --weights=runs/lina --classes=3,5 --seed=0 --out=grid.png \
     --guidance=2.4 --animation=order.gif
   python sample.py --weights=runs/moving --classes=0+1,3+3 --steps=25 \
     --out=frames.png --animation=moving.gif
+  python sample.py --weights=runs/span --input=photographs --out=restored
 
 A language model goes on from a prompt. A generator of images writes a picture
 with a row for each class, `--classes=0..9`, and if asked an animation of the
 order in which it made their parts; of videos a row of frames for each, and the
-video as animation. The same seed makes the same.
+video as animation. The same seed makes the same. A network that restores images
+takes a file or a folder of them, and writes each as PNG.
 
 `--weights` is the workdir of a run, whose own config is used unless --config is
 given. What else there is to say depends on the task; `--help` lists it. No text

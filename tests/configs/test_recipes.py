@@ -79,9 +79,10 @@ ALL = [c for c in _variants() if not c[1].startswith("u_")]
 def test_every_family_has_a_config_file():
   found = {path.stem for path in _CONFIGS.glob("*.py")}
   helpers = {"__init__", "common", "imagenet", "digits", "finetune"}
+  helpers |= {"restoration"}
   # With tests of their own.
   other_tasks = {"autoencoder", "language", "lina", "routing", "sequences"}
-  other_tasks |= {"diffusion", "dimr", "distillation", "pairs"}
+  other_tasks |= {"diffusion", "dimr", "distillation", "pairs", "span"}
   assert found - helpers - other_tasks == set(FAMILIES)
 
 
