@@ -64,6 +64,8 @@ def test_pairs(prepare):
     *({"hr": _encode(hr), "lr": _encode(lr)} for hr, lr in images)
   )
   config.eval_split = "validation[1:]"
+  info = restoration.dataset_info(config)
+  assert (info.num_eval_examples, info.degradations) == (2, ("",))
   pairs = list(restoration.eval_pairs(config))
   assert [p.name for p in pairs] == [
     "validation[1:]_00000",
