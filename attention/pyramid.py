@@ -35,7 +35,7 @@ def pyramid_attention(
   *,
   block_q: int,
   block_k: int,
-  scale: float | None = None,
+  scale: float | Float[Array, "..."] | None = None,
   causal: bool = False,
   pools: Sequence[int] = POOLS,
   most: int | None = None,
@@ -62,7 +62,7 @@ def pyramid_attention(
       runs.
     block_q: queries in a block.
     block_k: keys in a block.
-    scale: factor of the scores; dim ** -0.5 if None. Not of the bias.
+    scale: see `dot_product_attention`; not of the bias.
     causal: whether a query sees only what is not after it.
     pools: the levels that `levels` may have, ascending and each a multiple of
       the one before, from 1 on.

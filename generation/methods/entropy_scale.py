@@ -25,5 +25,5 @@ def entropy_scale(model: nn.Module, steps: int) -> "methods.Method":
       f"attend is {model.attend!r}; method 'entropy_scale' is for models with "
       "attend='full'"
     )
-  options = {**model.attend_options, "scale": "entropy"}
+  options = {**model.attend_options, "scale_by": "entropy"}
   return methods.Method((model.clone(attend_options=options),), (0,) * steps)

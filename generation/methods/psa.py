@@ -20,6 +20,7 @@ def psa(
   window: Sequence[int] | None = None,
   importance: str = "scores",
   seed: int | None = None,
+  scale_by: str = "constant",
 ) -> "methods.Method":
   """Pyramid sparse attention in the later steps.
 
@@ -36,6 +37,7 @@ def psa(
     window: sides of the windows of tokens that blocks are made of.
     importance: "scores" or "random".
     seed: of what is drawn.
+    scale_by: "constant" or "entropy".
 
   Raises:
     ValueError: if there are not so many steps.
@@ -49,6 +51,7 @@ def psa(
     "window": None if window is None else tuple(window),
     "importance": importance,
     "seed": seed,
+    "scale_by": scale_by,
   }
   changed = model.clone(attend="pyramid", attend_options=options)
   return methods.full_first(model, changed, steps, full_steps)

@@ -15,6 +15,7 @@ def radial(
   dense_width: int = 128,
   dense_steps: int = 0,
   dense_layers: int = 0,
+  scale_by: str = "constant",
 ) -> "methods.Method":
   """Attends by radial masks but for the first steps and the first layers.
 
@@ -24,6 +25,7 @@ def radial(
     decay, sink, block_size, dense_width: see `models.attends.radial`.
     dense_steps: steps that attend to all; steps of the solver, not times.
     dense_layers: layers that do so at each step.
+    scale_by: "constant" or "entropy", see `models.attends.radial`.
 
   Raises:
     ValueError: if there are not so many steps.
@@ -35,6 +37,7 @@ def radial(
       "sink": sink,
       "block_size": block_size,
       "dense_width": dense_width,
+      "scale_by": scale_by,
     },
     dense_layers=dense_layers,
   )

@@ -10,7 +10,12 @@ from generation import denoiser, methods
 
 
 def scale_dit(
-  model: nn.Module, steps: int, *, window: int = 16, scale: int = 0
+  model: nn.Module,
+  steps: int,
+  *,
+  window: int = 16,
+  scale: int = 0,
+  scale_by: str = "constant",
 ) -> "methods.Method":
   """Attends to near tokens and to those of a small image.
 
@@ -20,6 +25,7 @@ def scale_dit(
     window: side of a window, in tokens.
     scale: how many times as large the image is as the small one, whose tokens
       the state must have from the first step on (`small_image`); 0 for none.
+    scale_by: "constant" or "entropy", see `models.attends.scale_dit`.
 
   Raises:
     ValueError: for a model whose positions cannot be stretched.
@@ -27,7 +33,8 @@ def scale_dit(
   if scale:
     _check_rotary(model)
   changed = model.clone(
-    attend="scale_dit", attend_options={"window": window, "scale": scale}
+    attend="scale_dit",
+    attend_options={"window": window, "scale": scale, "scale_by": scale_by},
   )
   return methods.Method((changed,), (0,) * steps)
 

@@ -5,10 +5,9 @@ import jax
 
 import attention
 from attention import masks, scales
-from models import registry, taps
+from models import taps
 from models.attends.layout import Layout
-
-SCALES = ("constant", "entropy")
+from models.attends.masked import check_scale_by
 
 
 def full(
@@ -19,7 +18,7 @@ def full(
   layout: Layout,
   *,
   lengths: jax.Array | None = None,
-  scale: str = "constant",
+  scale_by: str = "constant",
 ) -> jax.Array:
   """Softmax attention; its map is the tap "attention_weights".
 
@@ -30,20 +29,19 @@ def full(
     v: values.
     layout: where they stand.
     lengths: how many keys are real.
-    scale: "constant", dim^(-1/2), or "entropy", which is that times
+    scale_by: "constant", dim^(-1/2), or "entropy", which is that times
       sqrt(log_T(N)) for N keys where training had T ("Training-free Diffusion
       Model Adaptation for Variable-Sized Text-to-Image Synthesis", arXiv
       2306.08645). The condition tokens are as many as they were.
 
   Raises:
-    ValueError: for another `scale`.
+    ValueError: for another `scale_by`.
   """
-  if scale not in SCALES:
-    raise registry.unknown("scale of full attention", scale, SCALES)
+  check_scale_by(scale_by)
   factor = q.shape[-1] ** -0.5
   keys = k.shape[1]
   # In cross-attention the keys are the text, whatever the size of the grid.
-  if scale == "entropy" and keys != layout.text:
+  if scale_by == "entropy" and keys != layout.text:
     trained = keys - layout.places + layout.trained_places
     factor = scales.entropy(keys, trained, q.shape[-1])
   mask = None if lengths is None else masks.padding(lengths)

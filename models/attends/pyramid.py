@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from attention import permutations, pyramid_levels
+from attention import permutations, pyramid_levels, scales
 from attention import pyramid as pyramids
 from models import registry, taps
 from models.attends.layout import Layout
+from models.attends.masked import check_scale_by
 
 CHOICES = ("count", "mass")
 IMPORTANCE = ("scores", "random")
@@ -31,6 +33,7 @@ def pyramid(
   window: Sequence[int] | None = None,
   importance: str = "scores",
   seed: int | None = None,
+  scale_by: str = "constant",
 ) -> jax.Array:
   """Pyramid sparse attention; the levels of its blocks are the tap "levels".
 
@@ -53,6 +56,8 @@ def pyramid(
       (2, 8, 8); in row-major order if None. (The paper's other order, along
       Gilbert's curve, is not here.)
     importance: "scores", `block_importance`, or "random", for comparison.
+    scale_by: "constant", or "entropy" by how many keys a query sees, of which a
+      mean of g keys is g; see `masked.scale_of_visible`.
     seed: of the positions that scores are made of, a quarter of each block, and
       of random importance; None for scores of all positions.
 
@@ -66,6 +71,7 @@ def pyramid(
   ):
     if value not in known:
       raise registry.unknown(f"{name} of attend='pyramid'", value, known)
+  check_scale_by(scale_by)
   tokens = layout.places + layout.text
   if (q.shape[1], k.shape[1]) != (tokens, tokens):
     raise ValueError(
@@ -96,6 +102,9 @@ def pyramid(
   levels = taps.tap(module, "levels", levels)
   if most is not None:
     most += -(-layout.text // block_k) * pools[-1]
+  scale = None
+  if scale_by == "entropy":
+    scale = _entropy(levels, layout, tokens, block_q, block_k, q.shape[-1])
   out = pyramids.pyramid_attention(
     q,
     k,
@@ -104,10 +113,23 @@ def pyramid(
     block_q=block_q,
     block_k=block_k,
     pools=tuple(pools),
+    scale=scale,
     most=most,
     implementation=module.implementation,
   )
   return out if back is None else out[:, back]
+
+
+def _entropy(levels, layout, tokens, block_q, block_k, dim) -> jax.Array:
+  """Returns [batch, heads, tokens]."""
+  blocks = levels.shape[-1]
+  of_block = np.minimum(block_k, tokens - block_k * np.arange(blocks))
+  seen = (levels > 0) @ jnp.asarray(of_block)  # [batch, heads, q_blocks]
+  return scales.entropy(
+    jnp.repeat(seen, block_q, axis=-1)[..., :tokens],
+    layout.trained_places + layout.text,
+    dim,
+  )
 
 
 def _importance(q, k, block_q, block_k, kind, seed) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 from attention import masks
 from attention.mask_base import Mask
 from models.attends.layout import Layout
-from models.attends.masked import masked
+from models.attends.masked import masked, scale_of_visible
 
 
 def radial(
@@ -23,6 +23,7 @@ def radial(
   sink: bool = True,
   block_size: int = 128,
   dense_width: int = 128,
+  scale_by: str = "constant",
 ) -> jax.Array:
   """Attends by Radial Attention's blocks (arXiv 2506.19852).
 
@@ -40,12 +41,15 @@ def radial(
       for HunyuanVideo.
     block_size: side of a block; at most the tokens of a frame.
     dense_width: see `masks.radial_blocks`; small models need less than 128.
+    scale_by: "constant" or "entropy", see `masked.scale_of_visible`.
 
   Raises:
-    ValueError: if the grid has no frames, or a block is more than a frame.
+    ValueError: if the grid has no frames, a block is more than a frame, or
+      for another `scale_by`.
   """
   mask = radial_mask(layout, decay, sink, block_size, dense_width)
-  return masked(module, q, k, v, mask)
+  scale = scale_of_visible(scale_by, mask, layout, q, k)
+  return masked(module, q, k, v, mask, scale=scale)
 
 
 @functools.lru_cache(maxsize=32)

@@ -12,7 +12,7 @@ from attention import masks
 from attention.mask_base import Mask
 from models import positions, registry
 from models.attends.layout import STATE, Layout
-from models.attends.masked import masked
+from models.attends.masked import masked, scale_of_visible
 
 ROLES = ("high", "low")
 
@@ -28,6 +28,7 @@ def scale_dit(
   scale: int = 0,
   role: str = "high",
   rotary_base: float = 10000.0,
+  scale_by: str = "constant",
 ) -> jax.Array:
   """Attends by Scale-DiT's mask of tokens (arXiv 2510.16325).
 
@@ -49,6 +50,7 @@ def scale_dit(
     scale: how many times as large high is as low; 0 for no low.
     role: "high" or "low", which image the grid is.
     rotary_base: of the model's rotary positions.
+    scale_by: "constant" or "entropy", see `masked.scale_of_visible`.
 
   Raises:
     ValueError: for another role, a grid without rows and columns, sides that
@@ -71,7 +73,8 @@ def scale_dit(
     _write(module, k[:, : layout.places], v[:, : layout.places])
   elif scale:
     k, v = _with_low(module, k, v, layout, scale)
-  return masked(module, q, k, v, mask)
+  factor = scale_of_visible(scale_by, mask, layout, q, k)
+  return masked(module, q, k, v, mask, scale=factor)
 
 
 @functools.lru_cache(maxsize=32)

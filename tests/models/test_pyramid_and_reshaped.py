@@ -9,7 +9,7 @@ from flax import traverse_util
 
 import attention
 import generation
-from attention import masks, permutations, pyramid_levels
+from attention import masks, permutations, pyramid, pyramid_levels
 from generation import methods, paths
 from models import attends, taps
 from models.attends import Layout
@@ -55,6 +55,27 @@ def test_pyramid_of_all_levels_one_is_full(text, window):
   out = Attend("pyramid", layout, options).apply({}, *qkv)
   full = attention.dot_product_attention(*qkv)
   np.testing.assert_allclose(out, full, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", [0, TEXT])
+def test_entropy_scale_counts_the_keys_of_means(text):
+  layout, qkv = layout_of(text)
+  layout = Layout(GRID, (1, *GRID[1:]), text)
+  options = BLOCKS | {"bounds": (0.1, 0.2, 0.3, 0.4), "scale_by": "entropy"}
+  module = Attend("pyramid", layout, options)
+  out, found = taps.read(module, {}, *qkv, names=["levels"])
+  (levels,) = found.values()
+  tokens, dim = qkv[0].shape[1], qkv[0].shape[3]
+  ends = np.minimum(8 * np.arange(1, levels.shape[-1] + 1), tokens)
+  sizes = np.diff(ends, prepend=0)
+  seen = ((np.asarray(levels) > 0) @ sizes).repeat(8, -1)[..., :tokens]
+  assert len(np.unique(seen)) >= 1 + (text > 0)
+  then = np.prod(layout.trained_grid) + text
+  scale = np.sqrt(np.log(seen) / np.log(then) / dim).astype(np.float32)
+  expected = pyramid.pyramid_attention(
+    *qkv, levels, block_q=8, block_k=8, scale=jnp.asarray(scale)
+  )
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("chosen_by", ["count", "mass"])

@@ -12,6 +12,7 @@ from models import attends, positions
 from models.attends import Layout
 from models.attends.naive import naive_mask
 from models.attends.radial import radial_mask
+from models.attends.scale_dit import scale_dit_mask
 from tests.attention.test_group_masks import _visible
 
 BATCH, HEADS, DIM = 2, 2, 4
@@ -95,6 +96,27 @@ def test_radial(text, decay):
     "radial", arrays, layout, decay=decay, block_size=4, dense_width=4
   )
   np.testing.assert_allclose(out, attended(*arrays, visible), atol=1e-5)
+
+
+@pytest.mark.parametrize("text", [0, 3])
+def test_entropy_scale_is_by_the_keys_that_are_seen(text):
+  layout = Layout((4, 2, 2), (2, 2, 2), text)
+  arrays = drawn(16 + text)
+  options = {"decay": 0.3, "block_size": 2, "dense_width": 2}
+  out, _ = run("radial", arrays, layout, scale_by="entropy", **options)
+  visible = _radial(4, 4, text, 0.3, 2)
+  seen = np.maximum(visible.sum(-1), 2)
+  scale = np.sqrt(np.log(seen) / np.log(8 + text) / DIM)[:, None]
+  np.testing.assert_allclose(out, attended(*arrays, visible, scale), atol=1e-5)
+  image = Layout((8, 8), (4, 4), text)
+  arrays = drawn(64 + text)
+  out, _ = run("scale_dit", arrays, image, window=4, scale_by="entropy")
+  mask = scale_dit_mask(image, 4, 0, "high")
+  visible = np.asarray(mask.dense(64 + text, 64 + text))[0, 0]
+  scale = np.sqrt(np.log(visible.sum(-1)) / np.log(16 + text) / DIM)[:, None]
+  np.testing.assert_allclose(out, attended(*arrays, visible, scale), atol=1e-5)
+  with pytest.raises(ValueError, match="no scale_by 'tokens'"):
+    run("radial", arrays, layout, scale_by="tokens", **options)
 
 
 def test_another_resolution_is_another_mask():
