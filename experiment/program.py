@@ -9,6 +9,9 @@ import experiment
 import tasks
 from training import checkpoints, cli
 
+# Flags are those of the program, which its --help shall list.
+flags.disclaim_key_flags()
+
 
 def run(use: Callable[..., Any], options: str) -> None:
   """Runs a program of which --weights and --config say with what model.

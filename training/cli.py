@@ -16,6 +16,9 @@ from training import compilation_cache, host_memory, hosts, joining
 
 # What a user can cause and repair; anything else shows its traceback.
 USER_ERRORS = (ValueError, OSError, hosts.HostsError)
+# Flags are those of the program, which its --help shall list.
+flags.disclaim_key_flags()
+
 # The flags that `define_task_flags` has defined.
 _TASK_FLAGS: dict[str, Any] = {}
 
@@ -136,12 +139,14 @@ def define_task_flags(
     options: of each task, by name, its options, each with a default, whose type
       is the flag's, and a line that says what it is.
   """
-  together: dict[str, tuple[Any, list[str]]] = {}
+  # Of each name its first default, and the tasks of each line on it.
+  together: dict[str, tuple[Any, dict[str, list[str]]]] = {}
   for task, of_task in options.items():
     for name, (default, line) in of_task.items():
-      _, lines = together.setdefault(name, (default, []))
-      lines.append(f"{task}: {line} By default {default!r}.")
+      _, lines = together.setdefault(name, (default, {}))
+      lines.setdefault(f"{line} By default {default!r}.", []).append(task)
   for name, (default, lines) in together.items():
+    described = [f"{', '.join(has)}: {line}" for line, has in lines.items()]
     define = {
       bool: flags.DEFINE_bool,
       int: flags.DEFINE_integer,
@@ -150,7 +155,7 @@ def define_task_flags(
       tuple: flags.DEFINE_multi_string,
     }[type(default)]
     # None is a flag that was not given: each task has its own default.
-    define(name, None, " ".join(lines))
+    define(name, None, " ".join(described))
   _TASK_FLAGS.update(together)
 
 

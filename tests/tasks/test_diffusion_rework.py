@@ -59,6 +59,7 @@ def pixels(x):
   return np.round(127.5 * (1 + np.clip(np.asarray(x), -1, 1)))
 
 
+@pytest.mark.slow  # It samples, edits and enlarges, each a program.
 def test_edits_and_larger_ones(tmp_path):
   """Of what was made, each with its class, and in their order."""
   model, variables = start()

@@ -18,6 +18,9 @@ def optional(config):
   return {"model.note": None} | sizes[config.model.name]
 def load_run(run):
   return records.load_config(run, lambda _: ConfigDict())
+options = {"steps": (3, "How many."), "seed": (0, "Of one.")}
+cli.define_task_flags({"draw": options, "edit": options, "read": {
+  "steps": (5, "How far.")}})
 cli.define_config_flag(optional, load_run=load_run, default="weights")
 flags.DEFINE_string("weights", None, "")
 def main(argv):
@@ -117,3 +120,11 @@ def test_field_names_are_nested():
 
   config = ConfigDict(dict(a=1, b=dict(c=2, d=config_dict.placeholder(str))))
   assert cli.field_names(config) == ["a", "b.c", "b.d"]
+
+
+def test_help_lists_flags_and_says_once_what_tasks_share(run):
+  shown = " ".join(run("--help").stdout.split())
+  assert "--config: A config file" in shown
+  line = "draw, edit: How many. By default 3. read: How far. By default 5."
+  assert f"--steps: {line}" in shown
+  assert "--seed: draw, edit: Of one. By default 0." in shown
