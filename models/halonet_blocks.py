@@ -129,10 +129,11 @@ class Block(nn.Module):
 class EfficientChannelAttention(nn.Module):
   """Scales each channel by what its neighbours' means say (1910.03151)."""
 
-  param_dtype: Dtype
+  param_dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    del train
     channels = x.shape[-1]
     # An odd number of neighbours that grows with the logarithm of the width.
     size = int((math.log2(channels) + 1) / 2)

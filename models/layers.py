@@ -55,8 +55,8 @@ def average_pool(x: jax.Array) -> jax.Array:
   return x.mean((2, 4))
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-  """Takes the maximum of 3 x 3 pixels, stride 2, a border of one pixel.
+def max_pool(x: jax.Array, stride: int = 2) -> jax.Array:
+  """Takes the maximum of 3 x 3 pixels, with a border of one pixel.
 
   On the CPU it is that of shifted maps, since the gradient of XLA's own takes
   seven times as long there. Equal pixels then share a gradient.
@@ -66,15 +66,15 @@ def max_pool(x: jax.Array) -> jax.Array:
     border = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jnp.pad(x, border, constant_values=-jnp.inf)
     for axis in (1, 2):
-      last = (x.shape[axis] - 3) // 2 * 2
+      last = (x.shape[axis] - 3) // stride * stride
       parts = [
-        jax.lax.slice_in_dim(x, i, i + last + 1, 2, axis) for i in range(3)
+        jax.lax.slice_in_dim(x, i, i + last + 1, stride, axis) for i in range(3)
       ]
       x = functools.reduce(jnp.maximum, parts)
     return x
 
   def windows(x):
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    return nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
 
   return jax.lax.platform_dependent(x, cpu=shifted, default=windows)
 
@@ -148,11 +148,13 @@ class ConvNorm(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-  """A square filter for each channel, TensorFlow's SAME padding.
+  """A square filter for each channel.
 
   Attributes:
     kernel_size: side of the filters.
     stride: step in both directions.
+    padding: "same" or "symmetric", see `ConvNorm`; the latter for filters of an
+      odd side and a stride of at most 2.
     use_bias: whether each channel has a bias too.
     kernel_init: initializer of the filters.
     bias_init: initializer of the biases.
@@ -163,6 +165,7 @@ class DepthwiseConv(nn.Module):
 
   kernel_size: int = 3
   stride: int = 1
+  padding: str = "same"
   use_bias: bool = False
   kernel_init: Initializer = nn.initializers.lecun_normal()
   bias_init: Initializer = nn.initializers.zeros
@@ -174,9 +177,24 @@ class DepthwiseConv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-    y = depthwise_convolution(
-      x.astype(self.dtype), kernel, self.stride, self.implementation
+    convolve = functools.partial(
+      depthwise_convolution,
+      kernel=kernel,
+      stride=self.stride,
+      implementation=self.implementation,
     )
+    x = x.astype(self.dtype)
+    if self.padding == "same" or self.stride == 1:
+      y = convolve(x)
+    else:
+      # Of an odd side SAME is symmetric. An even one has the odd pixel after;
+      # with a border of one it has as many before, and one place too many.
+      border = [
+        (0, 0),
+        *((1, 1) if n % 2 == 0 else (0, 0) for n in x.shape[1:3]),
+      ]
+      height, width = (-(-n // 2) for n in x.shape[1:3])
+      y = convolve(jnp.pad(x, (*border, (0, 0))))[:, :height, :width]
     if not self.use_bias:
       return y
     bias = self.param("bias", self.bias_init, x.shape[-1:], self.param_dtype)
@@ -187,28 +205,32 @@ class SqueezeExcite(nn.Module):
   """Scales each channel by what the mean over the image says (1709.01507).
 
   Attributes:
-    width: channels of the bottleneck.
+    width: channels of the bottleneck; if 0, `ratio` says.
+    ratio: those channels over those of the image, where `width` is 0.
     activation: function between the two dense layers.
     kernel_init: initializer of both kernels.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters.
   """
 
-  width: int
+  width: int = 0
   activation: Callable[[jax.Array], jax.Array] = nn.relu
   kernel_init: Initializer = nn.initializers.lecun_normal()
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
+  ratio: float = 0.25
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    del train
+    width = self.width or max(round(self.ratio * x.shape[-1]), 1)
     options = {
       "kernel_init": self.kernel_init,
       "dtype": self.dtype,
       "param_dtype": self.param_dtype,
     }
     gate = x.mean((1, 2), keepdims=True)
-    gate = Dense(self.width, name="reduce", **options)(gate)
+    gate = Dense(width, name="reduce", **options)(gate)
     gate = self.activation(gate)
     gate = Dense(x.shape[-1], name="expand", **options)(gate)
     return x * nn.sigmoid(gate)

@@ -26,6 +26,7 @@ FAMILIES = (
   "models.halonet",
   "models.lina",
   "models.maxvit",
+  "models.mobilenet",
   "models.pair_attention",
   "models.patch_mixers",
   "models.resnet",

@@ -9,13 +9,21 @@ the stride in the 3 x 3 convolution).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.core import FrozenDict
 
-from models import layers, normalization, resnet_rs_scaling, taps
+from models import (
+  feature_gates,
+  layers,
+  normalization,
+  registry,
+  resnet_rs_scaling,
+  taps,
+)
 from models.backbone import Backbone
 
 Dtype = layers.Dtype
@@ -30,6 +38,7 @@ CHOICES = {
   "padding": ("symmetric", "same"),
   "stochastic_depth_rule": ("stage", "linear"),
 }
+GATE_PLACES = ("blocks", "within", "stem", "stages")
 
 
 class ResNet(Backbone):
@@ -49,7 +58,16 @@ class ResNet(Backbone):
     shortcut: what shrinks the image beside a block that does: "average_pool",
       before the 1 x 1 convolution, or "conv", the convolution's stride.
     squeeze_ratio: width of squeeze-excite's bottleneck over output width; if 0,
-      there is no squeeze-excite.
+      there is no squeeze-excite. Other gates do not look at it.
+    gate: what weighs features, a key of `feature_gates.GATES`, as "ela" or
+      "ulsam"; or "none".
+    gate_options: its fields, as {"variant": "base", "residual": True}; those of
+      squeeze-excite are `squeeze_ratio`.
+    gate_places: where it is, some of GATE_PLACES: "blocks", at the end of each
+      residual branch; "within", after the 3 x 3 convolution of a bottleneck and
+      its activation, but at the end where a block is "basic", as ELA's code has
+      it; "stem", after the pooling; "stages", after each stage, as ELA's code
+      has it too.
     activation: "relu" or, as in the Model Garden, "swish"; squeeze-excite has
       ReLU within in any case.
     padding: "symmetric", or "same" as in the Model Garden; see
@@ -75,6 +93,9 @@ class ResNet(Backbone):
   stem: str = "deep"
   shortcut: str = "average_pool"
   squeeze_ratio: float = 0.25
+  gate: str = "squeeze_excite"
+  gate_options: Mapping[str, Any] = FrozenDict()
+  gate_places: tuple[str, ...] = ("blocks",)
   activation: str = "relu"
   padding: str = "symmetric"
   batch_norm_momentum: float = 0.0
@@ -82,11 +103,19 @@ class ResNet(Backbone):
   stochastic_depth_rule: str = "stage"
   dropout_rate: float = 0.0
 
+  def __post_init__(self):
+    # Hashable, so that a model can be a static argument of jit.
+    self.gate_options = FrozenDict(self.gate_options)
+    super().__post_init__()
+
   def setup(self):
     self._check_fields()
     conv = functools.partial(
       self._conv, activation=ACTIVATIONS[self.activation]
     )
+    gate = self._gate
+    if gate and "stem" in self.gate_places:
+      self.stem_gate = gate()
     self.stem_conv = Stem(self.stem_widths, self.stem == "conv7", conv)
     if self.stem == "deep":
       self.stem_pool = conv(self.stem_widths[-1], kernel_size=3, stride=2)
@@ -109,6 +138,8 @@ class ResNet(Backbone):
     layers.check_images(x)
     maps = [self.stem_conv(x, train)]
     x = self._pool(maps[0], train)
+    if self._gate and "stem" in self.gate_places:
+      x = self.stem_gate(x, train)
     for stage in self.stage:
       x = stage(x, train)
       maps.append(x)
@@ -148,6 +179,9 @@ class ResNet(Backbone):
       raise ValueError(
         f"squeeze_ratio is {self.squeeze_ratio}; it must not be negative"
       )
+    for place in self.gate_places:
+      if place not in GATE_PLACES:
+        raise registry.unknown("place in gate_places", place, GATE_PLACES)
 
   def _pool(self, x: jax.Array, train: bool) -> jax.Array:
     if self.stem == "deep":
@@ -157,6 +191,16 @@ class ResNet(Backbone):
     if self.padding == "same":
       return nn.max_pool(x, (3, 3), (2, 2), "SAME")
     return layers.max_pool(x)
+
+  @property
+  def _gate(self) -> functools.partial | None:
+    """Makes a gate; None if there is none."""
+    options = self.gate_options
+    if self.gate == "squeeze_excite" and not options:
+      if not self.squeeze_ratio:
+        return None
+      options = {"ratio": self.squeeze_ratio}
+    return feature_gates.maker(self.gate, options, self.dtypes)
 
   @property
   def _conv(self) -> functools.partial:
@@ -177,17 +221,24 @@ class ResNet(Backbone):
       nn.remat(Block, static_argnums=(2,)) if self.remat else Block,
       kind=self.block,
       shortcut=self.shortcut,
-      squeeze_ratio=self.squeeze_ratio,
+      gate=self._gate,
+      gate_name="se" if self.gate == "squeeze_excite" else "gate",
       activation=ACTIVATIONS[self.activation],
       zero_last_scale=self.zero_last_scale,
       conv=self._conv,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
     )
     first_stride = 2 if self.stem == "deep_skip_max_pool" else 1
+    places = frozenset(self.gate_places) - {"stem"}
     return [
       layers.Stage(
-        functools.partial(block, width=width), 2 if i else first_stride, rates
+        functools.partial(block, width=width),
+        2 if i else first_stride,
+        rates,
+        # The end of a stage is that of its last block.
+        tuple(
+          {"gate_places": places - {"stages"} if j + 1 < len(rates) else places}
+          for j in range(len(rates))
+        ),
       )
       for i, (width, rates) in enumerate(
         zip(self.widths, self.stochastic_depth_rates, strict=True)
@@ -216,26 +267,29 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-  """activation(shortcut(x) + drop(squeeze_excite(convolutions(x))))."""
+  """activation(shortcut(x) + drop(gate(convolutions(x))))."""
 
   kind: str
   width: int
   stride: int
   shortcut: str
-  squeeze_ratio: float
+  gate: functools.partial | None
+  gate_name: str
+  gate_places: frozenset[str]
   activation: Callable[[jax.Array], jax.Array]
   zero_last_scale: bool
   stochastic_depth_rate: float
   conv: functools.partial
-  dtype: Dtype
-  param_dtype: Dtype
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     y = self._residual(x, train)
     y = layers.StochasticDepth(self.stochastic_depth_rate)(y, train)
     x = self._shortcut(x, y.shape[-1], train)
-    return taps.tap(self, "hidden_state", self.activation(x + y))
+    x = self.activation(x + y)
+    if self.gate and "stages" in self.gate_places:
+      x = self.gate(name="stage_gate")(x, train)
+    return taps.tap(self, "hidden_state", x)
 
   def _residual(self, x: jax.Array, train: bool) -> jax.Array:
     # Kernel size, stride, width of each convolution.
@@ -248,6 +302,7 @@ class Block(nn.Module):
       "basic": ((3, self.stride, self.width), (3, 1, self.width)),
     }[self.kind]
     last = len(convolutions) - 1
+    within = 1  # The 3 x 3 convolution of a bottleneck, the last of "basic".
     for i, (kernel_size, stride, width) in enumerate(convolutions):
       options = {"activation": self.activation}
       if i == last:
@@ -259,14 +314,11 @@ class Block(nn.Module):
         name=f"conv_{i}",
         **options,
       )(x, train)
-    if not self.squeeze_ratio:
-      return x
-    return layers.SqueezeExcite(
-      round(self.squeeze_ratio * x.shape[-1]),
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name="se",
-    )(x)
+      if i == within and "within" in self.gate_places and self.gate:
+        x = self.gate(name=f"inner_{self.gate_name}")(x, train)
+    if self.gate and "blocks" in self.gate_places:
+      x = self.gate(name=self.gate_name)(x, train)
+    return x
 
   @property
   def _last_scale_init(self) -> layers.Initializer:

@@ -243,6 +243,10 @@ LAYERS = {
     "flowformer_224",
     [r"stem(_\w+)?", "stage_2/block_9", "stage_3/block_0"],
   ),
+  "mobilenet": (
+    "mobilenetv2_100",
+    [r"stem(_\w+)?", "stage_3/block_2", "final_(conv|norm)"],
+  ),
   "patch_mixers": (
     "vit_tiny_16_224",
     [

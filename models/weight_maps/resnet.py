@@ -22,7 +22,16 @@ _LEAVES = {
 
 
 def weight_map(model: ResNet) -> WeightMap:
-  """Returns the map for a ResNet; names depend on its stem and shortcut."""
+  """Returns the map for a ResNet; names depend on its stem and shortcut.
+
+  Raises:
+    ValueError: for a gate of which no weights are published.
+  """
+  if model.gate not in ("squeeze_excite", "none"):
+    raise ValueError(
+      f"gate is {model.gate!r}, and weights are published with squeeze_excite "
+      "or none"
+    )
   stem = _SINGLE_STEM if model.stem == "conv7" else _DEEP_STEM
   # An average pooling is the first of timm's sequence, without weights.
   offset = 1 if model.shortcut == "average_pool" else 0
