@@ -52,27 +52,21 @@ class SubspaceGate(nn.Module):
     size = channels // self.groups
     x = x.astype(self.dtype)
     # A factor for each channel: a filter of one pixel, with one input.
-    y = x * self._parameter("depthwise_kernel", 1, (channels,))
-    if self.use_bias:
-      y += self._parameter("depthwise_bias", 1, (channels,))
+    y = self._weighted("depthwise", x, (channels,), inputs=1)
     y = nn.relu(self._norm("depthwise_norm", train, self.dtype)(y))
     y = layers.max_pool(y, stride=1)
     y = y.reshape(*y.shape[:3], self.groups, size)
-    weights = self._parameter("point_kernel", size, (self.groups, size))
-    scores = (y * weights).sum(-1, dtype=jnp.float32)  # [B, H, W, groups]
-    if self.use_bias:
-      scores += self._parameter("point_bias", size, (self.groups,))
+    scores = self._weighted("point", y, (self.groups, size), inputs=size)
     scores = nn.relu(self._norm("point_norm", train, jnp.float32)(scores))
-    weights = jax.nn.softmax(scores, axis=(1, 2))
+    weights = jax.nn.softmax(scores, axis=(1, 2))  # [B, H, W, groups]
     weights = taps.tap(self, "attention_weights", weights)
     factor = jnp.repeat(1 + weights, size, axis=-1)
     return (x.astype(jnp.float32) * factor).astype(self.dtype)
 
-  def _parameter(self, name: str, inputs: int, shape) -> jax.Array:
-    """As PyTorch begins a convolution; with axes for an image."""
-    init = lina_layers.uniform(inputs)
-    value = self.param(name, init, shape, self.param_dtype)
-    return value.astype(self.dtype)[None, None, None]
+  def _weighted(self, name, x, shape, *, inputs) -> jax.Array:
+    return Weighted(
+      shape, inputs, self.use_bias, self.dtype, self.param_dtype, name=name
+    )(x)
 
   def _norm(self, name: str, train: bool, dtype: layers.Dtype) -> nn.Module:
     return normalization.BatchNorm(
@@ -83,3 +77,34 @@ class SubspaceGate(nn.Module):
       param_dtype=self.param_dtype,
       name=name,
     )
+
+
+class Weighted(nn.Module):
+  """x * kernel + bias, summed over the last axis of two.
+
+  Attributes:
+    shape: of the kernel.
+    inputs: how many are summed; PyTorch's initial values follow from it.
+    use_bias: whether there is a bias.
+    dtype: dtype of the products; sums are float32.
+    param_dtype: dtype of the parameters.
+  """
+
+  shape: tuple[int, ...]
+  inputs: int
+  use_bias: bool
+  dtype: layers.Dtype
+  param_dtype: layers.Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [batch, height, width, *shape] to that, or without its last axis."""
+    init = lina_layers.uniform(self.inputs)
+    kernel = self.param("kernel", init, self.shape, self.param_dtype)
+    y = x * kernel.astype(self.dtype)[None, None, None]
+    if len(self.shape) > 1:
+      y = y.sum(-1, dtype=jnp.float32)
+    if not self.use_bias:
+      return y
+    bias = self.param("bias", init, self.shape[:1], self.param_dtype)
+    return y + bias.astype(y.dtype)[None, None, None]

@@ -10,8 +10,8 @@ from input_pipeline.images import decode
 def default_config() -> ml_collections.ConfigDict:
   """Handwritten digits, enlarged to 32x32 and slightly moved in training."""
   config = ml_collections.ConfigDict()
-  # "digits", "fake", or any prepared TFDS data set, as in "imagenet2012" or
-  # "name/config:1.0.0".
+  # "digits", "fake", "fashion_mnist" of Debian's package, or any prepared TFDS
+  # data set, as in "imagenet2012" or "name/config:1.0.0".
   config.name = "digits"
   # None is $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
   config.data_dir = config_dict.placeholder(str)

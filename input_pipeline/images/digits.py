@@ -1,8 +1,6 @@
 """The handwritten digits of `input_pipeline.digits` as a TFDS data set."""
 
-import contextlib
 import io
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +9,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from input_pipeline import digits
-from input_pipeline.images import decode
+from input_pipeline.images import built_in, decode
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -54,30 +52,5 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: epath.Path) -> None:
-  """Writes the digits below `data_dir`, unless they are there.
-
-  TFDS writes to a folder of its own and renames it when it is whole. So a
-  killed process leaves nothing that looks prepared, and of several processes
-  the first one wins.
-  """
-  builder = Digits(data_dir=data_dir, file_format="array_record")
-  if builder.data_path.exists():
-    return
-  with _silent(), tempfile.TemporaryDirectory() as download_dir:
-    try:
-      builder.download_and_prepare(
-        download_dir=download_dir,
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-      )
-    except OSError:
-      # Renaming onto a folder that another process has just finished fails.
-      if not builder.data_path.exists():
-        raise
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-  """Without TFDS's progress bars and messages for a data set this small."""
-  tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):
-    yield
+  """Writes the digits below `data_dir`, unless they are there."""
+  built_in.prepare(Digits(data_dir=data_dir, file_format="array_record"))

@@ -12,9 +12,11 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from input_pipeline import prepared
-from input_pipeline.images import digits, fake
+from input_pipeline.images import digits, fake, fashion_mnist
 
-BUILT_IN = ("digits", "fake")
+# By name, what writes a data set below a folder, unless it is there.
+PREPARE = {"digits": digits.prepare, "fashion_mnist": fashion_mnist.prepare}
+BUILT_IN = (*PREPARE, "fake")
 
 
 class DamagedFileError(ValueError):
@@ -97,7 +99,7 @@ class Source:
 
 
 def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
-  """Opens a split of the data set `config.name`; prepares digits if need be.
+  """Opens a split of the data set `config.name`; prepares it if it is small.
 
   Args:
     config: `config.data`, see `config.default_config`.
@@ -105,14 +107,15 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
 
   Raises:
     ValueError: for an unknown data set or split, or one that is not prepared,
-      not in ArrayRecord files, empty, or not for classification.
+      not in ArrayRecord files, empty, or not for classification; and if the
+      files that a small one is made of are not there.
   """
   if config.name == "fake":
     source = _open_fake(config, split)
   else:
     data_dir = prepared.get_data_dir(config.data_dir)
-    if config.name == "digits":
-      digits.prepare(data_dir)
+    if config.name in PREPARE:
+      PREPARE[config.name](data_dir)
     builder = prepared.load_builder(config.name, data_dir, BUILT_IN)
     source = _open_prepared(config.name, builder, split, config.label)
   if len(source) == 0:

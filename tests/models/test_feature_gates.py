@@ -177,8 +177,7 @@ def _ulsam_tensors(variables, groups):
   for path, value in traverse_util.flatten_dict(variables).items():
     names = "/".join(path[1:])
     for ours, theirs in (
-      ("_kernel", ".weight"),
-      ("_bias", ".bias"),
+      ("/kernel", ".weight"),
       ("/scale", ".weight"),
       ("/bias", ".bias"),
       ("/mean", ".running_mean"),
@@ -341,11 +340,12 @@ def test_training_a_resnet_with_gates():
   flat = traverse_util.flatten_dict(gradients, sep="/")
   of_gates = {k: v for k, v in flat.items() if "gate" in k}
   assert len(of_gates) == 4 * 8
+  before_norm = ("depthwise/bias", "point/bias")
   for path, value in of_gates.items():
     assert jnp.isfinite(value).all(), path
     # A norm takes away what a bias before it adds, and of 2 x 2 pixels the
     # pooling makes all alike.
-    if path.startswith("stage_0") and not path.endswith("_bias"):
+    if path.startswith("stage_0") and not path.endswith(before_norm):
       assert jnp.abs(value).max() > 0, path
   moved = new["batch_stats"]["stage_0"]["block_0"]["gate"]["point_norm"]
   assert jnp.abs(moved["mean"]).max() > 0
