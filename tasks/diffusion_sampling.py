@@ -128,11 +128,17 @@ def samples(
       f"rows={rows} and batch_size={batch_size} must be at least 1."
     )
   changed = methods.create(method, model, steps, method_options or {})
-  shape = *(size or model.sample_shape), model.channels
+  sides = tuple(size or model.sample_shape)
+  small = changed.small
+  if small and any(side % small.factor for side in sides):
+    raise ValueError(
+      f"size={sides} must be multiples of {small.factor}, as method {method!r} "
+      "makes samples so many times smaller first."
+    )
   mesh = decoding.mesh_of(variables)
   batch = mesh_rows.whole_batch(min(batch_size, rows), mesh)
   starts = range(0, rows, batch)
-  count = len(starts) * steps
+  count = len(starts) * steps * (2 if small else 1)
   bar = iter(progress(range(count), count))
   made = []
   for start in starts:
@@ -141,22 +147,33 @@ def samples(
       name: mesh_rows.place(array[taken % rows], mesh)
       for name, array in condition.items()
     }
-    noise = mesh_rows.place(_noise(seed, taken, shape), mesh)
-    x = generation.sample(
-      [
-        generation.create_denoiser(each, variables, **given, guidance=guidance)
-        for each in changed.models
-      ],
-      noise,
-      path,
-      steps=steps,
-      solver=solver,
-      which=changed.which,
-      # The bar is one over all batches.
-      progress=lambda items, _: (
-        item for item, _ in zip(items, bar, strict=False)
-      ),
-      watch=watch,
+
+    def make(models, sides, taken=taken, given=given, **options):
+      noise = _noise(seed, taken, (*sides, model.channels))
+      return generation.sample(
+        [
+          generation.create_denoiser(
+            each, variables, **given, guidance=guidance
+          )
+          for each in models
+        ],
+        mesh_rows.place(noise, mesh),
+        path,
+        steps=steps,
+        solver=solver,
+        # The bar is one over all batches.
+        progress=lambda items, _: (
+          item for item, _ in zip(items, bar, strict=False)
+        ),
+        **options,
+      )
+
+    state = None
+    if small:
+      image = make([model], [side // small.factor for side in sides])
+      state = small.state(variables, image, **given, guidance=guidance)
+    x = make(
+      changed.models, sides, which=changed.which, state=state, watch=watch
     )
     made.append(mesh_rows.whole(x)[: rows - start])
   # Where it says that it is at its end.

@@ -23,16 +23,31 @@ from generation.methods.scale_dit import scale_dit
 from models import registry
 
 
+class Small(NamedTuple):
+  """A sample of the model as it is, smaller, that must be there before.
+
+  Attributes:
+    factor: how many times as large the others' sides are.
+    state: (variables, image, label=, text=, text_length=, guidance=) -> what
+      the first step is given as its state.
+  """
+
+  factor: int
+  state: Callable[..., Any]
+
+
 class Method(NamedTuple):
   """Models, and which of them each step uses.
 
   Attributes:
     models: clones of one model.
     which: for each step the index of one of them.
+    small: of a smaller sample that is made first; None for none.
   """
 
   models: Sequence[nn.Module]
   which: Sequence[int]
+  small: Small | None = None
 
 
 def full(model: nn.Module, steps: int) -> Method:

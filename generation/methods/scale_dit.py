@@ -1,5 +1,6 @@
 """Scale-DiT: larger images by windows and a small image (arXiv 2510.16325)."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +24,8 @@ def scale_dit(
     model: a diffusion transformer of images with rotary positions.
     steps: of sampling.
     window: side of a window, in tokens.
-    scale: how many times as large the image is as the small one, whose tokens
-      the state must have from the first step on (`small_image`); 0 for none.
+    scale: how many times as large the image is as the small one, of which
+      the first step's state must have the tokens (`small_image`); 0 for none.
     scale_by: "constant" or "entropy", see `models.attends.scale_dit`.
 
   Raises:
@@ -36,7 +37,11 @@ def scale_dit(
     attend="scale_dit",
     attend_options={"window": window, "scale": scale, "scale_by": scale_by},
   )
-  return methods.Method((changed,), (0,) * steps)
+  small = None
+  if scale:
+    state = functools.partial(small_image, model, window=window, scale=scale)
+    small = methods.Small(scale, state)
+  return methods.Method((changed,), (0,) * steps, small)
 
 
 def small_image(

@@ -16,6 +16,7 @@ from models.attends.full import full
 from models.attends.inward_window import inward_window
 from models.attends.masked import masked
 from models.diffusion_transformer import DiffusionTransformer
+from tasks import diffusion_sampling
 
 MODEL = DiffusionTransformer(
   sample_shape=(2, 4, 4),
@@ -182,13 +183,44 @@ def test_a_small_image_guides_all_steps():
     changed.models[0], drawn(IMAGES), **condition
   )
 
-  def sample(image):
+  def begin(*sides):
+    return diffusion_sampling._noise(
+      0, np.arange(len(x)), (*sides, x.shape[-1])
+    )
+
+  def sample(image, x=x):
     state = small_image(IMAGES, drawn(IMAGES), image, **options, **condition)
     return generation.sample(denoise, x, path, steps=2, state=state)
 
   made, other = sample(small), sample(-small)
   assert np.isfinite(made).all()
   assert np.abs(made - other).max() > 1e-3
+  # A program makes it first, of the noise of its own size.
+  given = {"label": np.asarray(label)}
+  draw = functools.partial(
+    diffusion_sampling.samples,
+    IMAGES,
+    drawn(IMAGES),
+    path,
+    given,
+    rows=len(x),
+    steps=2,
+    guidance=1.5,
+    batch_size=1,
+  )
+  asked = {"method": "scale_dit", "method_options": {"window": 2, "scale": 2}}
+  counted = []
+
+  def count(items, total):
+    counted.extend(range(total))
+    return items
+
+  whole = draw(size=(8, 8), progress=count, **asked)
+  assert len(counted) == 2 * 2 * len(x)
+  image = jnp.asarray(draw(size=(4, 4)))
+  np.testing.assert_allclose(whole, sample(image, begin(8, 8)), atol=1e-5)
+  with pytest.raises(ValueError, match=r"size=\(6, 7\) must be multiples of 2"):
+    draw(size=(6, 7), **asked)
   # Windows of all tokens and no small image are the model itself.
   (whole,) = methods.create("scale_dit", IMAGES, 2, {"window": 2}).models
   y, time, label = inputs(4, 4)
