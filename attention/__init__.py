@@ -31,6 +31,7 @@ from attention.hierarchical import (
 from attention.linear import LinearState, linear_attention
 from attention.pyramid import pyramid_attention
 from attention.relative_position import (
+  relative_halo_bias,
   relative_position_bias,
   resize_relative_table,
 )
@@ -74,6 +75,7 @@ __all__ = [
   "normalizers",
   "permutations",
   "pyramid_attention",
+  "relative_halo_bias",
   "relative_position_bias",
   "reshaped_attention",
   "resize_relative_table",

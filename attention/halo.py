@@ -24,6 +24,7 @@ def halo_attention(
   halo_size: int,
   relative_height: Float[Array, "offsets dim"] | None = None,
   relative_width: Float[Array, "offsets dim"] | None = None,
+  bias: Float[Array, "heads queries keys"] | None = None,
   stride: int = 1,
   scale: float | None = None,
   scale_positions: bool = False,
@@ -38,11 +39,12 @@ def halo_attention(
   (i, j) in the window,
 
     out = softmax over (i, j) of
-      (scale q . k + q . Rh[i - y + w - 1] + q . Rw[j - x + w - 1])  v
+      (scale q . k + q . Rh[i - y + w - 1] + q . Rw[j - x + w - 1] + bias)  v
 
   where Rh and Rw are learned embeddings of relative positions that the heads
-  share. Their first 2 h rows are never read. Beyond the edge of the image keys
-  and values are zero; such keys take their share of the softmax unless
+  share, and the bias is a number for each head, query and key of a block. The
+  first 2 h rows of the embeddings are never read. Beyond the edge of the image
+  keys and values are zero; such keys take their share of the softmax unless
   `mask_padding` is True. HaloNet (arXiv 2103.12731), section 2.2 and figure 2.
 
   With `stride` s, the queries are every s-th token of the image, as a strided
@@ -58,6 +60,9 @@ def halo_attention(
     halo_size: tokens h that a window has beyond its block, on each side.
     relative_height: Rh [2 * w - 1, dim], or None for none.
     relative_width: Rw, like `relative_height`.
+    bias: [heads, (b / stride)^2, w^2], the same for all blocks, keys beyond the
+      edge included; `relative_position.relative_halo_bias` makes it of a table.
+      Kernels do not know it.
     stride: tokens of the image for each query, in height and in width.
     scale: factor of the scores of contents; dim ** -0.5 if None.
     scale_positions: whether `scale` multiplies the scores of positions as well.
@@ -78,6 +83,7 @@ def halo_attention(
     q,
     k,
     tables=(relative_height, relative_width),
+    bias=bias,
     block_size=block_size,
     halo_size=halo_size,
     stride=stride,
@@ -86,13 +92,15 @@ def halo_attention(
     mask_padding=mask_padding,
   )
   empty = checks.no_scores(q, k)
+  if bias is not None:
+    empty = empty or "there is a bias; the kernel has none"
   reasons = {
     "tpu": lambda: empty or halo.unsupported(q, k, v, **options),
     "gpu": lambda: empty or halo_gpu.unsupported_gpu(q, k, v, **options),
   }
   target = dispatch.choose(implementation, reasons)
   if target is None:
-    weights = _unnormalized(q, k, *positions, **options)
+    weights = _unnormalized(q, k, *positions, bias, **options)
     out = _weigh(weights, v, block_size, halo_size)
     # Afterwards, since there are fewer outputs than weights.
     out /= weights.sum(-1, keepdims=True)
@@ -117,6 +125,7 @@ def halo_attention_weights(
   halo_size: int,
   relative_height: Float[Array, "offsets dim"] | None = None,
   relative_width: Float[Array, "offsets dim"] | None = None,
+  bias: Float[Array, "heads queries keys"] | None = None,
   stride: int = 1,
   scale: float | None = None,
   scale_positions: bool = False,
@@ -137,6 +146,7 @@ def halo_attention_weights(
     q,
     k,
     tables=(relative_height, relative_width),
+    bias=bias,
     block_size=block_size,
     halo_size=halo_size,
     stride=stride,
@@ -144,7 +154,7 @@ def halo_attention_weights(
     scale_positions=scale_positions,
     mask_padding=mask_padding,
   )
-  weights = _unnormalized(q, k, *positions, **options)
+  weights = _unnormalized(q, k, *positions, bias, **options)
   return weights / weights.sum(-1, keepdims=True)
 
 
@@ -193,6 +203,7 @@ def _prepared(
   k,
   *,
   tables,
+  bias,
   block_size,
   halo_size,
   stride,
@@ -211,6 +222,7 @@ def _prepared(
   names = ("relative_height", "relative_width")
   for name, table in zip(names, tables, strict=True):
     _check_table(name, table, window, q.shape[-1])
+  _check_bias(bias, q.shape[3], (block_size // stride) ** 2, window**2)
   positions = _position_embeddings(
     *tables,
     queries=block_size // stride,
@@ -233,6 +245,7 @@ def _unnormalized(
   k: Array,
   position_height: Array,
   position_width: Array,
+  bias: Array | None,
   *,
   block_size: int,
   halo_size: int,
@@ -266,6 +279,10 @@ def _unnormalized(
   by_row = jnp.einsum("brcnyxd,yid->brcnyxi", q, position_height, **exact)
   by_column = jnp.einsum("brcnyxd,xjd->brcnyxj", q, position_width, **exact)
   scores += by_row[..., :, None] + by_column[..., None, :]
+  if bias is not None:
+    # [N, y x, i j] -> [1, 1, 1, N, y, x, i, j]
+    bias = bias.reshape(1, 1, 1, heads, side, side, window, window)
+    scores += bias.astype(jnp.float32)
   if mask_padding:
     inside = jnp.ones((1, height, width, 1, 1), bool)
     inside = _windows(inside, block_size, halo_size)[..., 0]
@@ -383,6 +400,19 @@ def _check_values(k: Array, v: Array) -> None:
     raise ValueError(
       f"v has shape {v.shape}; keys of shape {k.shape} need the same batch, "
       "height, width and heads"
+    )
+
+
+def _check_bias(
+  bias: Array | None, heads: int, queries: int, keys: int
+) -> None:
+  if bias is None:
+    return
+  checks.floating("bias", bias)
+  if bias.shape != (heads, queries, keys):
+    raise ValueError(
+      f"bias has shape {bias.shape}; {heads} heads, {queries} queries and "
+      f"{keys} keys of a block need {(heads, queries, keys)}"
     )
 
 

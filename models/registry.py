@@ -24,6 +24,7 @@ FAMILIES = (
   "models.duoformer",
   "models.flowformer",
   "models.halonet",
+  "models.hat",
   "models.lina",
   "models.maxvit",
   "models.mobilenet",

@@ -13,9 +13,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import attention
-from attention import scales, scores
+from attention import masks, scales, scores
+from attention.mask_base import Mask
 from models import bias_factors, layers, registry, taps
 from models.halo_mixer import HaloAttention
 from models.head_projections import ToHeads, from_heads
@@ -131,7 +133,11 @@ class WindowAttention(nn.Module):
 
   def _attend_by_factors(self, q, k, v, factors):
     """In windows that are cut before, as its kernel takes factors."""
-    options = {"score_mods": factors, "scale": self._scale()}
+    return self._attend_in_windows(q, k, v, {"score_mods": factors})
+
+  def _attend_in_windows(self, q, k, v, options):
+    """By `dot_product_attention` with these options."""
+    options = {"scale": self._scale(), **options}
 
     def attend():
       windows = [self.partition(x, self.window_size) for x in (q, k, v)]
@@ -166,6 +172,55 @@ class BlockAttention(WindowAttention):
   unpartition = staticmethod(attention.block_unpartition)
 
 
+class ShiftedAttention(BlockAttention):
+  """Attention within windows that lie between others (Swin, 2103.14030).
+
+  The image is rolled, so that windows at its end hold tokens of both ends;
+  those that were no neighbours do not see each other. Maps of attention are of
+  the windows of the rolled image.
+
+  Attributes:
+    shift: by how many tokens windows lie lower and to the right; half a window
+      if None.
+  """
+
+  shift: int | None = None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shift = self._shift
+    if not 0 <= shift < self.window_size:
+      raise ValueError(
+        f"shift is {shift}; it must be at least 0 and less than window_size "
+        f"{self.window_size}"
+      )
+    out = super().__call__(jnp.roll(x, (-shift, -shift), (1, 2)))
+    return jnp.roll(out, (shift, shift), (1, 2))
+
+  @property
+  def _shift(self) -> int:
+    return self.window_size // 2 if self.shift is None else self.shift
+
+  def _attend(self, q, k, v, bias):
+    if not self._shift:
+      return super()._attend(q, k, v, bias)
+    options = {"bias": bias, "mask": self._neighbours(*q.shape[:3])}
+    return self._attend_in_windows(q, k, v, options)
+
+  def _attend_by_factors(self, q, k, v, factors):
+    if not self._shift:
+      return super()._attend_by_factors(q, k, v, factors)
+    options = {"score_mods": factors, "mask": self._neighbours(*q.shape[:3])}
+    return self._attend_in_windows(q, k, v, options)
+
+  def _neighbours(self, batch: int, height: int, width: int) -> Mask:
+    """Which tokens of each window of the rolled image are of one end of it."""
+    wraps = [np.arange(n) >= n - self._shift for n in (height, width)]
+    ends = 2 * wraps[0][:, None] + wraps[1]  # [H, W]
+    ends = self.partition(jnp.asarray(ends)[None], self.window_size)[0]
+    # Windows of all images are one batch.
+    return masks.segments(jnp.tile(ends, (batch, 1)))
+
+
 class GridAttention(WindowAttention):
   """Attention within grids of tokens spread over the image."""
 
@@ -178,6 +233,7 @@ TOKEN_MIXERS: dict[str, type[nn.Module]] = {
   "block_attention": BlockAttention,
   "grid_attention": GridAttention,
   "halo_attention": HaloAttention,
+  "shifted_attention": ShiftedAttention,
 }
 
 

@@ -190,7 +190,7 @@ def _windows(a, grid):
   return mix(softmax(scores(q, k) + bias, same), v).reshape(a.image_q.shape)
 
 
-def _halo(a, block=4, halo=1):
+def _halo(a, bias=False, block=4, halo=1):
   """Keys beyond the edge are zeros and take part in the softmax."""
   side = block + 2 * halo
   padding = ((0, 0), (halo, halo), (halo, halo), (0, 0), (0, 0))
@@ -201,7 +201,10 @@ def _halo(a, block=4, halo=1):
     q = a.image_q[0, y, x]
     s = np.einsum("hd,ijhd->hij", q, k[top : top + side, left : left + side])
     s *= 8**-0.5
-    for i in range(side):
+    if bias:
+      up, left_of = block - 1 - y % block, block - 1 - x % block
+      s += a.halo_table[:, up : up + side, left_of : left_of + side]
+    for i in range(0 if bias else side):
       s[:, i] += (q @ a.row_table[i - y % block + side - 1])[:, None]
       s[:, :, i] += (q @ a.column_table[i - x % block + side - 1])[:, None]
     weights = softmax(s.reshape(4, -1), True)
@@ -317,6 +320,7 @@ FORMULAS = {
   "MaxViT (2204.01697), block attention": lambda a: _windows(a, False),
   "MaxViT (2204.01697), grid attention": lambda a: _windows(a, True),
   "HaloNet (2103.12731)": _halo,
+  "HAT (2205.04437): overlapping windows": lambda a: _halo(a, bias=True),
   "LINA (2601.22630): division": lambda a: _linear(a, _relu, N * 1e-6),
   "LINA (2601.22630): its gates": lambda a: _linear(
     a,

@@ -171,6 +171,43 @@ def test_the_map_in_the_open_gives_the_output(stride):
   np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("stride", "mask_padding"), [(1, False), (2, True)])
+def test_a_bias_of_queries_and_keys(stride, mask_padding):
+  """Embeddings of one channel of ones are a bias of rows and of columns."""
+  arrays = _draw(1, 8, 12, 2, 4, 3, 6, stride)
+  rows, columns = arrays["relative_height"], arrays["relative_width"]
+  # The last channel of all queries is 1, and that of the keys nothing.
+  q = arrays["q"].at[..., -1].set(1.0)
+  k = arrays["k"].at[..., -1].set(0.0)
+  only_last = jnp.zeros(4).at[-1].set(1.0)[None]
+  options = {"block_size": 4, "halo_size": 1, "stride": stride}
+  options |= {"mask_padding": mask_padding}
+  expected = _halo(
+    q,
+    k,
+    arrays["v"],
+    relative_height=rows[:, -1:] * only_last,
+    relative_width=columns[:, -1:] * only_last,
+    **options,
+  )
+  side = 4 // stride
+  offset = np.arange(6)[None] - np.arange(side)[:, None] + 5
+  by_row = rows[offset, -1][:, None, :, None]
+  by_column = columns[offset, -1][None, :, None, :]
+  bias = (by_row + by_column).reshape(1, side**2, 36)
+  # The second head has its own.
+  bias = jnp.concatenate([bias, 0 * bias])
+  out = _halo(q, k, arrays["v"], bias=bias, **options)
+  np.testing.assert_allclose(out[..., 0, :], expected[..., 0, :], atol=2e-6)
+  plain = _halo(q, k, arrays["v"], **options)
+  np.testing.assert_allclose(out[..., 1, :], plain[..., 1, :], atol=2e-6)
+  weights = attention.halo_attention_weights(q, k, bias=bias, **options)
+  again = attention.apply_halo_attention_weights(
+    weights, arrays["v"], block_size=4, halo_size=1
+  )
+  np.testing.assert_allclose(again, out, atol=2e-6)
+
+
 def test_one_block_without_halo_is_global_attention():
   arguments = _draw(2, 4, 4, 3, 8, 8, 4)
   out = _halo(**arguments, block_size=4, halo_size=0)

@@ -30,6 +30,23 @@ def test_equals_four_loops(window):
   np.testing.assert_array_equal(bias, _four_loops(table, window))
 
 
+@pytest.mark.parametrize(("block", "window"), [(1, 3), (2, 4), (4, 6), (3, 3)])
+def test_blocks_with_a_halo_equal_four_loops(block, window):
+  side = block + window - 1
+  table = jax.random.normal(jax.random.key(side), (2, side, side))
+  bias = attention.relative_halo_bias(table, block)
+  expected = np.zeros((2, block, block, window, window))
+  for i, j in np.ndindex(block, block):
+    for m, n in np.ndindex(window, window):
+      expected[:, i, j, m, n] = table[:, m - i + block - 1, n - j + block - 1]
+  np.testing.assert_array_equal(bias, expected.reshape(2, block**2, window**2))
+
+
+def test_tables_that_fit_no_halo():
+  with pytest.raises(ValueError, match="for blocks of block_size b=4"):
+    attention.relative_halo_bias(jnp.zeros((2, 6, 6)), 4)
+
+
 def test_gradient_counts_the_pairs_of_each_offset():
   window = 4
   grad = jax.grad(lambda t: attention.relative_position_bias(t).sum())

@@ -215,7 +215,12 @@ SMALL_DIFFUSION = {
   "dtype": "bfloat16",
   "remat": True,
 }
-SMALL_RESTORATION = {"blocks": 1, "dtype": "bfloat16", "remat": True}
+SMALL_RESTORATION = {
+  "blocks": 1,
+  "depths": (2,),
+  "dtype": "bfloat16",
+  "remat": True,
+}
 SMALL_GENERATION = {
   "width": 16,
   "heads": 2,

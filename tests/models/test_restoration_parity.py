@@ -1,4 +1,4 @@
-"""SPAN against spandrel's port of the released networks."""
+"""SPAN and HAT against spandrel's ports of the released networks."""
 
 import functools
 
@@ -7,8 +7,22 @@ import numpy as np
 import pytest
 
 from models import pretrained
+from models.hat import HAT
 from models.span import Span
+from models.weight_maps import hat as hat_weights
 from tests import parity_helper
+
+SMALL_HAT = {
+  "width": 12,
+  "heads": 2,
+  "window_size": 8,
+  "halo_size": 2,
+  "mlp_width": 24,
+  "conv_width": 4,
+  "gate_width": 2,
+  "conv_scale": 0.3,
+  "image_range": 2.0,
+}
 
 
 def _fill(theirs, tensors, left=()):
@@ -69,6 +83,55 @@ def test_span():
     assert error < 1e-4 * np.abs(gradient).max(), name
   folded = _theirs(theirs.eval(), images)
   np.testing.assert_allclose(out, folded, atol=1e-4)
+
+
+# Traces and compiles whole networks.
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_hat(scale):
+  _, library = parity_helper.import_spandrel("HAT")
+  # Scales differ behind the blocks alone.
+  depths = (2, 1) if scale == 2 else (1,)
+  model = HAT(**{**SMALL_HAT, "depths": depths, "scale": scale})
+  variables = _example(model, seed=scale)
+  theirs = library.HAT(
+    embed_dim=12,
+    depths=depths,
+    num_heads=(2,) * len(depths),
+    window_size=8,
+    compress_ratio=3,
+    squeeze_factor=6,
+    conv_scale=0.3,
+    img_range=2.0,
+    mlp_ratio=2,
+    upscale=scale,
+    upsampler="pixelshuffle",
+    resi_connection="1conv",
+    drop_path_rate=0.0,
+  ).eval()
+  tensors = pretrained.to_tensors(variables, model)
+  _fill(theirs, tensors, left=["relative_position_index"])
+  images = _images(2, 16, 24, 3)
+  if scale > 2:
+    out = jax.jit(model.apply)(variables, images)
+    np.testing.assert_allclose(out, _theirs(theirs, images), atol=1e-4)
+    return
+  (out, ours), (expected, gradients) = _outputs_and_gradients(
+    model, variables, theirs, images
+  )
+  assert expected.std() > 0.1
+  np.testing.assert_allclose(out, expected, atol=1e-4)
+  for name, gradient in gradients.items():
+    error = np.abs(ours[name] - gradient).max()
+    assert error < 2e-4 * np.abs(gradient).max(), name
+  # All that a file has, with the indices into its tables.
+  stored = {n: t.numpy() for n, t in theirs.state_dict().items()}
+  found = hat_weights.fields(stored)
+  assert found.items() <= {f: getattr(model, f) for f in found}.items()
+  loaded = pretrained.from_tensors(stored, model)
+  jax.tree.map(np.testing.assert_array_equal, loaded, variables)
 
 
 def _outputs_and_gradients(model, variables, theirs, images):

@@ -68,6 +68,41 @@ def test_entropy_scales_windows_of_another_size_than_in_training(kind):
   np.testing.assert_array_equal(output(scale_by="entropy"), output())
 
 
+@pytest.mark.parametrize("shift", [None, 1, 0])
+def test_shifted_windows_end_at_the_edge(shift):
+  """As among all pixels, of which those of a window see each other."""
+  offered = {"head_dim": 4, "window_size": 4, "shift": shift}
+  offered["kernel_init"] = nn.initializers.normal(0.5)
+  mixer = token_mixers.create("shifted_attention", offered)
+  x = small.images(batch=2, channels=8, size=8)[:, :, :4].repeat(3, 2)
+  x += small.images(batch=2, channels=8, size=12, seed=2)[:, :8]
+  params = mixer.init(jax.random.key(0), x)["params"]
+  out = jax.jit(mixer.apply)({"params": params}, x)
+
+  y, x_places = (place.reshape(-1) for place in np.indices((8, 12)))
+  shift = 2 if shift is None else shift
+  window = np.stack([(y - shift) // 4, (x_places - shift) // 4])
+  same = (window[:, :, None] == window[:, None]).all(0)
+  offsets = [np.clip(p[None] - p[:, None] + 3, 0, 6) for p in (y, x_places)]
+  bias = params["relative_bias_table"][:, *offsets]
+  q, k, v = jnp.einsum(
+    "bnc,cphd->pbnhd", x.reshape(2, 96, 8), params["qkv"]["kernel"]
+  )
+  scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / 2 + bias[None]
+  weights = jax.nn.softmax(jnp.where(same[None, None], scores, -jnp.inf))
+  expected = jnp.einsum(
+    "bhqk,bkhd,hdc->bqc", weights, v, params["out"]["kernel"]
+  )
+  np.testing.assert_allclose(out.reshape(2, 96, 8), expected, atol=1e-4)
+
+
+def test_windows_are_shifted_by_less_than_one():
+  offered = {"head_dim": 4, "window_size": 4, "shift": 4}
+  mixer = token_mixers.create("shifted_attention", offered)
+  with pytest.raises(ValueError, match="shift is 4; it must be at least 0 and"):
+    mixer.init(jax.random.key(0), small.images(channels=8, size=8))
+
+
 def test_unknown_mixer():
   with pytest.raises(ValueError, match=r"token mixer 'block'.*block_attention"):
     token_mixers.create("block", {})
