@@ -33,7 +33,7 @@ def get_config(variant: str = "photographs_x2") -> ml_collections.ConfigDict:
 
 def _photographs_x2() -> ml_collections.ConfigDict:
   config = restoration.get_config("span_c48_x2", scale=2)
-  restoration.photographs(config, steps=2000)
+  restoration.photographs(config, steps=4000)
   config.model.channels = 16
   return config
 

@@ -29,6 +29,8 @@ OPTIONS: Mapping[str, tuple[Any, str]] = {
     "Restore all eight flips and rotations of an image, and take the mean.",
   ),
 }
+# What XLA says of it when it runs, and when it compiles for a TPU.
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Ran out of memory")
 # Whether rows and columns change places, and which of the two is turned round.
 _SYMMETRIES = tuple(itertools.product((False, True), repeat=3))
 
@@ -107,7 +109,8 @@ class ImageRestorer:
       clipped.
 
     Raises:
-      ValueError: for an image of another shape or dtype.
+      ValueError: for an image of another shape or dtype, or one that a device
+        has not the memory for.
     """
     check_image(image)
     total = 0.0
@@ -136,8 +139,21 @@ class ImageRestorer:
   def _call(self, rows: np.ndarray, size: int) -> np.ndarray:
     """Restores tiles [n, tile, tile, 3], and as many copies as are missing."""
     filled = rows[np.arange(size) % len(rows)]
-    made = self._step(self._variables, mesh_rows.place(filled, self._mesh))
-    return mesh_rows.whole(made)
+    try:
+      made = self._step(self._variables, mesh_rows.place(filled, self._mesh))
+      return mesh_rows.whole(made)
+    except jax.errors.JaxRuntimeError as error:
+      if not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+        raise
+      raise ValueError(self._advice(*filled.shape[:3])) from error
+
+  def _advice(self, count, height, width):
+    less = f"a --tile below {self._tile}" if self._tile else "--tile=256"
+    fewer = "" if count == 1 else ", or a --config.eval_batch_size below "
+    return (
+      f"A device has too little memory for {count} times {height} x {width} "
+      f"pixels at a time. Less are needed with {less}{fewer}{fewer and count}."
+    )
 
   def _places(self, shape):
     tile = self._tile or max(shape[:2])

@@ -8,7 +8,7 @@ import ml_collections
 
 import models
 import tasks
-from input_pipeline import images, latents, text, visual
+from input_pipeline import images, latents, restoration, text, visual
 from models import lina_layers
 
 # Classes, examples to train on and to evaluate of what is no part of this
@@ -50,6 +50,8 @@ def info(
     return _latents(config, num_classes)
   if room is visual:
     return _visual(config, num_classes)
+  if room is restoration:
+    return _restoration(config.data)
   if room is text:
     return _text(config, vocabulary_size)
   return room.dataset_info(config.data)
@@ -115,6 +117,21 @@ def _visual(config, num_classes) -> visual.DatasetInfo:
     image_shape=(*(8 * side for side in sides), 3),
     latent_shape=(*sides, channels),
     num_train_examples=train,
+  )
+
+
+def _restoration(data) -> restoration.DatasetInfo:
+  """Pairs of the config's sizes, as many as there are if they are here."""
+  with contextlib.suppress(ValueError):
+    found = restoration.dataset_info(data)
+    count = restoration.num_train_examples(data)
+    return dataclasses.replace(found, num_train_examples=count)
+  return restoration.DatasetInfo(
+    num_eval_examples=_EXAMPLES,
+    scale=data.scale,
+    patch_size=data.patch_size,
+    degradations=(),
+    num_train_examples=_EXAMPLES,
   )
 
 

@@ -185,6 +185,25 @@ def test_what_is_no_image(create, given, message):
     create()(given)
 
 
+@pytest.mark.parametrize(
+  ("options", "advice"),
+  [
+    ({}, "for 1 times 12 x 8 pixels at a time. .* with --tile=256.$"),
+    (
+      {"tile": 8, "overlap": 0, "batch_size": 2},
+      "for 2 times 8 x 8 .* a --tile below 8, or a .*eval_batch_size below 2.$",
+    ),
+  ],
+)
+def test_too_little_memory(model, variables, options, advice):
+  def step(variables, rows):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+  restorer = whole_images.ImageRestorer(model, variables, step=step, **options)
+  with pytest.raises(ValueError, match=advice):
+    restorer(image(12, 8))
+
+
 def test_tiles_that_do_not_fit_the_model(create):
   with pytest.raises(ValueError, match="tile=10 must be a multiple of 4"):
     create(tile=10, overlap=0)

@@ -26,6 +26,8 @@ CONFIGS = (
   ("resnet_rs", "50_160", 1000),
   ("routing", "routers", None),
   ("sequences", "mqar", None),
+  ("span", "df2k", None),
+  ("span", "photographs_x2", None),
 )
 
 
