@@ -131,7 +131,8 @@ class ImageRestorer:
     whole = np.empty((s * rows, s * columns, 3), np.float32)
     for batch in self._batches(places):
       made = self._call(np.stack(list(tiles.cut(padded, batch))), size)
-      for place, tile in zip(batch, made, strict=False):
+      # What was surplus is at the end.
+      for place, tile in zip(batch, made[: len(batch)], strict=True):
         tiles.put(whole, tile, place, s)
       called()
     return whole[: s * height, : s * width]

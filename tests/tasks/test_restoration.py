@@ -175,6 +175,7 @@ def test_each_degradation_has_its_figures(folder):
   assert rounded["images"] == 2
   of_kinds = [rounded[f"psnr_y_{kind}"] for kind in kinds]
   assert np.mean(of_kinds) == pytest.approx(rounded["psnr_y"])
+  assert of_kinds[0] != of_kinds[1]
   # All pixels count, as nothing is enlarged.
   pairs = list(room.eval_pairs(config.data))
   errors = [np.square(np.float64(p.degraded) - p.clean).mean() for p in pairs]
