@@ -241,6 +241,8 @@ def test_the_three_programs(folder, tmp_path, capsys):
   assert len(found) == 4
 
 
+# Compiles the network for images of five sizes, and for tiles.
+@pytest.mark.slow
 def test_the_public_network_on_set5(tmp_path):
   """The right value, 31.746 dB, by the command that the docs give."""
   data = SHARED / "super_resolution/Set5/x4"
