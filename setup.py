@@ -9,6 +9,7 @@ URL = ""
 PARITY = [
   "diffusers>=0.42,<0.43",
   "huggingface_hub>=0.30",
+  "pycocotools>=2.0.8",
   "safetensors>=0.5",
   "spandrel>=0.4.2,<0.5",
   "timm>=1.0.31",

@@ -14,9 +14,10 @@ import flax.linen as nn
 
 # The only list of families: modules with VARIANTS, {name: (class, {field:
 # value})}, and KIND, what they are for: "image", "language", "generation",
-# "diffusion", "pair", "autoencoder" or "restoration". Those of images have
-# IMAGE_SIZES too, {name: side in pixels of the images that the variant was
-# published for}; those that tensor parallelism knows have SHARDING_RULES.
+# "diffusion", "detection", "pair", "autoencoder" or "restoration". Those of
+# images have IMAGE_SIZES too, {name: side in pixels of the images that the
+# variant was published for}; those that tensor parallelism knows have
+# SHARDING_RULES.
 FAMILIES = (
   "models.autoencoder",
   "models.diffusion_transformer",
@@ -29,6 +30,7 @@ FAMILIES = (
   "models.maxvit",
   "models.mobilenet",
   "models.pair_attention",
+  "models.point_detector",
   "models.patch_mixers",
   "models.resnet",
   "models.span",

@@ -15,6 +15,7 @@ from tasks.base import Shown, Task
 TASKS = {
   "autoencoding": ("tasks.autoencoding", "Autoencoding"),
   "classification": ("tasks.classification", "Classification"),
+  "detection": ("tasks.detection", "Detection"),
   "diffusion": ("tasks.diffusion", "Diffusion"),
   "distillation": ("tasks.distillation", "Distillation"),
   "language_modeling": ("tasks.language_modeling", "LanguageModeling"),

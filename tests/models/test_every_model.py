@@ -205,6 +205,20 @@ def _check_restoration_model(name):
   assert out == jax.ShapeDtypeStruct(larger, jnp.float32)
 
 
+def _check_detection_model(name):
+  model = models.create(name, num_classes=5, dtype="bfloat16", remat=True)
+  shared = {"num_classes", "backbone", "dtype", "param_dtype", "remat"}
+  assert shared <= {f.name for f in dataclasses.fields(model)}
+  assert inspect.signature(model.__call__).parameters["train"].default is False
+  with pytest.raises(ValueError, match=f"{name} is a model of detection"):
+    models.image_size(name)
+  x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), x)
+  logits, boxes = jax.eval_shape(model.apply, variables, x)
+  assert logits == jax.ShapeDtypeStruct((2, 64, 5), jnp.float32)
+  assert boxes == jax.ShapeDtypeStruct((2, 64, 4), jnp.float32)
+
+
 # What makes a model small and leaves its structure.
 SMALL_DIFFUSION = {
   "width": 16,
@@ -241,6 +255,7 @@ CONTRACTS = {
   "autoencoder": _check_autoencoder,
   "pair": _check_pair_model,
   "restoration": _check_restoration_model,
+  "detection": _check_detection_model,
 }
 
 
