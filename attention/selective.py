@@ -99,12 +99,45 @@ def _chunk(a, memory, parts):
   # [chunk, batch, heads, dim, states]
   factor = jnp.exp(dt[..., None] * a[None, None])
   term = (dt * x)[..., None] * b[..., None, :]
-  factor, term = jax.lax.associative_scan(_join, _Step(factor, term))
-  memories = factor * memory[None] + term
+  memories = _memories(factor, term, memory)
   return memories[-1], jnp.sum(memories * c[..., None, :], axis=-1)
 
 
+@jax.custom_vjp
+def _memories(factor: Array, term: Array, memory: Array) -> Array:
+  """Returns h_t = factor_t h_(t-1) + term_t for all t, from h_(-1) = memory.
+
+  Its gradient runs the other way, dh_t = g_t + factor_(t+1) dh_(t+1), and is
+  such a scan itself; autodiff would take the tree of this one apart instead,
+  for two to three times the work.
+
+  Args:
+    factor: [chunk, ...].
+    term: likewise.
+    memory: [...].
+  """
+  steps = jax.lax.associative_scan(_join, _Step(factor, term))
+  return steps.factor * memory[None] + steps.term
+
+
+def _memories_forward(factor, term, memory):
+  memories = _memories(factor, term, memory)
+  return memories, (factor, memory, memories)
+
+
+def _memories_backward(residuals, g):
+  factor, memory, memories = residuals
+  after = jnp.concatenate([factor[1:], jnp.zeros_like(factor[:1])])
+  dterm = jax.lax.associative_scan(_join, _Step(after, g), reverse=True).term
+  before = jnp.concatenate([memory[None], memories[:-1]])
+  return dterm * before, dterm, dterm[0] * factor[0]
+
+
+_memories.defvjp(_memories_forward, _memories_backward)
+
+
 def _join(first: _Step, then: _Step) -> _Step:
+  """The step of `first` and then `then`; from behind where reversed."""
   return _Step(then.factor * first.factor, then.factor * first.term + then.term)
 
 
