@@ -62,6 +62,8 @@ def get_config(variant: str = "photographs") -> ml_collections.ConfigDict:
 def _photographs() -> ml_collections.ConfigDict:
   config = restoration.get_config("restormer", scale=1)
   restoration.photographs(config, steps=1500)
+  config.data.patch_size = 32
+  config.batch_size = 8
   config.model.update(SMALL | SCANS | PROMPTS)
   config.data.degradations = ("noise(sigma=25)",)
   _measured_as_noise(config)

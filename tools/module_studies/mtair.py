@@ -107,7 +107,6 @@ def make_config(
   """The config of a run, the same for all rows but for the model."""
   config = mtair.get_config("photographs" if variant == "full" else "test")
   if variant == "full":
-    config.batch_size = 8
     config.train_for = f"{_STEPS} steps"
   # The name, and no field that the config has set.
   config.model = ml_collections.ConfigDict({"name": "restormer", **options})
