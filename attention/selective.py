@@ -12,6 +12,11 @@ no matrix unit takes since each state has its decay: so here a chunk is an
 associative scan. Between chunks the memory goes on in a loop, and the gradient
 computes a chunk again, so that memories of one chunk exist at a time and not
 `states` times the input.
+
+There is no kernel, though one would pay: of 4 images of 128 x 128 places, 4
+ways of 96 channels and 16 states, XLA's program for a v5e takes 91 ms by its
+own estimate, 300 ms with the gradient, in chunks of 64 (more with 16 or 256),
+and to read what comes in and write what goes out takes 0.4 ms.
 """
 
 import functools
