@@ -11,6 +11,11 @@ from attention import (
   scores,
   trees,
 )
+from attention.channel import (
+  apply_channel_attention_weights,
+  channel_attention,
+  channel_attention_weights,
+)
 from attention.dot_product import (
   AttentionResult,
   apply_attention_weights,
@@ -36,6 +41,11 @@ from attention.relative_position import (
   resize_relative_table,
 )
 from attention.reshaped import attention_with_statistics, reshaped_attention
+from attention.selective import (
+  four_ways,
+  from_four_ways,
+  selective_scan,
+)
 from attention.top_values import apply_top_weights
 from attention.windows import (
   block_attention,
@@ -51,6 +61,7 @@ __all__ = [
   "FlowState",
   "LinearState",
   "apply_attention_weights",
+  "apply_channel_attention_weights",
   "apply_halo_attention_weights",
   "apply_top_weights",
   "attention_weights",
@@ -58,10 +69,14 @@ __all__ = [
   "block_attention",
   "block_partition",
   "block_unpartition",
+  "channel_attention",
+  "channel_attention_weights",
   "dot_product_attention",
   "features",
   "finishes",
   "flow_attention",
+  "four_ways",
+  "from_four_ways",
   "grid_attention",
   "grid_partition",
   "grid_unpartition",
@@ -81,5 +96,6 @@ __all__ = [
   "resize_relative_table",
   "scales",
   "scores",
+  "selective_scan",
   "trees",
 ]

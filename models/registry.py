@@ -29,6 +29,7 @@ FAMILIES = (
   "models.lina",
   "models.maxvit",
   "models.mobilenet",
+  "models.mtair",
   "models.pair_attention",
   "models.point_detector",
   "models.patch_mixers",

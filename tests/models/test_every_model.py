@@ -191,6 +191,8 @@ def _check_pair_model(name):
 def _check_restoration_model(name):
   known = models.fields(name)
   small = {field: n for field, n in SMALL_RESTORATION.items() if field in known}
+  if "refinement_depth" in known:
+    small |= {"depths": (1, 1, 1, 1), "refinement_depth": 1}
   model = models.create(name, **small)
   shared = {"scale", "dtype", "param_dtype", "remat"}
   assert shared <= {f.name for f in dataclasses.fields(model)}
