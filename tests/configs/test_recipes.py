@@ -14,7 +14,15 @@ from input_pipeline.images import transform_spec
 from training import durations, evaluation, optimizers, schedules
 
 _CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-FAMILIES = ("duoformer", "flowformer", "halonet", "maxvit", "resnet_rs")
+FAMILIES = (
+  "duoformer",
+  "flowformer",
+  "halonet",
+  "maxvit",
+  "mobilenet",
+  "patch_mixers",
+  "resnet_rs",
+)
 # Fields that make each family small, and the side of its images then.
 SMALL = {
   "duoformer": (
@@ -59,6 +67,22 @@ SMALL = {
     },
     16,
   ),
+  "mobilenet": (
+    {"stages": ((2, 8, 1, 1),), "stem_width": 8, "replace": ()},
+    16,
+  ),
+  "patch_mixers": (
+    {
+      "patch_size": 16,
+      "width": 8,
+      "depth": 1,
+      "heads": 2,
+      "hidden_width": 8,
+      "token_hidden": 8,
+      "image_size": 32,
+    },
+    32,
+  ),
   "resnet_rs": (
     {"depths": (1,), "widths": (4,), "stem_widths": (4, 4, 4)},
     16,
@@ -79,7 +103,7 @@ ALL = [c for c in _variants() if not c[1].startswith("u_")]
 def test_every_family_has_a_config_file():
   found = {path.stem for path in _CONFIGS.glob("*.py")}
   helpers = {"__init__", "common", "imagenet", "digits", "finetune"}
-  helpers |= {"restoration"}
+  helpers |= {"restoration", "fashion_mnist"}
   # With tests of their own.
   other_tasks = {"autoencoder", "language", "lina", "routing", "sequences"}
   other_tasks |= {"diffusion", "dimr", "distillation", "pairs", "span"}
@@ -127,7 +151,7 @@ def _kind(family, config):
 KINDS = {
   _kind(family, config): (family, variant, config)
   for family, variant, config in reversed(ALL)
-  if variant != "digits"
+  if not variant.endswith(("digits", "fashion_mnist"))
 }
 
 

@@ -66,6 +66,26 @@ COUNTS = {
       {"bias": 25, "scale": 9, "relative_bias_table": 2, "": 18},
     ),
   },
+  "mobilenet": {
+    "v1": (1, {"bias": 5, "scale": 4, "": 5}),
+    "v2": (2, {"bias": 6, "scale": 5, "": 6}),
+    "v2_ela_base": (3, {"bias": 7, "scale": 6, "": 7}),
+    "v1_ulsam": (1, {"bias": 9, "scale": 6, "": 7}),
+    "v2_ulsam": (1, {"bias": 10, "scale": 7, "": 8}),
+    "digits": (1, {"bias": 18, "scale": 17, "": 18}),
+  },
+  "patch_mixers": {
+    "ninformer": (3, {"bias": 12, "scale": 3, "": 9}),
+    "digits": (
+      1,
+      {"bias": 15, "scale": 5, "position": 1, "class_token": 1, "": 10},
+    ),
+    "fashion_mnist": (
+      1,
+      {"bias": 9, "scale": 3, "position": 1, "class_token": 1, "": 6},
+    ),
+    "mlp_digits": (2, {"bias": 9, "scale": 3, "": 6}),
+  },
   "resnet_rs": {
     "digits": (1, {_NORM: 32, "": 30}),
     "50_160": (29, {_NORM: 16, "": 14}),
