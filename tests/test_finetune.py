@@ -239,6 +239,14 @@ LAYERS = {
     [r"stem(_\w+)?", "stage_3/block_2", "final_(conv|norm)"],
   ),
   "u_halonet": ("u_halonet_micro", [r"stem(_\w+)?", "stage_3/block_1"]),
+  "vision_transformer": (
+    "vit_tiny_patch16_224",
+    [r"stem(_\w+)?", "patch_tokens", "patch_layer_11", "final_(conv|norm)"],
+  ),
+  "probed": (
+    "probed_vit_tiny_patch16_224",
+    [r"stem(_\w+)?", "patch_tokens", "patch_layer_11", "final_(conv|norm)"],
+  ),
   "flowformer": (
     "flowformer_224",
     [r"stem(_\w+)?", "stage_2/block_9", "stage_3/block_0"],
