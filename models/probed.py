@@ -21,7 +21,8 @@ class Probed(Backbone):
     backbone: name of the model that is the trunk.
     backbone_options: fields of the trunk and their values.
     stage: which of the trunk's maps is read, as an index of what its
-      `features` gives; -1 is the last that is no class token.
+      `features` gives without a class token, which is the last map but one of
+      trunks whose `class_token` is true.
     probe: a name of `models.probes.names`.
     probe_options: fields of the probe, as `queries` of "ep".
     stochastic_depth_rate: of the trunk.
@@ -30,7 +31,7 @@ class Probed(Backbone):
     attention_implementation: of the probe, see `attention.kernels.dispatch`.
   """
 
-  backbone: str = "vit_base_patch16_224"
+  backbone: str = "vit_base_16_224"
   backbone_options: Mapping[str, Any] = FrozenDict()
   stage: int = -1
   probe: str = "ep"
@@ -63,8 +64,9 @@ class Probed(Backbone):
       ValueError: if there is no map of this stage, or `x` does not fit.
     """
     maps = self.trunk.features(x, train=train)
-    token = maps[-1:] if getattr(self.trunk, "has_class_token", False) else []
-    maps = maps[: len(maps) - len(token)]
+    token = []
+    if getattr(self.trunk, "class_token", False):
+      maps, token = [*maps[:-2], maps[-1]], [maps[-2]]
     if not -len(maps) <= self.stage < len(maps):
       raise ValueError(
         f"stage is {self.stage}; {self.backbone} has {len(maps)} maps"
@@ -99,10 +101,17 @@ class Probed(Backbone):
 
 
 KIND = "image"
-# By trunk; any other is a field.
-_TRUNKS = ("tiny_patch16", "small_patch16", "base_patch16", "large_patch16")
+# By trunk; any other is a field. Published probes read tokens before the last
+# norm.
+_TRUNKS = ("tiny_16", "small_16", "base_16", "large_16", "huge_14")
 VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
-  f"probed_vit_{name}_224": (Probed, {"backbone": f"vit_{name}_224"})
-  for name in (*_TRUNKS, "huge_patch14")
+  f"probed_vit_{name}_224": (
+    Probed,
+    {
+      "backbone": f"vit_{name}_224",
+      "backbone_options": FrozenDict(normalized_features=False),
+    },
+  )
+  for name in _TRUNKS
 }
 IMAGE_SIZES = dict.fromkeys(VARIANTS, 224)

@@ -239,13 +239,13 @@ LAYERS = {
     [r"stem(_\w+)?", "stage_3/block_2", "final_(conv|norm)"],
   ),
   "u_halonet": ("u_halonet_micro", [r"stem(_\w+)?", "stage_3/block_1"]),
-  "vision_transformer": (
-    "vit_tiny_patch16_224",
-    [r"stem(_\w+)?", "patch_tokens", "patch_layer_11", "final_(conv|norm)"],
-  ),
   "probed": (
-    "probed_vit_tiny_patch16_224",
-    [r"stem(_\w+)?", "patch_tokens", "patch_layer_11", "final_(conv|norm)"],
+    "probed_vit_tiny_16_224",
+    [
+      r"(position_|token_type_)?embed(_norm)?",
+      "block_11",
+      "final_(conv|norm)",
+    ],
   ),
   "flowformer": (
     "flowformer_224",
