@@ -48,6 +48,8 @@ class PatchMixer(Backbone):
       are made of the mean over tokens otherwise.
     position: "learned", a vector of each token that is added, or "none".
     last_norm: whether tokens are normalised after the last block.
+    normalized_features: whether `features` gives final tokens after that norm;
+      probes of masked autoencoders read them before it.
     epsilon: of the norms.
     weight_init: how weights begin, a key of `patch_layers.INITS`; that of
       patches as PyTorch's in any case.
@@ -74,6 +76,7 @@ class PatchMixer(Backbone):
   class_token: bool = True
   position: str = "learned"
   last_norm: bool = True
+  normalized_features: bool = True
   epsilon: float = 1e-6
   weight_init: str = "normal"
   dropout_rate: float = 0.0
@@ -102,7 +105,8 @@ class PatchMixer(Backbone):
     """Returns maps [batch, rows, columns, width] of embedded and final tokens.
 
     Between the two stands the final class token, [batch, 1, 1, width], if there
-    is one. Final tokens are normalised, if the model does so.
+    is one. Final tokens are normalised, if the model does so and
+    `normalized_features` leaves it.
     """
     self._check_images(x)
     grid = (x.shape[1] // self.patch_size, x.shape[2] // self.patch_size)
@@ -111,7 +115,9 @@ class PatchMixer(Backbone):
     for block in self.block:
       x = block(x, train)
     if self.last_norm:
-      x = self.final_norm(x)
+      # Always there, so that a trunk has the parameters of a classifier.
+      normalized = self.final_norm(x)
+      x = normalized if self.normalized_features else x
     # Pairs of what stands before the patches, and the patches.
     (_, begin), (token, end) = (self._split(y, grid) for y in (first, x))
     return [begin, token, end] if self.class_token else [begin, end]
@@ -121,7 +127,10 @@ class PatchMixer(Backbone):
   ) -> jax.Array:
     """Maps what `features` gives to logits [batch, classes]."""
     del train
-    return self.head(maps[-2 if self.class_token else -1].mean((1, 2)))
+    x = maps[-2 if self.class_token else -1]
+    if self.last_norm and not self.normalized_features:
+      x = self.final_norm(x)
+    return self.head(x.mean((1, 2)))
 
   @property
   def size_multiple(self) -> int:
@@ -329,6 +338,10 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
   "vit_small_16_224": (PatchMixer, _vit(384, 6)),
   "vit_base_16_224": (PatchMixer, _vit(768, 12)),
   "vit_large_16_224": (PatchMixer, _vit(1024, 16, depth=24)),
+  "vit_huge_14_224": (
+    PatchMixer,
+    {**_vit(1280, 16, depth=32), "patch_size": 14},
+  ),
   "mixer_small_16_224": (PatchMixer, _mixer(512, 8)),
   "mixer_base_16_224": (PatchMixer, _mixer(768, 12)),
   "mixer_large_16_224": (PatchMixer, _mixer(1024, 24)),

@@ -33,6 +33,7 @@ FAMILIES = (
   "models.pair_attention",
   "models.point_detector",
   "models.patch_mixers",
+  "models.probed",
   "models.resnet",
   "models.span",
   "models.transformer",

@@ -192,12 +192,7 @@ class Classification(Task):
     self, variables: Variables, batch: Batch, key: jax.Array
   ) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
     """Summed loss of a prepared (micro-)batch, new statistics and sums."""
-    inputs, method = batch["image"], None
-    if self.config.frozen_trunk:
-      inputs = self.model.apply(
-        jax.lax.stop_gradient(variables), inputs, method="features"
-      )
-      method = "classify"
+    inputs, method = self.inputs(variables, batch)
     with normalization.masked_statistics(batch["mask"]):
       logits, new = self.model.apply(
         variables,
@@ -210,6 +205,24 @@ class Classification(Task):
     sums = self._sums(logits, batch)
     collections = {n: variables[n] for n in variables if n != "params"}
     return sums["loss"], ({**collections, **new}, sums)
+
+  def inputs(
+    self, variables: Variables, batch: Batch
+  ) -> tuple[Any, str | None]:
+    """What is differentiated takes, of a prepared batch, and by which method.
+
+    With a frozen trunk, its maps and the model's "classify".
+    """
+    images = batch["image"]
+    if not self.config.frozen_trunk:
+      return images, None
+    frozen = jax.lax.stop_gradient(variables)
+    return self.model.apply(frozen, images, method="features"), "classify"
+
+  def logits(self, variables: Variables, batch: Batch) -> jax.Array:
+    """In evaluation, float32 [batch, classes]."""
+    images = self.normalize(batch["image"])
+    return self.model.apply(variables, images, train=False)
 
   def trainable(self) -> Callable[[str], bool] | None:
     """With a frozen trunk, what is behind the feature maps."""
@@ -263,9 +276,7 @@ class Classification(Task):
       among: bool [classes], those that the model may choose; all if None.
     """
     batch = self._masked(batch)
-    logits = self.model.apply(
-      variables, self.normalize(batch["image"]), train=False
-    )
+    logits = self.logits(variables, batch)
     if among is not None:
       logits = jnp.where(among[None], logits, _NEVER)
     if batch["label"].ndim == 1:

@@ -239,6 +239,14 @@ LAYERS = {
     [r"stem(_\w+)?", "stage_3/block_2", "final_(conv|norm)"],
   ),
   "u_halonet": ("u_halonet_micro", [r"stem(_\w+)?", "stage_3/block_1"]),
+  "probed": (
+    "probed_vit_tiny_16_224",
+    [
+      r"(position_|token_type_)?embed(_norm)?",
+      "block_11",
+      "final_(conv|norm)",
+    ],
+  ),
   "flowformer": (
     "flowformer_224",
     [r"stem(_\w+)?", "stage_2/block_9", "stage_3/block_0"],

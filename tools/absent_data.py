@@ -8,7 +8,7 @@ import ml_collections
 
 import models
 import tasks
-from input_pipeline import images, latents, restoration, text, visual
+from input_pipeline import features, images, latents, restoration, text, visual
 from models import lina_layers
 
 # Classes, examples to train on and to evaluate of what is no part of this
@@ -44,7 +44,7 @@ def info(
     ValueError: for data that are neither known nor here.
   """
   room = tasks.find(config.task).room
-  if room is images:
+  if room is images or (room is features and not config.data.features):
     return _images(config.data, num_classes)
   if room is latents:
     return _latents(config, num_classes)

@@ -18,6 +18,7 @@ OPTIMIZERS = {
   "sgd": ("momentum",),
   "rmsprop": ("rms_decay", "eps", "momentum"),
   "lamb": ("b1", "b2", "eps"),
+  "lars": ("momentum", "trust_coefficient"),
 }
 RANGES = {
   "learning_rate": Number(0),
@@ -29,6 +30,7 @@ RANGES = {
   "eps": Number(0, above=True),
   "momentum": Number(0, 1, below=True),
   "rms_decay": Number(0, 1, below=True),
+  "trust_coefficient": Number(0, above=True),
   "weight_decay": Number(0),
   "clip_norm": Number(0),
   "stem_factor": Number(0, 1, above=True),
@@ -63,6 +65,7 @@ def default_config() -> ml_collections.ConfigDict:
       eps=1e-8,
       momentum=0.9,
       rms_decay=0.9,
+      trust_coefficient=0.001,
       weight_decay=0.0,
       # What no weight decay reaches, by path as `training.paths` says.
       decay_exclude=DECAY_EXCLUDE,
@@ -86,6 +89,12 @@ def create_optimizer(
   (Loshchilov and Hutter 2019; You et al. 2020) and part of the gradient in
   Adam, SGD and RMSProp, where it equals an L2 loss of
   `weight_decay / 2 * |w|^2` as in the ResNet and EfficientNet recipes.
+
+  LARS (You et al. 2017, arXiv 1708.03888) is what MAE and its successors probe
+  with: arrays of two axes and more have the gradient, with its decay, scaled to
+  `trust_coefficient` of the parameter's own norm, and all others have plain
+  momentum, without decay whatever `decay_exclude` says. The learning rate comes
+  after the momentum.
 
   Args:
     config: as `default_config`.
@@ -117,6 +126,18 @@ def create_optimizer(
     "sgd": lambda: (
       decay,
       optax.trace(config.momentum, nesterov=True),
+    ),
+    "lars": lambda: (
+      optax.masked(
+        optax.chain(
+          decay,
+          optax.scale_by_trust_ratio(
+            trust_coefficient=config.trust_coefficient
+          ),
+        ),
+        lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+      ),
+      optax.trace(config.momentum),
     ),
     # TensorFlow's form, which the published recipes used: epsilon inside the
     # root, accumulators that start at one, the learning rate before momentum.

@@ -40,6 +40,18 @@ def test_a_mean_of_a_thousand_deviations(layer, axes):
   np.testing.assert_allclose(out, _exact(x, axes), atol=5e-4)
 
 
+@pytest.mark.parametrize("fields", [{"use_scale": False}, {"use_bias": False}])
+def test_batch_norm_without_a_factor_or_an_offset(fields):
+  layer = normalization.BatchNorm(epsilon=1e-6, **fields)
+  x = _draw((5, 3, 4), mean=2.0)
+  out, variables = layer.init_with_output(
+    jax.random.key(0), x, use_running_average=False
+  )
+  left = {"scale", "bias"} - {name.removeprefix("use_") for name in fields}
+  assert set(variables["params"]) == left
+  np.testing.assert_allclose(out, _exact(x, (0, 1)), atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [(4, 3, 5, 6), (7, 6)])
 def test_batch_norm_is_flax_s(shape, dtype):

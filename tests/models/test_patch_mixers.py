@@ -18,6 +18,7 @@ COUNTS = {
   "vit_small_16_224": (22_050_664, 0),
   "vit_base_16_224": (86_567_656, 0),
   "vit_large_16_224": (304_326_632, 0),
+  "vit_huge_14_224": (632_045_800, 0),
   "mixer_small_16_224": (18_528_264, 0),
   "mixer_base_16_224": (59_880_472, 0),
   "mixer_large_16_224": (208_196_168, 0),
@@ -72,6 +73,26 @@ def _theirs(name):
       depth=2, num_heads=2, mlp_ratio=3, **shared
     )
   return mlp_mixer.MlpMixer(num_blocks=2, mlp_ratio=(0.75, 3), **shared)
+
+
+def test_features_before_the_norm_give_the_same_logits():
+  name = NAMES[0]
+  images, variables = parity_helper.random_images(2, 16), _variables(name)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def run(model, variables, images):
+    maps = model.apply(variables, images, method="features")
+    return maps, model.apply(variables, maps, method="classify")
+
+  after, logits = run(_model(name), variables, images)
+  before, same = run(_model(name, normalized_features=False), variables, images)
+  np.testing.assert_allclose(same, logits, atol=1e-5)
+  norm = variables["params"]["final_norm"]
+  for x, y in zip(before[1:], after[1:], strict=True):
+    x = x - x.mean(-1, keepdims=True)
+    x = x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+    x = x * norm["scale"][None, None, None] + norm["bias"][None, None, None]
+    np.testing.assert_allclose(x, y, atol=1e-4)
 
 
 @pytest.mark.parity

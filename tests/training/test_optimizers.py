@@ -79,6 +79,54 @@ def test_lamb_scales_each_update_to_its_parameter(problem):
   np.testing.assert_allclose(run(tx, gradients, start), w, rtol=2e-5, atol=1e-6)
 
 
+def test_five_steps_of_lars():
+  """`util/lars.py` of efficient probing and MAE, in float64.
+
+  Arrays of one axis, and of zeros, have no trust ratio; the learning rate comes
+  after the momentum.
+  """
+  rng = np.random.default_rng(0)
+  shapes = {
+    "kernel": (3, 5),
+    "bias": (5,),
+    "zeros": (2, 2),
+    "tokens": (1, 2, 3),
+  }
+  start = {
+    k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()
+  }
+  start["zeros"][:] = 0
+  rates = (0.0, 0.5, 1.6, 1.0, 0.3)
+  config = optimizers.default_config()
+  config.update(dict(name="lars", weight_decay=0.1, momentum=0.8))
+  # What the names say, and that of one axis there is no decay.
+  config.decay_exclude = ("tokens",)
+  tx = optimizers.create_optimizer(config, lambda step: jnp.array(rates)[step])
+  params = {name: jnp.asarray(array) for name, array in start.items()}
+  state = tx.init(params)
+  expected = {name: array.astype(np.float64) for name, array in start.items()}
+  moments = dict.fromkeys(start, 0.0)
+  for rate in rates:
+    gradients = {
+      name: rng.standard_normal(s).astype(np.float32)
+      for name, s in shapes.items()
+    }
+    updates, state = tx.update(
+      {name: jnp.asarray(g) for name, g in gradients.items()}, state, params
+    )
+    params = optax.apply_updates(params, updates)
+    for name, gradient in gradients.items():
+      w, g = expected[name], gradient.astype(np.float64)
+      if w.ndim > 1:
+        g = g + (0 if name == "tokens" else 0.1) * w
+        norms = np.linalg.norm(w), np.linalg.norm(g)
+        g = g * (0.001 * norms[0] / norms[1] if min(norms) else 1)
+      moments[name] = 0.8 * moments[name] + g
+      expected[name] = w - rate * moments[name]
+  for name, array in expected.items():
+    np.testing.assert_allclose(params[name], array, rtol=1e-5, atol=1e-7)
+
+
 def test_clips_by_the_global_norm():
   tx = create(name="sgd", momentum=0.0, clip_norm=1.0)
   params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
@@ -156,6 +204,10 @@ def test_errors_name_the_field(fields, message):
     (dict(momentum=0.8), "momentum=0.8 does nothing .*'adamw': sgd, rmsprop"),
     (dict(name="sgd", b1=0.8), "b1=0.8 does nothing .*: adamw, adam, lamb"),
     (dict(name="lamb", rms_decay=0.8), "rms_decay=0.8 .*: rmsprop would"),
+    (
+      dict(name="sgd", trust_coefficient=0.1),
+      "trust_coefficient=0.1 .*: lars would",
+    ),
     (dict(boundaries=("1 epochs",)), "boundaries=.*'cosine': stepwise"),
     (
       dict(schedule="stepwise", final_learning_rate=1e-5),
