@@ -14,15 +14,16 @@ import flax.linen as nn
 
 # The only list of families: modules with VARIANTS, {name: (class, {field:
 # value})}, and KIND, what they are for: "image", "language", "generation",
-# "diffusion", "detection", "pair", "autoencoder" or "restoration". Those of
-# images have IMAGE_SIZES too, {name: side in pixels of the images that the
-# variant was published for}; those that tensor parallelism knows have
+# "diffusion", "detection", "pair", "autoencoder", "restoration" or "potential".
+# Those of images have IMAGE_SIZES too, {name: side in pixels of the images that
+# the variant was published for}; those that tensor parallelism knows have
 # SHARDING_RULES.
 FAMILIES = (
   "models.autoencoder",
   "models.diffusion_transformer",
   "models.dimr",
   "models.duoformer",
+  "models.escaip",
   "models.flowformer",
   "models.halonet",
   "models.hat",

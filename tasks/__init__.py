@@ -21,6 +21,7 @@ TASKS = {
   "language_modeling": ("tasks.language_modeling", "LanguageModeling"),
   "masked_generation": ("tasks.masked_generation", "MaskedGeneration"),
   "pair_completion": ("tasks.pair_completion", "PairCompletion"),
+  "potentials": ("tasks.potentials", "Potentials"),
   "probing": ("tasks.probing", "Probing"),
   "restoration": ("tasks.restoration", "Restoration"),
   "routing": ("tasks.routing", "Routing"),
