@@ -25,10 +25,11 @@ from training.ranges import Number
 class Potentials(Task):
   """Predicts energies and forces; sums are over structures.
 
-  The model sees energies per atom less their mean, and forces, both divided by
-  one number, so that its forces may be the slope of its energy. The loss of a
-  structure is `energy_weight` times the absolute error of the energy, divided
-  by the atoms, and `force_weight` times the mean length of the forces' errors:
+  The model's energy is that of a structure less the mean energy of its atoms,
+  in units of the data's deviation, and its forces have a unit of their own, or
+  that of the energy where they are its slope. The loss of a structure, in these
+  units, is `energy_weight` times the absolute error of the energy, divided by
+  the atoms, and `force_weight` times the mean length of the forces' errors:
   EScAIP's losses, whose force term is a mean over the atoms of a batch and not,
   as here, first of a structure.
   """
@@ -173,9 +174,13 @@ class Potentials(Task):
   def in_units(self, made: Prediction, numbers: jax.Array) -> Prediction:
     """What the model said, [B, A] atoms, in the data's units."""
     atoms = (numbers > 0).sum(-1)
-    energy = made.energy * self.info.scale + self.info.energy_mean * atoms
-    forces = None if made.forces is None else made.forces * self.info.scale
-    return Prediction(energy, forces)
+    info = self.info
+    energy = made.energy * info.energy_scale + info.energy_mean * atoms
+    if made.forces is None:
+      return Prediction(energy, None)
+    direct = self.model.forces == "direct"
+    scale = info.force_scale if direct else info.energy_scale
+    return Prediction(energy, made.forces * scale)
 
   def _sums(self, made: Prediction, batch: Batch) -> dict[str, jax.Array]:
     """Sums over structures, by their weights."""
@@ -185,16 +190,16 @@ class Potentials(Task):
     atoms = jnp.maximum(present.sum(-1), 1).astype(jnp.float32)
     made = self.in_units(made, batch["numbers"])
     energy_error = jnp.abs(made.energy - batch["energy"]) / atoms
-    loss = self.config.energy_weight * energy_error
+    loss = self.config.energy_weight * energy_error / self.info.energy_scale
     sums = {"weight": weights.sum(), "atoms": (weights * atoms).sum()}
     sums["energy_mae"] = (weights * energy_error).sum()
     if made.forces is not None:
       off = jnp.where(present[..., None], made.forces - batch["forces"], 0.0)
       force_error = jnp.abs(off).sum((1, 2)) / (3 * atoms)
       sums["force_mae"] = (weights * force_error).sum()
-      loss += self.config.force_weight * _lengths(off).sum(-1) / atoms
-    # In units of the model, so that a potential's strength does not matter.
-    return {**sums, "loss": (weights * loss).sum() / self.info.scale}
+      length = _lengths(off).sum(-1) / atoms
+      loss += self.config.force_weight * length / self.info.force_scale
+    return {**sums, "loss": (weights * loss).sum()}
 
 
 def _lengths(x: jax.Array) -> jax.Array:

@@ -26,8 +26,9 @@ class ClustersInfo:
   Attributes:
     atoms: places of a structure, A.
     energy_mean: of an atom, over the clusters to train on.
-    scale: root mean square of a force's coordinate there; models predict
-      (energy - atoms * energy_mean) / scale and forces / scale.
+    energy_scale: deviation there of a cluster's energy per atom; models predict
+      (energy - atoms * energy_mean) / energy_scale.
+    force_scale: root mean square of a force's coordinate there, likewise.
     element: the number of an atom, the same for all.
     num_eval_examples: in an evaluation.
     num_train_examples: in an epoch.
@@ -35,7 +36,8 @@ class ClustersInfo:
 
   atoms: int
   energy_mean: float
-  scale: float
+  energy_scale: float
+  force_scale: float
   element: int
   num_eval_examples: int
   num_train_examples: int
@@ -96,11 +98,14 @@ def dataset_info(config: ml_collections.ConfigDict) -> ClustersInfo:
     ValueError: for a potential or options that do not fit.
   """
   made = _made(config, "train")
-  atoms = made.present.sum()
+  sizes = made.present.sum(1)
+  mean = made.energy.sum() / sizes.sum()
+  off = made.energy / sizes - mean
   return ClustersInfo(
     atoms=made.present.shape[1],
-    energy_mean=float(made.energy.sum() / atoms),
-    scale=float(np.sqrt(np.square(made.forces).sum() / (3 * atoms))),
+    energy_mean=float(mean),
+    energy_scale=float(np.sqrt(np.square(off).mean())),
+    force_scale=float(np.sqrt(np.square(made.forces[made.present]).mean())),
     element=ELEMENT,
     num_eval_examples=config.eval_examples,
     num_train_examples=config.train_examples,

@@ -221,6 +221,26 @@ def _check_detection_model(name):
   assert boxes == jax.ShapeDtypeStruct((2, 64, 4), jnp.float32)
 
 
+def _check_potential(name):
+  model = models.create(
+    name, width=16, heads=2, depth=1, dtype="bfloat16", remat=True
+  )
+  shared = {"elements", "cutoff", "max_neighbors", "forces", "energy_reduce"}
+  shared |= {"dtype", "param_dtype", "remat"}
+  assert shared <= {f.name for f in dataclasses.fields(model)}
+  assert inspect.signature(model.__call__).parameters["train"].default is False
+  with pytest.raises(ValueError, match=f"{name} is a model of potential"):
+    models.image_size(name)
+  variables = jax.eval_shape(
+    functools.partial(model.init, **model.example_inputs()), jax.random.key(0)
+  )
+  numbers = jax.ShapeDtypeStruct((2, 4), jnp.int32)
+  positions = jax.ShapeDtypeStruct((2, 4, 3), jnp.float32)
+  made = jax.eval_shape(model.apply, variables, numbers, positions)
+  assert made.energy == jax.ShapeDtypeStruct((2,), jnp.float32)
+  assert made.forces == positions
+
+
 # What makes a model small and leaves its structure.
 SMALL_DIFFUSION = {
   "width": 16,
@@ -258,6 +278,7 @@ CONTRACTS = {
   "pair": _check_pair_model,
   "restoration": _check_restoration_model,
   "detection": _check_detection_model,
+  "potential": _check_potential,
 }
 
 

@@ -107,9 +107,11 @@ def test_batches():
     energies.LennardJones(), 0, 0, 7, (3, 6), (0, 9), config.jitter
   )
   own = whole.forces[whole.present]
-  np.testing.assert_allclose(info.scale, np.sqrt(np.mean(own**2)))
+  np.testing.assert_allclose(info.force_scale, np.sqrt(np.mean(own**2)))
   per_atom = whole.energy.sum() / whole.present.sum()
   np.testing.assert_allclose(info.energy_mean, per_atom)
+  off = whole.energy / whole.present.sum(1) - per_atom
+  np.testing.assert_allclose(info.energy_scale, np.sqrt(np.mean(off**2)))
   batch = next(clusters.train_iterator(config, seed=0, global_batch_size=7))
   assert info.atoms == batch["numbers"].shape[1] == 6
   np.testing.assert_allclose(
