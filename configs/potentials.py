@@ -3,8 +3,8 @@
   python train.py --config=configs/potentials.py --workdir=runs/potentials
 
 Variants, on clusters of 8 to 13 atoms that are made up of a seed:
-- `clusters` (the default): EScAIP with a head of forces; it trains in a minute
-  on two cores.
+- `clusters` (the default): EScAIP with a head of forces; it trains in two
+  minutes on two cores.
 - `clusters_gradient`: forces are the slope of the energy.
 
 --config.data.potential=morse is another potential, and
