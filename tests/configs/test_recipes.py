@@ -107,7 +107,7 @@ def test_every_family_has_a_config_file():
   # With tests of their own.
   other_tasks = {"autoencoder", "language", "lina", "routing", "sequences"}
   other_tasks |= {"diffusion", "dimr", "distillation", "pairs", "span"}
-  other_tasks |= {"mtair", "probing", "shapes"}
+  other_tasks |= {"hat", "mtair", "probing", "shapes"}
   assert found - helpers - other_tasks == set(FAMILIES)
 
 

@@ -37,6 +37,7 @@ FIELDS = {
   "mlp_width": 16,
   "conv_width": 4,
   "gate_width": 2,
+  "upsample_width": 8,
   "conv_scale": 0.2,
   "image_range": 1.0,
 }

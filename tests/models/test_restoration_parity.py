@@ -20,6 +20,7 @@ SMALL_HAT = {
   "mlp_width": 24,
   "conv_width": 4,
   "gate_width": 2,
+  "upsample_width": 16,
   "conv_scale": 0.3,
   "image_range": 2.0,
 }
@@ -106,6 +107,7 @@ def test_hat(scale):
     conv_scale=0.3,
     img_range=2.0,
     mlp_ratio=2,
+    num_feat=16,
     upscale=scale,
     upsampler="pixelshuffle",
     resi_connection="1conv",
