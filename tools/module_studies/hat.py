@@ -13,10 +13,11 @@ TITLE = "HAT (2205.04437)"
 GROUP = "restoration"
 TEXT = """\
 As SPAN's study, with a group of two blocks of 24 channels and windows of 8
-pixels. Controls are the same network whose overlapping windows have no halo, so
-that they are windows like the others, and one whose convolutional branches do
-not count (`conv_scale` is 0). The paper says that both parts help, overlapping
-windows since they join what windows cut.
+pixels, whose output is added to bicubic interpolation: ours, as so few steps do
+not get there from nothing. Controls are the same network whose overlapping
+windows have no halo, so that they are windows like the others, and one whose
+convolutional branches do not count (`conv_scale` is 0). The paper says that
+both help, overlapping windows since they join what windows cut.
 """
 COLUMNS = super_resolution_rows.COLUMNS
 Row = tuple[str, dict[str, Any]]
