@@ -123,7 +123,8 @@ def test_blocks_without_the_gate_are_plain_residual_ones():
   first = variables["params"]["conv_1"]
   conv = FoldedConv(4, 2, "deploy", jnp.float32, jnp.float32)
   inputs = (_images(1, 4, 5, 3) - np.float32(restoration_layers.RGB_MEAN)) * 255
-  expected = conv.apply({"params": first}, inputs) + last["bias"]
+  expected = conv.apply({"params": first}, inputs)
+  expected += last["bias"][None, None, None]
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
 
 
