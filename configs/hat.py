@@ -92,7 +92,7 @@ def _finetune() -> ml_collections.ConfigDict:
 
 def _test() -> ml_collections.ConfigDict:
   config = _photographs_x2()
-  config.model.update(dict(width=4, depths=(2,), mlp_width=4, window_size=4))
+  config.model.update(dict(width=4, depths=(1,), mlp_width=4, window_size=4))
   config.model.update(dict(halo_size=1, conv_width=2, upsample_width=4))
   config.data.patch_size = 8
   config.batch_size = 4

@@ -42,7 +42,7 @@ def measure(
   """Trains a network, if the row has one, and measures what it restores.
 
   Args:
-    folder: not used, as rows share nothing.
+    folder: of what rows share: the small images of a test.
     row: its name.
     options: fields of the model.
     seed: of the training.
@@ -51,8 +51,9 @@ def measure(
   Returns:
     What COLUMNS names.
   """
-  del folder
   config = make_config(options, seed, variant)
+  if variant == "test":
+    super_resolution_rows.few(config, folder)
   if row == _BICUBIC:
     return super_resolution_rows.bicubic(config)
   return super_resolution_rows.trained(config)
