@@ -15,8 +15,6 @@ from models import layers, taps
 from models.hat_blocks import HybridBlock, LayerNorm, OverlappingBlock
 from models.restoration_layers import RGB_MEAN, Restorer, conv, pixel_shuffle
 
-# Channels of what is made larger.
-UPSAMPLE_WIDTH = 64
 # By what one step of the upsampling makes larger, for each scale.
 STEPS = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 
@@ -38,10 +36,15 @@ class HAT(Restorer):
     mlp_width: channels within the feed-forward layers.
     conv_width: channels between a block's convolutions.
     gate_width: channels within the gate of their channels.
+    upsample_width: channels of what is made larger.
     conv_scale: factor of the convolutional branch. Files of weights do not have
       it, so it has to be said; the published networks have 0.01.
     image_range: what the input is multiplied by, and the output divided by. It
       has to be said too; the published networks have 1.
+    residual: whether what the network makes is added to its input, enlarged by
+      bicubic interpolation, and not to the mean of photographs. The published
+      networks do not; a short training begins with it where it would otherwise
+      take thousands of steps to come.
     stochastic_depth_rate: probability of dropping the branches of the last
       block; it grows linearly from 0.
     implementation: which implementation of the attention runs; see
@@ -57,8 +60,10 @@ class HAT(Restorer):
   mlp_width: int = 360
   conv_width: int = 60
   gate_width: int = 6
+  upsample_width: int = 64
   conv_scale: float | None = None
   image_range: float | None = None
+  residual: bool = False
   stochastic_depth_rate: float = 0.1
   implementation: str = "auto"
 
@@ -80,6 +85,7 @@ class HAT(Restorer):
     self._check_images(x)
     dtypes, width = self.dtypes, self.width
     mean = jnp.asarray(RGB_MEAN)[None, None, None]
+    image = x
     x = ((x.astype(jnp.float32) - mean) * self.image_range).astype(self.dtype)
     first = x = conv(width, 3, name="first", **dtypes)(x)
     x = LayerNorm(name="embed_norm", **dtypes)(x)
@@ -88,18 +94,20 @@ class HAT(Restorer):
       x = self._group(i, rates_of_group)(x, train)
     x = LayerNorm(name="norm", **dtypes)(x)
     x = first + conv(width, width, name="body", **dtypes)(x)
-    x = conv(UPSAMPLE_WIDTH, width, name="before_upsample", **dtypes)(x)
-    x = nn.leaky_relu(x)
+    wide = self.upsample_width
+    x = nn.leaky_relu(conv(wide, width, name="before_upsample", **dtypes)(x))
     for i, step in enumerate(STEPS[self.scale]):
-      x = conv(
-        UPSAMPLE_WIDTH * step**2, UPSAMPLE_WIDTH, name=f"upsample_{i}", **dtypes
-      )(x)
+      x = conv(wide * step**2, wide, name=f"upsample_{i}", **dtypes)(x)
       x = pixel_shuffle(x, step)
     # Its rounding would be the image's.
-    x = conv(3, UPSAMPLE_WIDTH, name="last", param_dtype=self.param_dtype)(
+    x = conv(3, wide, name="last", param_dtype=self.param_dtype)(
       x.astype(jnp.float32)
     )
-    return x / self.image_range + mean
+    x = x / self.image_range
+    if not self.residual:
+      return x + mean
+    image = image.astype(jnp.float32)
+    return x + jax.image.resize(image, x.shape, "cubic", antialias=False)
 
   def _group(self, i: int, rates: tuple[float, ...]) -> nn.Module:
     return Group(
@@ -181,7 +189,8 @@ def _check_fields(model: HAT) -> None:
     raise ValueError(f"image_range is {model.image_range}; it must be above 0")
   if model.scale not in STEPS:
     raise ValueError(f"scale is {model.scale}; it must be one of {[*STEPS]}")
-  for field in ("width", "heads", "mlp_width", "conv_width", "gate_width"):
+  widths = ("mlp_width", "conv_width", "gate_width", "upsample_width")
+  for field in ("width", "heads", *widths):
     if getattr(model, field) < 1:
       raise ValueError(
         f"{field} is {getattr(model, field)}; it must be 1 or more"

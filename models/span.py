@@ -50,6 +50,7 @@ class Span(Restorer):
     blocks: how many there are.
     gain: by how much the branches of the form "train" are wider.
     form: how convolutions are stored, "train" or "deploy".
+    gated: whether blocks are gated; without, they are plain residual ones.
   """
 
   channels: int = 48
@@ -57,6 +58,7 @@ class Span(Restorer):
   blocks: int = 6
   gain: int = 2
   form: str = "train"
+  gated: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -82,7 +84,9 @@ class Span(Restorer):
     first = FoldedConv(self.channels, name="conv_1", **options)(x)
     x, maps = first, []
     for i in range(self.blocks):
-      x, inner = block(self.channels, name=f"block_{i + 1}", **options)(x)
+      x, inner = block(
+        self.channels, gated=self.gated, name=f"block_{i + 1}", **options
+      )(x)
       maps.append(x)
     last = FoldedConv(self.channels, name="conv_2", **options)(x)
     # [B, H, W, 4 C]
@@ -109,6 +113,7 @@ class Block(nn.Module):
   form: str
   dtype: layers.Dtype
   param_dtype: layers.Dtype
+  gated: bool
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -126,8 +131,10 @@ class Block(nn.Module):
     # not, as the paper draws it, what was before the activation.
     inner = nn.silu(convolve(1, x))
     y = convolve(3, nn.silu(convolve(2, inner)))
-    attention = taps.tap(self, "attention", nn.sigmoid(y) - 0.5)
-    return taps.tap(self, "hidden_state", (y + x) * attention), inner
+    x += y
+    if self.gated:
+      x *= taps.tap(self, "attention", nn.sigmoid(y) - 0.5)
+    return taps.tap(self, "hidden_state", x), inner
 
 
 class FoldedConv(nn.Module):

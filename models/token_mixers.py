@@ -13,7 +13,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import attention
 from attention import masks, scales, scores
@@ -203,22 +202,46 @@ class ShiftedAttention(BlockAttention):
   def _attend(self, q, k, v, bias):
     if not self._shift:
       return super()._attend(q, k, v, bias)
-    options = {"bias": bias, "mask": self._neighbours(*q.shape[:3])}
+    options = {"bias": bias, "mask": self._neighbours(*q.shape[1:3])}
     return self._attend_in_windows(q, k, v, options)
 
   def _attend_by_factors(self, q, k, v, factors):
     if not self._shift:
       return super()._attend_by_factors(q, k, v, factors)
-    options = {"score_mods": factors, "mask": self._neighbours(*q.shape[:3])}
+    options = {"score_mods": factors, "mask": self._neighbours(*q.shape[1:3])}
     return self._attend_in_windows(q, k, v, options)
 
-  def _neighbours(self, batch: int, height: int, width: int) -> Mask:
+  def _neighbours(self, height: int, width: int) -> Mask:
     """Which tokens of each window of the rolled image are of one end of it."""
-    wraps = [np.arange(n) >= n - self._shift for n in (height, width)]
-    ends = 2 * wraps[0][:, None] + wraps[1]  # [H, W]
-    ends = self.partition(jnp.asarray(ends)[None], self.window_size)[0]
-    # Windows of all images are one batch.
-    return masks.segments(jnp.tile(ends, (batch, 1)))
+    rows, columns = height // self.window_size, width // self.window_size
+    return masks.function(
+      _Neighbours(self.window_size, self._shift, rows, columns)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Neighbours:
+  """Whether the tokens of a shifted window are of the same end of the image.
+
+  Of windows in row-major order; a function of indices, for an array of all
+  pairs of all windows would be larger than the images.
+  """
+
+  side: int
+  shift: int
+  rows: int
+  columns: int
+
+  def __call__(self, window, head, query, key):
+    del head
+    row, column = divmod(window % (self.rows * self.columns), self.columns)
+    first = self.side - self.shift  # Of the tokens that come from the start.
+    other_row = (query // self.side < first) != (key // self.side < first)
+    other_column = (query % self.side < first) != (key % self.side < first)
+    return ~(
+      ((row == self.rows - 1) & other_row)
+      | ((column == self.columns - 1) & other_column)
+    )
 
 
 class GridAttention(WindowAttention):

@@ -137,6 +137,7 @@ def fields(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     "mlp_width": shape(f"{_BLOCK}.mlp.fc1.weight")[0],
     "conv_width": shape(f"{_BLOCK}.conv_block.cab.0.weight")[0],
     "gate_width": shape(f"{_BLOCK}.conv_block.cab.3.attention.1.weight")[0],
+    "upsample_width": shape("conv_last.weight")[1],
   }
 
 

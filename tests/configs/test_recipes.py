@@ -105,9 +105,23 @@ def test_every_family_has_a_config_file():
   helpers = {"__init__", "common", "imagenet", "digits", "finetune"}
   helpers |= {"restoration", "fashion_mnist"}
   # With tests of their own.
-  other_tasks = {"autoencoder", "language", "lina", "routing", "sequences"}
-  other_tasks |= {"diffusion", "dimr", "distillation", "pairs", "span"}
-  other_tasks |= {"mtair", "potentials", "probing", "shapes"}
+  other_tasks = {
+    "autoencoder",
+    "diffusion",
+    "dimr",
+    "distillation",
+    "hat",
+    "language",
+    "lina",
+    "mtair",
+    "pairs",
+    "potentials",
+    "probing",
+    "routing",
+    "sequences",
+    "shapes",
+    "span",
+  }
   assert found - helpers - other_tasks == set(FAMILIES)
 
 

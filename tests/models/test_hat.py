@@ -10,6 +10,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 import models
+from input_pipeline.restoration import imresize
 from models import hat, pretrained, taps
 from models.hat import HAT
 from models.weight_maps import hat as hat_weights
@@ -37,6 +38,7 @@ FIELDS = {
   "mlp_width": 16,
   "conv_width": 4,
   "gate_width": 2,
+  "upsample_width": 8,
   "conv_scale": 0.2,
   "image_range": 1.0,
 }
@@ -127,6 +129,19 @@ def test_every_other_block_shifts_its_windows(small):
   # are shifted, whose pixels saw the four windows that they lie in.
   rows, columns = np.indices((12, 12)) < 8
   np.testing.assert_array_equal(seen, rows & columns)
+
+
+def test_a_residual_network_begins_with_what_bicubic_interpolation_makes(small):
+  model, variables, _ = small
+  params = dict(variables["params"])
+  params["last"] = _zeros(params["last"])
+  residual = model.clone(residual=True, scale=2)
+  image = _images(1, 8, 8, 3)
+  out = jax.jit(residual.apply)({"params": params}, image)
+  expected = imresize(image[0].astype(np.float64), 2)
+  # At the edge MATLAB's repeats pixels, which ours leaves out.
+  inner = (slice(4, -4), slice(4, -4))
+  np.testing.assert_allclose(out[0][inner], expected[inner], atol=1e-5)
 
 
 def test_branches_are_dropped_but_for_the_convolution(small):

@@ -110,6 +110,24 @@ def test_the_gate_is_odd_and_less_than_a_half(small):
   assert values["block_2/hidden_state"].shape == attention.shape
 
 
+def test_blocks_without_the_gate_are_plain_residual_ones():
+  model = Span(channels=4, scale=2, blocks=1, form="deploy", gated=False)
+  variables = parity_helper.randomise(_shapes(model), seed=0)
+  names = ["block_1/hidden_state"]
+  read = functools.partial(taps.read, model, names=names)
+  # With nothing but a bias in its last convolution, a block adds that.
+  last = variables["params"]["block_1"]["conv_3"]
+  last["kernel"] = np.zeros_like(last["kernel"])
+  _, values = read(variables, _images(1, 4, 5, 3))
+  (out,) = values.values()
+  first = variables["params"]["conv_1"]
+  conv = FoldedConv(4, 2, "deploy", jnp.float32, jnp.float32)
+  inputs = (_images(1, 4, 5, 3) - np.float32(restoration_layers.RGB_MEAN)) * 255
+  expected = conv.apply({"params": first}, inputs)
+  expected += last["bias"][None, None, None]
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4)
+
+
 def test_half_precision_and_remat(small):
   model, variables, expected = small
   half = _apply(model.clone(dtype="bfloat16"), variables, _images())

@@ -20,6 +20,7 @@ CONFIGS = (
   ("language", "gpt2", 50_257),
   ("language", "shakespeare_cpu", 65),
   ("language", "tiny", 257),
+  ("hat", "df2k", None),
   ("lina", "digits", 10),
   ("lina", "imagenet_256", 1000),
   ("maxvit", "base_224", 1000),
