@@ -58,6 +58,10 @@ def get_config(task: str = "classification") -> ml_collections.ConfigDict:
   config.train_for = "1 epochs"
   config.evaluate_every = "1 epochs"
 
+  # Which parameters learn, by path as `training.paths` says, all if empty; and
+  # which of these do not.
+  config.trainable = ()
+  config.frozen = ()
   config.optimizer = optimizers.default_config()
   config.ema = ml_collections.ConfigDict(
     dict(

@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import ml_collections
 import models
 import tasks
 from experiment import layer_rates, ranges
+from models import insertion
 from training import (
   durations,
   evaluation,
@@ -25,6 +26,7 @@ from training import (
   sharding,
   train_state,
   train_step,
+  trained,
 )
 
 
@@ -92,6 +94,7 @@ def create_evaluation(
     return task.init(init_key)
 
   shapes = jax.eval_shape(init_variables)
+  _group_inserts(task, paths.flatten_with_names(shapes["params"]))
   init, variables = _place(init_variables, shapes, mesh, config)
   return Evaluation(config, mesh, task, init, variables)
 
@@ -126,13 +129,21 @@ def create(
   config = layer_rates.with_layer_rules(config, names)
   tx = optimizers.create_optimizer(config.optimizer, schedule)
   metrics.check_best_metric(config.checkpoint.best_metric, task.metric_names())
-  if (trainable := task.trainable()) is not None:
-    tx = optimizers.freeze(tx, trainable)
+  trainable = trained.choose(
+    names,
+    trainable=config.trainable,
+    frozen=config.frozen,
+    also=task.trainable(),
+  )
 
   def state_of(variables: dict[str, Any]) -> train_state.TrainState:
     _, step_key = _keys(config)
     return train_state.create_state(
-      variables, tx, step_key, use_ema=config.ema.decay > 0
+      variables,
+      tx,
+      step_key,
+      use_ema=config.ema.decay > 0,
+      trainable=trainable,
     )
 
   def init_state() -> train_state.TrainState:
@@ -142,13 +153,18 @@ def create(
   # Of the shapes that are known, since tracing the model takes a second or so.
   shapes = jax.eval_shape(state_of, evaluation.variables)
   init, state = _place(init_state, shapes, mesh, config)
-  rules = _describe_rules(config, trainable, state.params)
+  rules = _describe_rules(config, task, trainable, state.params)
   rules += _describe_placement(config, mesh, state)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
   def jit_step(accumulation_steps: int) -> Any:
     step = train_step.make_train_step(
-      task, tx, schedule, config, accumulation_steps=accumulation_steps
+      task,
+      tx,
+      schedule,
+      config,
+      accumulation_steps=accumulation_steps,
+      trainable=trainable,
     )
     return jax.jit(
       step,
@@ -215,6 +231,7 @@ def _describe_placement(
 
 def _describe_rules(
   config: ml_collections.ConfigDict,
+  task: tasks.Task,
   trainable: Callable[[str], bool] | None,
   params: Any,
 ) -> list[str]:
@@ -239,8 +256,9 @@ def _describe_rules(
     sizes,
     optional=patterns,
   )
+  groups["model.inserts"] = _group_inserts(task, sizes)
   if trainable is not None:
-    groups["frozen"] = optimizers.group_frozen(trainable, sizes)
+    groups["frozen"] = trained.group(trainable, sizes)
   return [
     f"{field}: "
     + ", ".join(
@@ -252,6 +270,18 @@ def _describe_rules(
     for field, found in groups.items()
     if len(found) > 1
   ]
+
+
+def _group_inserts(
+  task: tasks.Task, names: Collection[str]
+) -> dict[str, list[str]]:
+  """Which parameters each insert of the model has.
+
+  Raises:
+    ValueError: for one that is put at nothing.
+  """
+  patterns = insertion.patterns(task.model)
+  return paths.group_by_rule("model.inserts", patterns, names)
 
 
 def _create_clock(

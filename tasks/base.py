@@ -224,7 +224,10 @@ class Task(abc.ABC):
     return tuple(self.directions)
 
   def trainable(self) -> Callable[[str], bool] | None:
-    """Tells of a parameter's path whether it is trained; None if all are."""
+    """Tells of a parameter's path whether it is trained; None if all are.
+
+    Beside `config.trainable` and `config.frozen`, for what the job asks for.
+    """
     return None
 
   def files(self) -> Mapping[str, bytes]:

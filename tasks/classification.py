@@ -14,7 +14,14 @@ from input_pipeline import images as image_data
 from input_pipeline.images import mixing
 from models import normalization
 from tasks import class_table, losses, predictions
-from tasks.base import Batch, Shown, Task, Variables, create_model
+from tasks.base import (
+  Batch,
+  Shown,
+  Task,
+  Variables,
+  apply_in_training,
+  create_model,
+)
 from training import evaluation, paths, summary
 from training.ranges import Number
 
@@ -194,17 +201,11 @@ class Classification(Task):
     """Summed loss of a prepared (micro-)batch, new statistics and sums."""
     inputs, method = self.inputs(variables, batch)
     with normalization.masked_statistics(batch["mask"]):
-      logits, new = self.model.apply(
-        variables,
-        inputs,
-        train=True,
-        method=method,
-        rngs={"dropout": key},
-        mutable=["batch_stats"],
+      logits, collections = apply_in_training(
+        self.model, variables, inputs, method=method, rngs={"dropout": key}
       )
     sums = self._sums(logits, batch)
-    collections = {n: variables[n] for n in variables if n != "params"}
-    return sums["loss"], ({**collections, **new}, sums)
+    return sums["loss"], (collections, sums)
 
   def inputs(
     self, variables: Variables, batch: Batch
@@ -216,8 +217,7 @@ class Classification(Task):
     images = batch["image"]
     if not self.config.frozen_trunk:
       return images, None
-    frozen = jax.lax.stop_gradient(variables)
-    return self.model.apply(frozen, images, method="features"), "classify"
+    return self.model.apply(variables, images, method="features"), "classify"
 
   def logits(self, variables: Variables, batch: Batch) -> jax.Array:
     """In evaluation, float32 [batch, classes]."""

@@ -2,7 +2,7 @@
 
 import io
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from tasks import (
 )
 from tasks.base import Batch, Shown, Variables, create_model
 from tasks.generator import Generator
-from training import evaluation, paths
+from training import evaluation
 from training.ranges import Number
 
 
@@ -68,7 +68,6 @@ class MaskedGeneration(Generator):
     )
     self.places = int(np.prod(self.model.grid))
     self.most_visible = mask_draws.most_visible(config.mask_ratio, self.places)
-    paths.check_patterns("frozen", config.frozen)
     generation_checks.check_masks(config.mask_ratio, self.places)
     generation_checks.check_data(config.data, info, self.model)
 
@@ -87,8 +86,6 @@ class MaskedGeneration(Generator):
     config.noise_draws = 4
     # How often an image is learned without its class or text.
     config.condition_dropout = 0.1
-    # Parameters that do not learn, by path as `training.paths` says.
-    config.frozen = ()
     config.sampling = ml_collections.ConfigDict(
       dict(steps=64, flow_steps=25, guidance=2.4, min_guidance=1.0)
     )
@@ -231,17 +228,3 @@ class MaskedGeneration(Generator):
       sampling=self.config.sampling,
       **{"text": self.config.data.text, **options},
     )
-
-  def trainable(self) -> Callable[[str], bool] | None:
-    """All but what `config.frozen` takes.
-
-    Raises:
-      ValueError: for a pattern that takes nothing.
-    """
-    patterns = self.config.frozen
-    if not patterns:
-      return None
-    shapes = jax.eval_shape(self.init, jax.random.key(0))["params"]
-    names = paths.flatten_with_names(shapes)
-    paths.group_by_rule("frozen", patterns, names)
-    return lambda name: paths.first_match(patterns, name) is None

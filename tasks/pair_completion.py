@@ -108,7 +108,7 @@ class PairCompletion(Task):
     """The summed cross entropy in nats, or the error of the networks."""
     del key
     if self.config.imitate:
-      loss = self._imitation(_frozen_but_networks(variables), batch)
+      loss = self._imitation(variables, batch)
     else:
       logits = self.model.apply(variables, batch["inputs"], batch["pairs"])
       loss = losses.weighted_cross_entropy(
@@ -154,13 +154,3 @@ class PairCompletion(Task):
   def report(result: Mapping[str, Any]) -> dict[str, Any]:
     """loss, accuracy, imitation, and the number of pairs."""
     return dict(result)
-
-
-def _frozen_but_networks(variables: Variables) -> Variables:
-  """The same, but that no gradient is computed of the rest."""
-
-  def one(path, leaf):
-    found = paths.first_match(_NETWORKS, paths.path_name(path))
-    return jax.lax.stop_gradient(leaf) if found is None else leaf
-
-  return jax.tree_util.tree_map_with_path(one, variables)

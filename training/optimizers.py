@@ -1,7 +1,7 @@
 """Optimizers by name, with weight decay by parameter-name rules."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,7 @@ DECAY_EXCLUDE = (
   "position",
   "class_token",
   "scale_token",
+  "threshold",
 )
 
 
@@ -181,44 +182,6 @@ def check_unused(config: ml_collections.ConfigDict) -> None:
           f"optimizer.{kind}={config[kind]!r}: {', '.join(users)} would use "
           f"it. Leave it at {default[field]!r}."
         )
-
-
-def freeze(
-  tx: optax.GradientTransformation, trainable: Callable[[str], bool]
-) -> optax.GradientTransformation:
-  """Leaves parameters as they are whose path is not trainable, without state.
-
-  Weight decay does not reach them either.
-  """
-
-  def label(params):
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: "train" if trainable(paths.path_name(path)) else "freeze",
-      params,
-    )
-
-  return optax.partition({"train": tx, "freeze": optax.set_to_zero()}, label)
-
-
-def group_frozen(
-  trainable: Callable[[str], bool], names: Collection[str]
-) -> dict[str, list[str]]:
-  """Which parameters `freeze` leaves as they are, and under "" which not.
-
-  Raises:
-    ValueError: if there are none of either.
-  """
-  groups = {
-    "what does not learn": [name for name in names if not trainable(name)],
-    "": [name for name in names if trainable(name)],
-  }
-  if not all(groups.values()):
-    which = "no" if groups["what does not learn"] else "every"
-    raise ValueError(
-      f"This config freezes some parameters, but {which} parameter of "
-      f"{', '.join(names)} would learn."
-    )
-  return groups
 
 
 def decay_mask(params: Any, exclude: Sequence[str]) -> Any:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from training import trained
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -14,10 +16,10 @@ class TrainState:
 
   Attributes:
     step: int32 scalar, the number of updates done.
-    params: trainable parameters, float32.
+    params: parameters, float32, those that are frozen too.
     collections: what else the model has, by name, as "batch_stats", the
       running statistics of normalisation layers; may be empty.
-    opt_state: state of the optax transformation.
+    opt_state: state of the optax transformation, of what is trained.
     ema: exponential moving average of `{"params", **collections}`, or None.
     key: the key from which each step's randomness is derived.
   """
@@ -42,15 +44,24 @@ def create_state(
   key: jax.Array,
   *,
   use_ema: bool,
+  trainable: trained.Trainable | None = None,
 ) -> TrainState:
-  """Builds the state of step 0 from a model's initial variables."""
+  """Builds the state of step 0 from a model's initial variables.
+
+  Args:
+    variables: "params" and the other collections.
+    tx: the optimizer.
+    key: of the randomness of steps.
+    use_ema: whether there is a moving average.
+    trainable: tells of a parameter's path whether it is trained; all if None.
+  """
   collections = dict(variables)
   params = collections.pop("params")
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     collections=collections,
-    opt_state=tx.init(params),
+    opt_state=tx.init(trained.split(params, trainable)[0]),
     # A copy: donated buffers must not be shared between two leaves.
     ema=jax.tree.map(jnp.copy, variables) if use_ema else None,
     key=key,

@@ -9,7 +9,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from training import sharding, train_state
+from training import sharding, train_state, trained
 
 Batch = dict[str, jax.Array]
 
@@ -21,6 +21,7 @@ def make_train_step(
   config: ml_collections.ConfigDict,
   *,
   accumulation_steps: int = 1,
+  trainable: trained.Trainable | None = None,
 ) -> Callable[
   [train_state.TrainState, Batch], tuple[Any, dict[str, jax.Array]]
 ]:
@@ -39,10 +40,14 @@ def make_train_step(
     schedule: step -> learning rate, for the metrics.
     config: `ema.decay` (0: none), `ema.warmup` and `ema.every`.
     accumulation_steps: how many micro-batches a batch is cut into.
+    trainable: tells of a parameter's path whether it is trained; all if None.
+      Of the others no gradient is computed, and they stay what they are to the
+      bit. Not so other collections, as statistics: these are the task's.
 
   Returns:
     The step. Metrics are float32 scalars: means, the task's counts,
-    `learning_rate`, and the global norms `grad_norm` and `param_norm`.
+    `learning_rate`, and the global norms `grad_norm`, of what is trained, and
+    `param_norm`.
   """
   n = accumulation_steps
 
@@ -53,15 +58,17 @@ def make_train_step(
     weight = task.weight(batch)
     # Where nothing counts the sums are 0, too.
     weight = jnp.where(weight > 0, weight, 1.0)
+    moving, frozen = trained.split(state.params, trainable)
 
-    def mean_loss(params, micro_batch, key):
+    def mean_loss(moving, micro_batch, key):
+      params = trained.join(moving, frozen)
       variables = {"params": params, **state.collections}
       loss, aux = task.loss(variables, micro_batch, key)
       return loss / weight, aux
 
     def gradient(micro_batch, key):
       grads, (collections, sums) = jax.grad(mean_loss, has_aux=True)(
-        state.params, micro_batch, key
+        moving, micro_batch, key
       )
       share = sums["weight"] / weight
       return grads, jax.tree.map(lambda x: x * share, collections), sums
@@ -78,8 +85,8 @@ def make_train_step(
       collections,
       state.collections,
     )
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = tx.update(grads, state.opt_state, moving)
+    params = trained.join(optax.apply_updates(moving, updates), frozen)
     ema = state.ema
     if ema is not None:
       ema = train_state.update_ema(

@@ -270,7 +270,6 @@ def test_evaluation_is_of_each_example_alone():
     ({"model.text_width": 8}, r"text_width=8 does not fit data.text='', .* 0"),
     ({"mask_ratio.low": 1.0}, r"mask_ratio.low=1.0 must be below"),
     ({"mask_ratio.low": 0.01}, r"mask_ratio.low=0.01 of 16 tokens"),
-    ({"frozen": ("norm/",)}, r"frozen has 'norm/', which is not"),
   ],
 )
 def test_what_does_not_fit(fields, message):
@@ -283,13 +282,3 @@ def test_what_does_not_fit(fields, message):
 def test_several_labels_are_refused():
   with pytest.raises(ValueError, match="several labels"):
     create(dataclasses.replace(INFO, many_labels=True))
-
-
-def test_what_is_frozen():
-  trainable = create().trainable()
-  assert trainable("label_embed/embedding")
-  assert not trainable("label_embed/norm/scale")
-  assert not trainable("connector/position/mlp/expand/kernel")
-  assert create(frozen=()).trainable() is None
-  with pytest.raises(ValueError, match="frozen has 'conector'"):
-    create(frozen=("conector",)).trainable()

@@ -168,15 +168,6 @@ def test_own_rules_must_take_something():
       optimizers.group_by_rules(config, names)
 
 
-def test_freezing_must_leave_something_and_take_something():
-  names = ["trunk/kernel", "head/kernel"]
-  groups = optimizers.group_frozen(lambda n: n.startswith("head"), names)
-  assert list(groups.values()) == [names[:1], names[1:]]
-  for which, trainable in (("no", False), ("every", True)):
-    with pytest.raises(ValueError, match=f"but {which} parameter of"):
-      optimizers.group_frozen(lambda n, answer=trainable: answer, names)
-
-
 @pytest.mark.parametrize(
   ("fields", "message"),
   [

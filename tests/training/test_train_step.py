@@ -69,7 +69,7 @@ def make_batch(seed=0):
   }
 
 
-def make(config, model=None, tx=None, accumulation_steps=1):
+def make(config, model=None, tx=None, accumulation_steps=1, trainable=None):
   tx = tx or optax.sgd(0.1)
   task = make_task(model or Net(), config)
   state = train_state.create_state(
@@ -77,6 +77,7 @@ def make(config, model=None, tx=None, accumulation_steps=1):
     tx,
     jax.random.key(1),
     use_ema=config.ema.decay > 0,
+    trainable=trainable,
   )
   step = train_step.make_train_step(
     task,
@@ -84,6 +85,7 @@ def make(config, model=None, tx=None, accumulation_steps=1):
     lambda step: 0.1,
     config,
     accumulation_steps=accumulation_steps,
+    trainable=trainable,
   )
   return state, jax.jit(step), task
 
