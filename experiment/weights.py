@@ -51,8 +51,8 @@ def load_weights(
 ) -> dict[str, Any]:
   """Reads weights onto the experiment's mesh.
 
-  What the task adds to a model (`Task.added`) and the source lacks is
-  initialised anew.
+  What the task adds to a model (`Task.added`), and what is inserted into it
+  (`models.insertion`), begins anew where the source lacks it.
 
   Args:
     experiment: with the model that they are for.

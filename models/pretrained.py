@@ -23,6 +23,7 @@ from flax.core import FrozenDict
 import attention
 from models import (
   huggingface,
+  insertion,
   registry,
   transformer,
   weight_files,
@@ -35,6 +36,8 @@ Variables = dict[str, Any]
 Tensors = weight_files.Tensors
 Init = Callable[[jax.Array], Variables]
 
+# Our own names and layouts, as of the variables of a run.
+_OWN = lambda path: ("/".join(path), layouts.SAME)
 # Where every model has the layer of its logits.
 _HEAD = ("head", "logits")
 
@@ -161,7 +164,7 @@ def adapt(
   """Like `load`, from the variables of a similar model, as before a transfer.
 
   What it lacks of paths, as "params/head/bias", that are `optional` is
-  initialised anew.
+  initialised anew, and so is what it lacks of inserts.
 
   Raises:
     ValueError: if some are missing, surplus or do not fit; lists all.
@@ -177,7 +180,7 @@ def adapt(
       part=part,
       optional=optional,
       init=init,
-      weight_map=lambda path: ("/".join(path), layouts.SAME),
+      weight_map=_OWN,
     ),
     fresh,
   )
@@ -197,8 +200,9 @@ def from_tensors(
 ) -> Variables:
   """Like `load`, from {name: tensor}; what would be initialised is left out.
 
-  So is what has no tensor and a path that is `optional`. With a `weight_map`
-  tensors have other names than those of the model's family.
+  So is what has no tensor and a path that is `optional` or of an insert, whose
+  names are ours. With a `weight_map` tensors have other names than those of the
+  model's family.
   `remarks` follow the names of surplus tensors in the error.
   """
   owner = weight_maps.part(model, part) if part else model
@@ -208,15 +212,17 @@ def from_tensors(
     tensors = weight_maps.normalised(owner, tensors)
     weight_map = weight_maps.of(owner, tensors)
   prefix = 2 if part else 1
+  is_inserted = insertion.finder(model)
   ignored, names, problems, loaded = set(), {}, {}, {}
   if replace_head or part:
     ignored = {weight_map((*_HEAD, leaf))[0] for leaf in ("kernel", "bias")}
   for path, wanted in _flat_shapes(_initializer(model, init)).items():
     if (part and path[1] != part) or (replace_head and _is_head(path)):
       continue
-    name, layout = weight_map(path[prefix:])
+    own = is_inserted(path[1:])
+    name, layout = _OWN(path[1:]) if own else weight_map(path[prefix:])
     names[name] = None
-    if name not in tensors and optional("/".join(path)):
+    if name not in tensors and (own or optional("/".join(path))):
       continue
     try:
       tensor = _fitting(tensors, name, path, wanted, layout, resize_tables)
@@ -250,9 +256,11 @@ def to_tensors(
 ) -> Tensors:
   """Returns {their name: tensor}: the inverse of `from_tensors`."""
   weight_map, tensors = weight_map or weight_maps.of(model), {}
+  is_inserted = insertion.finder(model)
   shared = collections.defaultdict(dict)
   for path, value in traverse_util.flatten_dict(variables).items():
-    name, layout = weight_map(path[1:])
+    own = is_inserted(path[1:])
+    name, layout = (_OWN if own else weight_map)(path[1:])
     tensor = layout.store(np.asarray(value))
     if layout.part:
       shared[name][layout.part.index] = tensor

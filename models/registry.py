@@ -54,7 +54,7 @@ def create(name: str, **overrides: Any) -> nn.Module:
       is of another type than the field.
   """
   cls, hyperparameters = _variant(name)
-  _check_fields(cls, overrides, name)
+  check_fields(cls, overrides, name)
   return cls(**{**hyperparameters, **overrides})
 
 
@@ -64,7 +64,7 @@ def build(cls: type[nn.Module], fields: Mapping[str, Any]) -> nn.Module:
   Raises:
     ValueError: if it has no such field, or a value is of another type.
   """
-  _check_fields(cls, fields, cls.__name__)
+  check_fields(cls, fields, cls.__name__)
   return cls(**fields)
 
 
@@ -152,9 +152,16 @@ def _variant(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
   return variants[name]
 
 
-def _check_fields(
+def check_fields(
   cls: type[nn.Module], fields: Mapping[str, Any], name: str
 ) -> None:
+  """Raises ValueError unless a class has the fields, of the values' types.
+
+  Args:
+    cls: of a model, or of a part of one.
+    fields: and their values.
+    name: for errors.
+  """
   hints = _hints(cls)
   for field, value in fields.items():
     if field not in hints:

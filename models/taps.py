@@ -11,6 +11,7 @@ scanned layers; "tap_names" lists what there is. And Flax's own way, to have all
 values at once of `mutable=["intermediates"]`, goes too.
 """
 
+import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from models import registry
+from models import insertion, registry
 
 # What a transform over layers, as `nn.scan`, has to lift, with the layers as
 # the first axis.
@@ -84,7 +85,7 @@ def read(
   if replacements:
     variables |= _replace(replacements, places, known)
   # Past `Tapped.apply`, which would look for mistakes once more.
-  output, state = nn.Module.apply(
+  output, state = _apply(
     model, variables, *inputs, **options, mutable=["readings"]
   )
   values = _flatten(state.get("readings", {}))
@@ -99,7 +100,15 @@ def list_names(
 
 
 class Tapped(nn.Module):
-  """A model whose `apply` refuses replacements that fit none of its values."""
+  """A model, of which values are read and replaced, and that takes inserts.
+
+  Its `apply` refuses replacements that fit none of its values.
+
+  Attributes:
+    inserts: modules that are put at places of it, see `models.insertion`.
+  """
+
+  inserts: tuple[Any, ...] = dataclasses.field(default=(), kw_only=True)
 
   # Not a method that runs within the model: Flax shall leave it as it is.
   @nn.nowrap
@@ -107,12 +116,20 @@ class Tapped(nn.Module):
     """Does as Flax's.
 
     Raises:
-      ValueError: for "replacements" at paths where there is no value.
+      ValueError: for "replacements" at paths where there is no value, and for
+        inserts that cannot be.
     """
     if "replacements" in variables:
       known = _known(self, variables, args, options)
       _check_replacements(variables, known)
-    return super().apply(variables, *args, **options)
+    with insertion.inserted(self.inserts):
+      return super().apply(variables, *args, **options)
+
+  @nn.nowrap
+  def init_with_output(self, *args, **options):
+    """Does as Flax's, with inserts; `init` is made of it."""
+    with insertion.inserted(self.inserts):
+      return super().init_with_output(*args, **options)
 
 
 def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
@@ -137,6 +154,7 @@ def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
     value = replacement
   if module.has_variable("readings", name):
     module.put_variable("readings", name, value)
+  insertion.hear((*module.path, name), value)
   if module.is_mutable_collection("intermediates"):
     module.sow(
       "intermediates", name, value, reduce_fn=lambda _, new: new, init_fn=tuple
@@ -145,14 +163,18 @@ def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
 
 
 def tapped(module: nn.Module, name: str) -> bool:
-  """Says whether the caller of `apply` reads or replaces the value `name`.
+  """Says whether the caller of `apply`, or an insert, wants the value `name`.
 
   Ask before computing a value that nothing but a tap needs.
   """
   _announce(module, name)
-  return module.is_mutable_collection("intermediates") or any(
-    module.has_variable(collection, name)
-    for collection in ("readings", "replacements")
+  return (
+    module.is_mutable_collection("intermediates")
+    or insertion.wanted((*module.path, name))
+    or any(
+      module.has_variable(collection, name)
+      for collection in ("readings", "replacements")
+    )
   )
 
 
@@ -201,12 +223,17 @@ def _announce(module: nn.Module, name: str) -> None:
     module.put_variable("tap_names", name, jnp.zeros(()))
 
 
+def _apply(model, *args, **options):
+  with insertion.inserted(getattr(model, "inserts", ())):
+    return nn.Module.apply(model, *args, **options)
+
+
 def _known(model, variables, inputs, options) -> dict[str, tuple[int, ...]]:
   """For each value's path () or, in scanned layers, their number in a tuple."""
   options = {**options, "mutable": ["tap_names"]}
 
   def trace(variables, inputs):
-    return nn.Module.apply(model, variables, *inputs, **options)[1]
+    return _apply(model, variables, *inputs, **options)[1]
 
   state = jax.eval_shape(trace, dict(variables), inputs)
   known = _flatten(state.get("tap_names", {}))

@@ -11,6 +11,7 @@ from models import (
   affine_scale,
   dense,
   feed_forward,
+  insertion,
   layers,
   mixer_base,
   rows,
@@ -178,7 +179,13 @@ def scanned(repeats: int) -> Callable[..., nn.Module]:
   return nn.scan(
     Repeat,
     variable_axes=dict.fromkeys(
-      ("params", affine_scale.COLLECTION, *taps.COLLECTIONS), 0
+      (
+        "params",
+        affine_scale.COLLECTION,
+        insertion.STATE,
+        *taps.COLLECTIONS,
+      ),
+      0,
     ),
     split_rngs=dict.fromkeys(("params", "dropout", "routing"), True),
     in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
