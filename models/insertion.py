@@ -270,7 +270,13 @@ class _Calls:
         first.setdefault(rule.name, rule)
     return list(first.values())
 
-  def _call(self, rule, module, run, x, *args, **kwargs):
+  def _call(self, rule, module, run, *args, **kwargs):
+    if not args:
+      raise ValueError(
+        f"{rule.name} is put at {'/'.join(module.path)}, which is called "
+        "without an array; it needs a layer that has one as its first argument"
+      )
+    x, *args = args
     scope = module.scope.push(rule.name, reuse=True)
     self._own.add(scope.path)
     insert, site = rule.make(parent=scope), Site(module, self.heard)

@@ -35,6 +35,7 @@ FAMILIES = (
   "models.point_detector",
   "models.patch_mixers",
   "models.probed",
+  "models.perceptron",
   "models.resnet",
   "models.span",
   "models.transformer",

@@ -263,6 +263,7 @@ LAYERS = {
       "final_(conv|norm)",
     ],
   ),
+  "perceptron": ("perceptron", ["layer_0", "layer_1"]),
   "duoformer": (
     "duoformer_r50_2s",
     [

@@ -24,6 +24,7 @@ GEOMETRIC = _by_name(
   geometry.affine,
   geometry.flip,
   geometry.shift,
+  geometry.turn,
   resizing.center_crop,
   resizing.random_resized_crop,
   resizing.resize,

@@ -54,8 +54,7 @@ def affine(
   checks.check_number("zoom", zoom)
   if zoom >= 1:
     raise ValueError(f"zoom is {zoom}, but must be less than 1.")
-  if method not in _METHODS:
-    raise ValueError(f"method is {method!r}, but must be one of {[*_METHODS]}.")
+  _check_method(method)
 
   def apply(image, rng):
     height, width, _ = image.shape
@@ -76,6 +75,29 @@ def affine(
   return apply
 
 
+def turn(
+  degrees: float = 90.0, probability: float = 1.0, method: str = "bilinear"
+) -> transforms.Transform:
+  """Turns the image around its centre, always by one angle.
+
+  Args:
+    degrees: to the left, positive or negative.
+    probability: of turning at all.
+    method: of interpolation; what comes from outside the image is black.
+  """
+  checks.check_number("degrees", abs(degrees))
+  checks.check_probability(probability)
+  _check_method(method)
+
+  def apply(image, rng):
+    if rng.random() >= probability:
+      return image
+    turned = transforms.to_pil(image).rotate(degrees, _METHODS[method])
+    return transforms.to_array(turned)
+
+  return apply
+
+
 def flip(probability: float = 0.5) -> transforms.Transform:
   """Mirrors left and right."""
   checks.check_probability(probability)
@@ -87,3 +109,8 @@ def flip(probability: float = 0.5) -> transforms.Transform:
     return cv2.flip(image, 1).reshape(image.shape)
 
   return apply
+
+
+def _check_method(method: str) -> None:
+  if method not in _METHODS:
+    raise ValueError(f"method is {method!r}, but must be one of {[*_METHODS]}.")

@@ -6,10 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+# Flax's, of which the fields say what they sum over and what they give.
+LAYERS = (nn.Dense, nn.DenseGeneral, nn.Conv)
+
 
 def shape_of_output(module: nn.Module, y: jax.Array) -> tuple[int, ...]:
   """The features of a layer, its last axes: [heads, dim] of one to heads."""
-  features = getattr(module, "features", y.shape[-1])
+  if not isinstance(module, LAYERS):
+    return y.shape[-1:]
+  features = module.features
   return (features,) if isinstance(features, int) else tuple(features)
 
 

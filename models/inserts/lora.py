@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from models import layers
 from models.insertion import Insert, Site
-from models.inserts.features import param_dtype
+from models.inserts.features import LAYERS, param_dtype
 
 
 class LoRA(Insert):
@@ -60,7 +60,7 @@ class LoRA(Insert):
     module = site.module
     init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     fields = {"kernel_init": init, "use_bias": False, "name": "down"}
-    if not hasattr(module, "features"):
+    if not isinstance(module, LAYERS):
       return layers.Dense(
         self.rank,
         dtype=getattr(module, "dtype", None),

@@ -107,3 +107,23 @@ def test_flip_mirrors_half_of_the_time():
 def test_faults(operation, options, message):
   with pytest.raises(ValueError, match=message):
     operation(**options)
+
+
+def test_turn_is_by_one_angle_or_not_at_all():
+  image = blob_at(16, 26)
+  for degrees in (90, -90, 45):
+    turned = apply(geometry.turn(degrees), image)
+    assert turned.shape == image.shape
+    angle = math.radians(degrees)
+    wanted = 16 - 10 * math.sin(angle), 16 + 10 * math.cos(angle)
+    np.testing.assert_allclose(get_centre(turned), wanted, atol=0.3)
+  # Nothing is drawn but whether: the same picture whatever the seed.
+  seen = {
+    apply(geometry.turn(45, probability=0.5), image, seed).tobytes()
+    for seed in range(40)
+  }
+  assert seen == {image.tobytes(), turned.tobytes()}
+  corner = apply(geometry.turn(45), np.full((8, 8, 1), 200, np.uint8))
+  assert corner[0, 0, 0] == 0
+  with pytest.raises(ValueError, match="method is 'cubic'"):
+    geometry.turn(method="cubic")
