@@ -255,7 +255,8 @@ def test_p_adapter_of_self_attention():
     numbers(weights).reshape(8, 5, 5), spread(f, 4), p, mu
   )
   wanted = adapted(own, project(numbers(x)), joined(passed, 4))
-  np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-4)
+  # GELU's approximation is off by more.
+  np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-5)
 
 
 class Cross(taps.Tapped):
