@@ -22,7 +22,7 @@ REFINEMENTS = ("none", "fused", "residual")
 PROTOTYPES = "prototypes"
 
 
-class PointDetector(nn.Module):
+class PointDetector(taps.Tapped):
   """Scores and boxes of each place.
 
   Attributes:

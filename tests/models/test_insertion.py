@@ -291,6 +291,10 @@ FAMILIES = {
   "models.flowformer": {"depths": (1, 1, 1, 1)},
   "models.lina": lina_small.SMALL,
   "models.maxvit": small.FIELDS,
+  "models.point_detector": {
+    "backbone": "resnet18",
+    "backbone_options": {"depths": (1,), "widths": (4,)},
+  },
   "models.resnet": {"depths": (1,), "widths": (4,)},
   "models.span": {"blocks": 1},
   "models.transformer": {**language.FIELDS, "mixers": ("full",)},
@@ -303,7 +307,8 @@ def _example(model, kind):
     return model.example_inputs()
   if kind == "language":
     return {"tokens": TOKENS}
-  return {"x": jnp.zeros((1, model.size_multiple, model.size_multiple, 3))}
+  side = getattr(model, "size_multiple", 32)
+  return {"x": jnp.zeros((1, side, side, 3))}
 
 
 @pytest.mark.parametrize("family", registry.FAMILIES)
