@@ -291,6 +291,8 @@ FAMILIES = {
   "models.flowformer": {"depths": (1, 1, 1, 1)},
   "models.lina": lina_small.SMALL,
   "models.maxvit": small.FIELDS,
+  "models.hat": {"depths": (2,)},
+  "models.mtair": {"depths": (1, 1, 1, 1), "refinement_depth": 1},
   "models.point_detector": {
     "backbone": "resnet18",
     "backbone_options": {"depths": (1,), "widths": (4,)},
@@ -302,13 +304,13 @@ FAMILIES = {
 }
 
 
-def _example(model, kind):
+def _init(model, kind):
+  """`model.init` with the arrays of an example."""
   if hasattr(model, "example_inputs"):
-    return model.example_inputs()
-  if kind == "language":
-    return {"tokens": TOKENS}
+    return functools.partial(model.init, **model.example_inputs())
   side = getattr(model, "size_multiple", 32)
-  return {"x": jnp.zeros((1, side, side, 3))}
+  example = TOKENS if kind == "language" else jnp.zeros((1, side, side, 3))
+  return lambda key: model.init(key, example)
 
 
 @pytest.mark.parametrize("family", registry.FAMILIES)
@@ -317,7 +319,6 @@ def test_every_family_takes_inserts(family):
   name = min(module.VARIANTS, key=lambda n: (len(n), n))
   assert "inserts" in models.fields(name)
   model = models.create(name, **FAMILIES.get(family, {}))
-  example = _example(model, module.KIND)
   places = []
 
   def watch(run, args, kwargs, context):
@@ -328,7 +329,7 @@ def test_every_family_takes_inserts(family):
     return y
 
   def shapes(model):
-    init = functools.partial(model.init, **example)
+    init = _init(model, module.KIND)
     return flat(jax.eval_shape(init, jax.random.key(0))["params"])
 
   with nn.intercept_methods(watch):
