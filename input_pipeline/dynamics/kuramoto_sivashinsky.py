@@ -69,6 +69,7 @@ class KuramotoSivashinsky:
     """One step; the coefficients are numbers that the program holds."""
     whole, half, q, f1, f2, f3 = _coefficients(self)
     factor = -0.5j * self.wave_numbers
+    # What it gives is imaginary, which not every inverse transform drops.
     factor[-1] = 0
 
     def product(waves):

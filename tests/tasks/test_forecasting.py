@@ -156,9 +156,10 @@ def test_how_long_forecasts_are_valid():
     found["spectrum_error"], np.abs(10 * np.log10(ratio)).mean(), rtol=1e-3
   )
   # Of what leaves the attractor nothing is left to compare.
-  lost = quality(np.full_like(made, 1e30), truth, np.ones(5, np.float32))
-  assert (lost["diverged"], lost["valid_time"]) == (1, 0)
-  assert lost["loss"] == forecast_quality.ESCAPED**2
+  for far in (1e30, np.nan):
+    lost = quality(np.full_like(made, far), truth, np.ones(5, np.float32))
+    assert (lost["diverged"], lost["valid_time"]) == (1, 0)
+    assert lost["loss"] == forecast_quality.ESCAPED**2
   report = tasks.find("forecasting").report(lost)
   assert report["spectrum_error"] is None
 
