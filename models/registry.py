@@ -14,10 +14,10 @@ import flax.linen as nn
 
 # The only list of families: modules with VARIANTS, {name: (class, {field:
 # value})}, and KIND, what they are for: "image", "language", "generation",
-# "diffusion", "detection", "pair", "autoencoder", "restoration" or "potential".
-# Those of images have IMAGE_SIZES too, {name: side in pixels of the images that
-# the variant was published for}; those that tensor parallelism knows have
-# SHARDING_RULES.
+# "diffusion", "detection", "pair", "autoencoder", "restoration", "potential" or
+# "forecasting". Those of images have IMAGE_SIZES too, {name: side in pixels of
+# the images that the variant was published for}; those that tensor parallelism
+# knows have SHARDING_RULES.
 FAMILIES = (
   "models.autoencoder",
   "models.diffusion_transformer",
@@ -25,6 +25,7 @@ FAMILIES = (
   "models.duoformer",
   "models.escaip",
   "models.flowformer",
+  "models.forecasting",
   "models.halonet",
   "models.hat",
   "models.lina",

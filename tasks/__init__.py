@@ -18,6 +18,7 @@ TASKS = {
   "detection": ("tasks.detection", "Detection"),
   "diffusion": ("tasks.diffusion", "Diffusion"),
   "distillation": ("tasks.distillation", "Distillation"),
+  "forecasting": ("tasks.forecasting", "Forecasting"),
   "language_modeling": ("tasks.language_modeling", "LanguageModeling"),
   "masked_generation": ("tasks.masked_generation", "MaskedGeneration"),
   "pair_completion": ("tasks.pair_completion", "PairCompletion"),

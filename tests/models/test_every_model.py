@@ -241,6 +241,30 @@ def _check_potential(name):
   assert made.forces == positions
 
 
+def _check_forecasting_model(name):
+  model = models.create(name, size=5, dtype="bfloat16", remat=True)
+  shared = {"size", "width", "depth", "dtype", "param_dtype", "remat"}
+  assert shared <= {f.name for f in dataclasses.fields(model)}
+  assert inspect.signature(model.__call__).parameters["train"].default is False
+  with pytest.raises(ValueError, match=f"{name} is a model of forecasting"):
+    models.image_size(name)
+  example = model.example_inputs()
+  variables = jax.eval_shape(
+    functools.partial(model.init, **example), jax.random.key(0)
+  )
+  states = jnp.zeros((2, 7, 5))
+  out, carry = jax.eval_shape(model.apply, variables, states)
+  assert (out.shape, out.dtype) == (states.shape, jnp.float32)
+
+  def step(variables, state, carry):
+    return model.apply(variables, state, carry, method="step")
+
+  # What is carried keeps its shapes, so that a scan can.
+  state, after = jax.eval_shape(step, variables, states[:, 0], carry)
+  assert (state.shape, state.dtype) == ((2, 5), jnp.float32)
+  assert after == carry
+
+
 # What makes a model small and leaves its structure.
 SMALL_DIFFUSION = {
   "width": 16,
@@ -279,6 +303,7 @@ CONTRACTS = {
   "restoration": _check_restoration_model,
   "detection": _check_detection_model,
   "potential": _check_potential,
+  "forecasting": _check_forecasting_model,
 }
 
 
