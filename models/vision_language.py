@@ -226,10 +226,8 @@ class Projector(nn.Module):
     # [B, a, r, b, r, D] -> [B, a, b, r, r, D]
     x = x.reshape(batch, height // r, r, width // r, r, channels)
     x = x.swapaxes(2, 3)
-    if self.kind == "mean":
-      x = x.mean((3, 4))
-    else:
-      x = x.reshape(*x.shape[:3], -1)
+    mean = self.kind == "mean"
+    x = x.mean((3, 4)) if mean else x.reshape(*x.shape[:3], -1)
     for name in ("expand", "shrink"):
       x = layers.Dense(
         self.width, dtype=self.dtype, param_dtype=self.param_dtype, name=name

@@ -1,10 +1,12 @@
 """Vision Remember: image tokens look at the features that they were made of.
 
 "Vision Remember: Alleviating Visual Forgetting in Efficient MLLM with Vision
-Feature Resample" (arXiv 2506.03928). Its text and code were not to be had: that
-each token attends to its own region of features of several layers is the
-abstract's and reviews'; the layers are those of TokenPacker's code (2407.02392),
-the nearest published one; that the block begins as the identity is ours.
+Feature Resample" (arXiv 2506.03928). Its text and code were not to be had. That
+each token attends to its own region of features of several layers is what the
+abstract and reviews say; the dense layers and norms are those of TokenPacker's
+code (2407.02392), the nearest published one; that the block begins as the
+identity is ours, and so is global attention as a control. The second version's
+attention among image tokens and a mean of the text is not here.
 """
 
 import functools
@@ -64,9 +66,9 @@ class VisionRemember(nn.Module):
     dense = functools.partial(layers.Dense, **dtypes)
     norm = functools.partial(normalization.LayerNorm, epsilon=1e-6, **dtypes)
 
-    def perceptron(x, name, width, last=nn.initializers.lecun_normal()):
+    def perceptron(x, name, width, **options):
       x = feed_forward.exact_gelu(dense(width, name=f"{name}_expand")(x))
-      return dense(width, kernel_init=last, name=f"{name}_shrink")(x)
+      return dense(width, name=f"{name}_shrink", **options)(x)
 
     def to_heads(x, name):
       x = dense(self.width, name=f"{name}_heads")(norm(name=f"{name}_norm")(x))
@@ -80,7 +82,7 @@ class VisionRemember(nn.Module):
     out = out.reshape(*h.shape[:-1], self.width)
     out = dense(self.width, name="out")(out)
     zeros = nn.initializers.zeros
-    out = perceptron(out, "project", h.shape[-1], last=zeros)
+    out = perceptron(out, "project", h.shape[-1], kernel_init=zeros)
     return taps.tap(self, "hidden_state", h + out)
 
   def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

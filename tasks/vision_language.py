@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-
 from tasks import losses
 from tasks.base import Batch, Task, Variables, apply_in_training, create_model
 from tasks.sequence_labeling import SequenceLabeling
@@ -33,8 +32,8 @@ class VisionLanguage(SequenceLabeling):
     Task.__init__(self, config, info)
     if "image" not in info.arrays or info.classes != info.vocabulary_size:
       raise ValueError(
-        f"data.source is {config.data.source!r}, which has no images and words; "
-        "task='vision_language' needs one such as 'digits_grid'."
+        f"data.source is {config.data.source!r}, which has no images and "
+        "words; task='vision_language' needs one such as 'digits_grid'."
       )
     self.model = create_model(
       config, "vision_language", vocabulary_size=info.vocabulary_size

@@ -105,7 +105,8 @@ def test_moving_features_by_a_cell_moves_queries():
 def test_no_array_is_transposed():
   q, k, v, _ = _arrays((2, 3), (2, 2))
   text = str(jax.make_jaxpr(attention.local_region_attention)(q, k, v))
-  assert "transpose" not in text and "dot_general" not in text
+  assert "transpose" not in text
+  assert "dot_general" not in text
 
 
 def test_errors(unchecked):
@@ -113,7 +114,7 @@ def test_errors(unchecked):
   attend = attention.local_region_attention
   with pytest.raises(ValueError, match="4 x 5, whose sides must be multiples"):
     attend(q, k[:, :, :5], v[:, :, :5])
-  with pytest.raises(ValueError, match="q has shape .* batch, heads and dim"):
+  with pytest.raises(ValueError, match=r"q has shape .* batch, heads and dim"):
     attend(q[..., :4], k, v)
   with pytest.raises(ValueError, match=r"q has shape .* must be \[batch"):
     attend(q[0], k, v)
