@@ -43,8 +43,8 @@ _VISION = {
   "depth": 2,
   "heads": 2,
   "hidden_width": 64,
-  "patch_size": 4,
-  "image_size": 32,
+  "patch_size": 2,
+  "image_size": 16,
   "class_token": False,
 }
 _SHARED = {
@@ -63,14 +63,16 @@ _ROWS = {
   "all patches": {"compression": 1},
 }
 # Steps, and examples to evaluate.
-_SIZES = {"full": (800, 1000), "test": (1, 4)}
+_SIZES = {"full": (600, 1000), "test": (1, 4)}
 
 
 def rows(variant: str) -> list[tuple[str, dict[str, Any]]]:
   """The names of rows and the fields of their models; of a test, one."""
   if variant == "full":
     return list(_ROWS.items())
-  return [("compressed, local", _ROWS["compressed, local"])]
+  small = {"depth": 1, "vision": {**_VISION, "depth": 1}}
+  small |= {"vision_levels": (1,), "remember_layers": (1,)}
+  return [("compressed, local", {**_ROWS["compressed, local"], **small})]
 
 
 def measure(
@@ -122,7 +124,8 @@ def make_config(
   config.model.update({**_SHARED, **options})
   config.seed = seed
   config.data.eval_examples = examples
-  config.batch_size = 32 if variant == "full" else 4
+  config.data.options.update(side=2, questions=4, kinds=("which",))
+  config.batch_size = 64 if variant == "full" else 4
   config.eval_batch_size = min(100, examples)
   config.train_for = config.evaluate_every = f"{steps} steps"
   config.checkpoint.every = f"{steps} steps"
