@@ -15,28 +15,25 @@ from tools import study
 GROUP = "vision_remember"
 TITLE = "Vision Remember (2506.03928)"
 TEXT = """\
-A ViT of two blocks and a decoder of three layers answer questions about images
-of 16 handwritten digits on a grid of 4 x 4, trained alike from nothing: which
-digit is at a row and a column, how many of a digit there are, whether there is
-one. 64 patches become 4 tokens, each the mean of 4 x 4 patches; "local" and
-"global" put a block after the first and the second layer, in which these tokens
-look at the ViT's features of three depths, each at those of its own patches or
-all at all. Both have the same parameters, more than the compressed model alone.
-The paper says that looking again helps where details count, and that local is
-no worse than global. Figures are shares of right answers to questions about
-images of handwriting that training has not seen; "hallucinated" is how often a
-digit that is absent is said to be there. Controls: no block, and no compression
-at all.
+A ViT of two blocks and a decoder of three layers are asked which digit is at a
+row and a column, trained alike from nothing in 600 steps, on images of four
+handwritten digits on a grid of 2 x 2: on 4 x 4, with each token made of four
+digits, 800 steps taught no row that was tried to use the image. 64 patches
+become 4 tokens, each the mean of 4 x 4 patches; "local" and "global" put a
+block after the first and the second layer, in which these tokens look at the
+ViT's features of three depths, each at those of its own patches or all at all.
+Both have the same parameters, more than the compressed model alone. The paper
+says that looking again helps where details count, and that local is no worse
+than global. Figures are of questions about handwriting that training has not
+seen. An image has few classes of digits, and earlier answers name some of them,
+so that a model which sees nothing is often right by chance. Controls: no
+block, and no compression at all.
 """
 COLUMNS = (
   ("parameters", ",.0f"),
   ("image_tokens", ".0f"),
   ("loss", ".3f"),
   ("accuracy", ".1%"),
-  ("which", ".1%"),
-  ("how_many", ".1%"),
-  ("present", ".1%"),
-  ("hallucinated", ".1%"),
 )
 _VISION = {
   "width": 32,
@@ -92,7 +89,7 @@ def measure(
     variant: "full" or "test".
 
   Returns:
-    What COLUMNS names; of a test only those of kinds that were asked for.
+    What COLUMNS names.
   """
   del folder, name
   config = make_config(options, seed, variant)
@@ -102,17 +99,12 @@ def measure(
   with jax.set_mesh(setup.mesh):
     result = setup.task.evaluate_split(setup.mesh).run(state.variables())
   side = _VISION["image_size"] // _VISION["patch_size"]
-  figures = {
-    "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-    "image_tokens": (side // options["compression"]) ** 2,
+  return {
+    "parameters": float(sum(x.size for x in jax.tree.leaves(state.params))),
+    "image_tokens": float((side // options["compression"]) ** 2),
     "loss": result["loss"],
     "accuracy": result["accuracy"],
-    "which": result.get("accuracy_which"),
-    "how_many": result.get("accuracy_how_many"),
-    "present": result.get("accuracy_present"),
-    "hallucinated": result.get("hallucination"),
   }
-  return {k: float(v) for k, v in figures.items() if v is not None}
 
 
 def make_config(
