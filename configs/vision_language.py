@@ -8,6 +8,9 @@ Variants, of digits on a grid of 4 x 4:
 - `digits_grid_compressed`: 4 tokens, each made of the mean of 4 x 4 patches.
 - `digits_grid_remember`: the same, which look at the features of their own
   patches after layers 1, 2 and 3 (Vision Remember, arXiv 2506.03928).
+
+How far 1500 steps take them has not been measured. A smaller model of 4 tokens
+had not begun to use the image after 800 steps of 32 images.
 """
 
 import ml_collections
