@@ -34,6 +34,11 @@ from attention.hierarchical import (
   hierarchical_weights,
 )
 from attention.linear import LinearState, linear_attention
+from attention.local_regions import (
+  apply_local_region_weights,
+  local_region_attention,
+  local_region_weights,
+)
 from attention.pyramid import pyramid_attention
 from attention.relative_position import (
   relative_halo_bias,
@@ -63,6 +68,7 @@ __all__ = [
   "apply_attention_weights",
   "apply_channel_attention_weights",
   "apply_halo_attention_weights",
+  "apply_local_region_weights",
   "apply_top_weights",
   "attention_weights",
   "attention_with_statistics",
@@ -86,6 +92,8 @@ __all__ = [
   "hierarchical_weights",
   "linear_attention",
   "linear_normalizers",
+  "local_region_attention",
+  "local_region_weights",
   "masks",
   "normalizers",
   "permutations",

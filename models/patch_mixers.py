@@ -122,6 +122,21 @@ class PatchMixer(Backbone):
     (_, begin), (token, end) = (self._split(y, grid) for y in (first, x))
     return [begin, token, end] if self.class_token else [begin, end]
 
+  def hidden_maps(
+    self, x: jax.Array, *, train: bool = False
+  ) -> list[jax.Array]:
+    """Returns maps [batch, rows, columns, width] of tokens at every depth.
+
+    The embedded tokens and those after each block, not normalised, without the
+    class token: what is read of a ViT of which there are no logits.
+    """
+    self._check_images(x)
+    grid = (x.shape[1] // self.patch_size, x.shape[2] // self.patch_size)
+    states = [self.embed(x, train)]
+    for block in self.block:
+      states.append(block(states[-1], train))
+    return [self._split(state, grid)[1] for state in states]
+
   def classify(
     self, maps: list[jax.Array], *, train: bool = False
   ) -> jax.Array:

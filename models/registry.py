@@ -41,6 +41,7 @@ FAMILIES = (
   "models.span",
   "models.transformer",
   "models.u_halonet",
+  "models.vision_language",
 )
 
 

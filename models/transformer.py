@@ -288,6 +288,16 @@ class Transformer(TransformerParts):
       positions = written(cache) + jnp.arange(tokens.shape[1])[None, :]
       positions = jnp.broadcast_to(positions, tokens.shape[:2])
     x = self._embedded(tokens, positions, token_types, train)
+    return self._through(x, positions, segments, cache, train)
+
+  def _through(
+    self, x, positions, segments, cache, train, between=lambda i, x: x
+  ):
+    """Takes embedded tokens through the layers.
+
+    `between` maps the number of a layer and what it gave to what the next one
+    gets; layers of a scan have none.
+    """
     x = clipped(x, self.residual_clip)
     x = taps.tap(self, "embedded_state", x)
     if self.residual == "attention":
@@ -301,6 +311,7 @@ class Transformer(TransformerParts):
       for i, layer in enumerate(self.layer):
         own = None if cache is None else cache[f"layer_{i}"]
         x, new[f"layer_{i}"] = layer(x, positions, segments, own, train)
+        x = between(i, x)
     if self.residual == "attention":
       x = self.depth_attention.end(x)
     if self.norm_placement != "post":

@@ -27,6 +27,7 @@ TASKS = {
   "restoration": ("tasks.restoration", "Restoration"),
   "routing": ("tasks.routing", "Routing"),
   "sequence_labeling": ("tasks.sequence_labeling", "SequenceLabeling"),
+  "vision_language": ("tasks.vision_language", "VisionLanguage"),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from input_pipeline.sequences.digits import Digits
+from input_pipeline.sequences.digits_grid import DigitsGrid
 from input_pipeline.sequences.distances import Distances
 from input_pipeline.sequences.grammar_states import GrammarStates
 from input_pipeline.sequences.marked_word import MarkedWord
@@ -45,14 +46,17 @@ class Source(Protocol):
       or [1] for a label of the whole sequence; and, if there are groups, group
       int32, as targets or []; and, if places that follow each other are to be
       answered together, the number of each one's element, elements int32
-      [length], -1 for padding. segments and positions int32 [length] are left
-      out where a sequence fills its row; see `models.transformer`.
+      [length], -1 for padding; and the image uint8 [height, width, channels]
+      that a text is about, which only some models see. segments and positions
+      int32 [length] are left out where a sequence fills its row; see
+      `models.transformer`.
     """
 
 
 # To add one, write its module and put it here.
 SOURCES: dict[str, type[Source]] = {
   "digits": Digits,
+  "digits_grid": DigitsGrid,
   "distances": Distances,
   "grammar": GrammarStates,
   "marked_word": MarkedWord,

@@ -121,6 +121,7 @@ def test_every_family_has_a_config_file():
     "sequences",
     "shapes",
     "span",
+    "vision_language",
   }
   other_tasks |= {"forecasting"}
   assert found - helpers - other_tasks == set(FAMILIES)

@@ -265,6 +265,23 @@ def _check_forecasting_model(name):
   assert after == carry
 
 
+def _check_vision_language_model(name):
+  model = models.create(name, vocabulary_size=13, dtype="bfloat16", remat=True)
+  shared = {"vision", "compression", "dtype", "param_dtype", "remat"}
+  assert shared <= {f.name for f in dataclasses.fields(model)}
+  assert inspect.signature(model.__call__).parameters["train"].default is False
+  with pytest.raises(ValueError, match=f"{name} is a model of vision_language"):
+    models.image_size(name)
+  side = model.vision["image_size"]
+  images = jax.ShapeDtypeStruct((2, side, side, 1), jnp.float32)
+  tokens = jax.ShapeDtypeStruct((2, 7), jnp.int32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), tokens, images)
+  logits = jax.ShapeDtypeStruct((2, 7, 13), jnp.float32)
+  assert jax.eval_shape(model.apply, variables, tokens, images) == logits
+  # A text without an image, as one that goes on from a cache.
+  assert jax.eval_shape(model.apply, variables, tokens) == logits
+
+
 # What makes a model small and leaves its structure.
 SMALL_DIFFUSION = {
   "width": 16,
@@ -304,6 +321,7 @@ CONTRACTS = {
   "detection": _check_detection_model,
   "potential": _check_potential,
   "forecasting": _check_forecasting_model,
+  "vision_language": _check_vision_language_model,
 }
 
 

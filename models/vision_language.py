@@ -1,0 +1,262 @@
+"""A model of images and text: a ViT, a projector and the decoder.
+
+As LLaVA (arXiv 2304.08485) has it: tokens of the image stand before those of
+the text, and are made of the ViT's patches by a perceptron; here of a square of
+patches each, as efficient models compress them. `models.vision_remember` stands
+between the decoder's layers where it is asked for. With causal layers an image
+token has not seen the text that follows it, so what it remembers does not
+depend on the question.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+
+from models import (
+  feed_forward,
+  layers,
+  patch_mixers,
+  registry,
+  rows,
+  taps,
+  transformer,
+  transformer_checks,
+)
+from models.layer_stacking import written
+from models.vision_remember import REGIONS, VisionRemember
+
+KIND = "vision_language"
+SHARDING_RULES = (*transformer.SHARDING_RULES, *patch_mixers.SHARDING_RULES)
+REMEMBER = ("none", *REGIONS)
+PROJECTORS = ("mean", "shuffle")
+
+
+class VisionLanguage(transformer.Transformer):
+  """From an image and tokens of a text to logits of the text.
+
+  The decoder's fields are the model's own, and its parameters are named as
+  those of a language model. Beside them are "vision_trunk", "image_projector"
+  and "remembers_<layers before it>".
+
+  Attributes:
+    vision: fields of `patch_mixers.PatchMixer`, which has no logits here.
+    vision_levels: depths of the ViT that are read, 0 for the embedded patches;
+      the last one is projected, and all of them are remembered.
+    compression: side of the square of patches that is one token.
+    projector: what is made of a square before the perceptron: "mean", or
+      "shuffle", which has its patches side by side as channels.
+    remember: "local", "global" or "none"; see `vision_remember`.
+    remember_layers: after how many layers of the decoder.
+    remember_heads: of its attention.
+  """
+
+  vision: Mapping[str, Any] = FrozenDict()
+  vision_levels: tuple[int, ...] = (1, 2, 3)
+  compression: int = 1
+  projector: str = "mean"
+  remember: str = "none"
+  remember_layers: tuple[int, ...] = ()
+  remember_heads: int = 8
+
+  def setup(self):
+    super().setup()
+    self._check_vision()
+    fields = {**self.vision, "num_classes": 0, "remat": self.remat}
+    self.vision_trunk = registry.build(
+      patch_mixers.PatchMixer, {**fields, **self._dtypes}
+    )
+    self.image_projector = Projector(
+      self.width, self.compression, self.projector, **self._dtypes
+    )
+    if self.remember != "none":
+      self.remembers = {
+        str(i): VisionRemember(
+          self.vision_trunk.width,
+          self.remember_heads,
+          self.remember,
+          self.implementation,
+          **self._dtypes,
+        )
+        for i in self.remember_layers
+      }
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    images: jax.Array | None = None,
+    *,
+    positions: jax.Array | None = None,
+    segments: jax.Array | None = None,
+    cache: transformer.Cache | None = None,
+    train: bool = False,
+  ) -> jax.Array | tuple[jax.Array, transformer.Cache]:
+    """Maps tokens after an image to logits.
+
+    Args:
+      tokens: integers [batch, length], the text.
+      images: floats [batch, height, width, channels], normalised; None for a
+        text without, or that goes on from a cache that has its image: images
+        are seen, and features remembered, in the call that brings them only.
+      positions: integers [batch, image tokens + length], as
+        `transformer.Transformer` has them.
+      segments: integers, likewise.
+      cache: as there; it holds the image tokens too.
+      train: whether dropout drops; it takes its bits from "dropout".
+
+    Returns:
+      float32 [batch, length, classes], and the new cache if one was given.
+
+    Raises:
+      ValueError: if the fields contradict each other, or an argument has
+        another shape or dtype.
+    """
+    if images is None:
+      return super().__call__(
+        tokens,
+        positions=positions,
+        segments=segments,
+        cache=cache,
+        train=train,
+      )
+    transformer_checks.check_arrays(
+      self.vocabulary_size,
+      tokens=tokens,
+      positions=None,
+      segments=None,
+      token_types=None,
+    )
+    maps = self.vision_trunk.hidden_maps(images, train=train)
+    levels = [maps[level] for level in self.vision_levels]
+    seen = self.image_projector(levels[-1])
+    grid, count = seen.shape[1:3], seen.shape[1] * seen.shape[2]
+    x = self.embed(tokens)
+    if self.embedding_scale != 1.0:
+      x = x * jnp.asarray(self.embedding_scale, x.dtype)
+    x = jnp.concatenate([seen.reshape(len(x), count, -1), x], axis=1)
+    x = rows.by_rows(x, tokens=True)
+    if cache is not None and positions is None:
+      begun = written(cache)
+      positions = begun + jnp.arange(x.shape[1])[None, :]
+      positions = jnp.broadcast_to(positions, x.shape[:2])
+    for name, given in (("positions", positions), ("segments", segments)):
+      if given is not None and given.shape != x.shape[:2]:
+        raise ValueError(
+          f"{name} has shape {given.shape}; it must be [batch, image tokens + "
+          f"length] = {x.shape[:2]}"
+        )
+    x = self.embed_dropout(x, deterministic=not train)
+
+    def between(i, x):
+      if self.remember == "none" or i + 1 not in self.remember_layers:
+        return x
+      h = x[:, :count].reshape(len(x), *grid, -1)
+      h = self.remembers[str(i + 1)](h, jnp.concatenate(levels, axis=-1))
+      h = h.reshape(len(x), count, -1)
+      return jnp.concatenate([h, x[:, count:]], axis=1)
+
+    x, cache = self._through(x, positions, segments, cache, train, between)
+    table = self.embed.embedding if self.tied_head else None
+    logits = self.head(x[:, count:], table)
+    return logits if cache is None else (logits, cache)
+
+  def _check_vision(self) -> None:
+    for field, known in (("remember", REMEMBER), ("projector", PROJECTORS)):
+      if getattr(self, field) not in known:
+        raise registry.unknown(field, getattr(self, field), known)
+    depth = self.vision.get("depth", patch_mixers.PatchMixer.depth)
+    levels = self.vision_levels
+    if not levels or not all(0 <= level <= depth for level in levels):
+      raise ValueError(
+        f"vision_levels is {levels}; it must be depths from 0 to {depth}, the "
+        "blocks of the ViT"
+      )
+    layers = self.remember_layers
+    if self.remember != "none" and not (
+      layers and all(1 <= layer <= self.depth for layer in layers)
+    ):
+      raise ValueError(
+        f"remember_layers is {layers}; with remember={self.remember!r} it must "
+        f"be numbers of layers from 1 to depth={self.depth}"
+      )
+    if self.compression < 1:
+      raise ValueError(
+        f"compression is {self.compression}; it must be 1 or more"
+      )
+    for field, least in (
+      ("scan_layers", False),
+      ("token_types", 0),
+      ("embedding_norm", False),
+    ):
+      if getattr(self, field):
+        raise ValueError(
+          f"{field} is {getattr(self, field)!r}; with images it must be "
+          f"{least!r}"
+        )
+    if self.position_encoding == "learned" or self.residual != "sum":
+      raise ValueError(
+        f"position_encoding is {self.position_encoding!r} and residual "
+        f"{self.residual!r}; with images they must be another than 'learned', "
+        "and 'sum'"
+      )
+
+
+class Projector(nn.Module):
+  """Makes tokens of a map: of each square of patches one, by a perceptron."""
+
+  width: int
+  compression: int
+  kind: str
+  dtype: layers.Dtype
+  param_dtype: layers.Dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [batch, r rows, r columns, D] to [batch, rows, columns, width]."""
+    batch, height, width, channels = x.shape
+    r = self.compression
+    if height % r or width % r:
+      raise ValueError(
+        f"images are {height} x {width} patches, which must be multiples of "
+        f"compression={r}"
+      )
+    # [B, a, r, b, r, D] -> [B, a, b, r, r, D]
+    x = x.reshape(batch, height // r, r, width // r, r, channels)
+    x = x.swapaxes(2, 3)
+    mean = self.kind == "mean"
+    x = x.mean((3, 4)) if mean else x.reshape(*x.shape[:3], -1)
+    for name in ("expand", "shrink"):
+      x = layers.Dense(
+        self.width, dtype=self.dtype, param_dtype=self.param_dtype, name=name
+      )(x)
+      if name == "expand":
+        x = feed_forward.exact_gelu(x)
+    return taps.tap(self, "hidden_state", x)
+
+
+# For images of `digits on a grid`, 64 patches of 4 x 4 grey pixels.
+VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+  "vision_language": (
+    VisionLanguage,
+    {
+      "width": 64,
+      "depth": 4,
+      "heads": 4,
+      "mlp_width": 128,
+      "init_scale": 0.125,
+      "vision": FrozenDict(
+        width=64,
+        depth=3,
+        heads=4,
+        hidden_width=128,
+        patch_size=4,
+        image_size=32,
+        class_token=False,
+      ),
+      "vision_levels": (1, 2, 3),
+    },
+  ),
+}

@@ -1,0 +1,91 @@
+"""Questions about digits on a grid, answered again from the image."""
+
+import numpy as np
+import pytest
+
+from input_pipeline import digits
+from input_pipeline.sequences.digits_grid import GROUPS, DigitsGrid
+
+
+def _read(image, split):
+  """The digits of an image, found among all of its split."""
+  pixels, labels = digits.load(split)
+  known = {
+    np.round(x * (255 / 16)).astype(np.uint8).tobytes(): label
+    for x, label in zip(pixels, labels, strict=True)
+  }
+  side = len(image) // 8
+  cell = lambda y, x: image[8 * y : 8 * y + 8, 8 * x : 8 * x + 8, 0]
+  return np.array(
+    [
+      [known[np.ascontiguousarray(cell(y, x)).tobytes()] for x in range(side)]
+      for y in range(side)
+    ]
+  )
+
+
+def _answer(grid, question):
+  if question[0] == "which":
+    return str(grid[int(question[2]), int(question[4])])
+  count = (grid == int(question[1])).sum()
+  if question[0] == "how_many":
+    return str(count)
+  return "yes" if count else "no"
+
+
+@pytest.mark.parametrize(
+  ("split", "own"), [("train", "train"), ("eval", "test")]
+)
+def test_answers_follow_from_the_image(split, own):
+  source = DigitsGrid(questions=5)
+  groups = []
+  for seed in range(40):
+    example = source.example(np.random.default_rng(seed), split)
+    assert example["image"].shape == (32, 32, 1)
+    assert example["image"].dtype == np.uint8
+    grid = _read(example["image"], own)
+    words = [source.words[i] for i in example["tokens"]]
+    (ends,) = np.nonzero(example["weights"])
+    assert len(ends) == 5
+    begin = 0
+    for end in ends:
+      assert words[end] == "?"
+      answer = source.words[example["targets"][end]]
+      assert answer == _answer(grid, words[begin:end])
+      group = GROUPS[example["group"][end]]
+      told = {"yes": "present", "no": "absent"}.get(answer, words[begin])
+      assert group == told
+      groups.append(group)
+      begin = end + 2
+    assert set(words[begin:]) <= {"?"}
+    np.testing.assert_array_equal(
+      example["tokens"][1:], example["targets"][:-1]
+    )
+  # A half of the questions for a digit is of one that is absent.
+  share = groups.count("absent") / (
+    groups.count("absent") + groups.count("present")
+  )
+  assert set(groups) == set(GROUPS)
+  assert 0.3 < share < 0.7
+
+
+def test_kinds_and_sizes():
+  source = DigitsGrid(side=2, questions=3, kinds=("which",))
+  example = source.example(np.random.default_rng(0), "train")
+  assert example["image"].shape == (16, 16, 1)
+  assert set(example["group"]) == {0}
+  assert source.vocabulary_size == 10 + 8
+  assert DigitsGrid().vocabulary_size == 17 + 8
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"side": 10}, "side is 10, but it must be from 1 to 9"),
+    ({"questions": 0}, "questions is 0"),
+    ({"kinds": ("what",)}, "must have some of which, how_many, is_there"),
+  ],
+)
+def test_fields_that_do_not_fit(fields, message):
+  with pytest.raises(ValueError, match=message):
+    DigitsGrid(**fields)

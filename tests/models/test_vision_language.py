@@ -1,0 +1,194 @@
+"""The model of images and text: order of tokens, cells, caches, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models import taps
+
+SMALL = {
+  "vocabulary_size": 11,
+  "width": 8,
+  "depth": 2,
+  "heads": 2,
+  "mlp_width": 8,
+  "compression": 2,
+  "vision": {
+    "width": 8,
+    "depth": 2,
+    "heads": 2,
+    "hidden_width": 8,
+    "patch_size": 2,
+    "image_size": 8,
+    "class_token": False,
+  },
+  "vision_levels": (0, 2),
+}
+REMEMBER = {"remember": "local", "remember_layers": (1,), "remember_heads": 2}
+
+
+def _model(**fields):
+  return models.create("vision_language", **{**SMALL, **fields})
+
+
+def _apply(model, variables, *inputs, **options):
+  """One program is compiled faster than its operations one by one."""
+  call = lambda variables, *inputs: model.apply(variables, *inputs, **options)
+  return jax.jit(call)(variables, *inputs)
+
+
+def _without_remembering(variables):
+  params = variables["params"]
+  kept = {k: v for k, v in params.items() if not k.startswith("remembers")}
+  return {"params": kept}
+
+
+@pytest.fixture(scope="module")
+def inputs():
+  rng = np.random.default_rng(0)
+  tokens = jnp.asarray(rng.integers(11, size=(2, 5)), jnp.int32)
+  return tokens, jnp.asarray(rng.normal(size=(2, 8, 12, 1)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def variables(inputs):
+  made = jax.jit(_model(**REMEMBER).init)(jax.random.key(0), *inputs)
+  rng = np.random.default_rng(1)
+  draw = lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.4, x.dtype)
+  return jax.tree.map(draw, made)
+
+
+def test_equals_its_parts_one_after_another(variables, inputs):
+  """The decoder as a language model, of embeddings that are given as tokens."""
+  tokens, images = inputs
+  params = variables["params"]
+  kept = _without_remembering(variables)["params"]
+  out = _apply(_model(), {"params": kept}, *inputs)
+
+  trunk = models.create("vit_tiny_16_224", num_classes=0, **SMALL["vision"])
+  x = trunk.apply(
+    {"params": params["vision_trunk"]}, images, method="hidden_maps"
+  )[2]
+  # [2, 4, 6, D] -> the means of squares of 2 x 2, row by row.
+  means = np.array(x).reshape(2, 2, 2, 3, 2, 8).mean((2, 4)).reshape(2, 6, 8)
+  dense = lambda x, p: x @ p["kernel"] + p["bias"][None, None]
+  project = params["image_projector"]
+  hidden = jax.nn.gelu(dense(means, project["expand"]), approximate=False)
+  seen = dense(hidden, project["shrink"])
+
+  table = params["embed"]["embedding"]
+  # Soft tokens: a table that has the image's own vectors as more rows.
+  decoder = models.create(
+    "transformer",
+    vocabulary_size=11 + 12,
+    classes=11,
+    tied_head=False,
+    width=8,
+    depth=2,
+    heads=2,
+    mlp_width=8,
+  )
+  language = {
+    k: v for k, v in kept.items() if k.startswith(("layer_", "final"))
+  }
+  language["embed"] = {
+    "embedding": jnp.concatenate([table, seen.reshape(12, 8)])
+  }
+  language["head"] = {"logits": {"kernel": table.T}}
+  places = 11 + jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
+  row = jnp.concatenate([places, tokens], axis=1)
+  expected = decoder.apply({"params": language}, row)[:, 6:]
+  np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
+def test_decoding_after_a_prefill_equals_one_call(variables, inputs):
+  model = _model(**REMEMBER)
+  tokens, images = inputs
+  expected = _apply(model, variables, tokens, images)
+  cache = model.init_cache(2, 16)
+  first, cache = model.apply(variables, tokens[:, :3], images, cache=cache)
+  # Steps have no image, and so neither ViT nor Vision Remember.
+  second, cache = model.apply(variables, tokens[:, 3:4], cache=cache)
+  third, cache = model.apply(variables, tokens[:, 4:], cache=cache)
+  out = jnp.concatenate([first, second, third], axis=1)
+  np.testing.assert_allclose(out, expected, atol=2e-5)
+
+
+def test_remembering_begins_as_the_identity(inputs):
+  model = _model(**REMEMBER, dtype=jnp.float32)
+  variables = jax.jit(model.init)(jax.random.key(0), *inputs)
+  out = _apply(model, variables, *inputs)
+  plain = _apply(_model(), _without_remembering(variables), *inputs)
+  np.testing.assert_array_equal(out, plain)
+
+
+def test_remembering_changes_image_tokens_of_its_layer_alone(variables, inputs):
+  names = ["layer_0/hidden_state", "remembers_1/hidden_state"]
+  model = _model(**REMEMBER)
+  _, read = taps.read(model, variables, *inputs, names=names)
+  before, after = (read[name] for name in names)
+  assert before.shape == (2, 11, 8)
+  assert after.shape == (2, 2, 3, 8)
+  assert not np.allclose(before[:, :6].reshape(after.shape), after)
+  # The text has seen nothing of it yet; the next layer shows it.
+  changed = {names[1]: before[:, :6].reshape(after.shape)}
+  plain = _apply(_model(), _without_remembering(variables), *inputs)
+  out, _ = taps.read(model, variables, *inputs, replacements=changed)
+  np.testing.assert_allclose(out, plain, atol=1e-5)
+
+
+def test_the_text_reaches_no_image_token_and_the_image_all_text(
+  variables, inputs
+):
+  model = _model(**REMEMBER)
+  tokens, images = inputs
+  logits = jax.jit(lambda *inputs: model.apply(variables, *inputs))
+  before = logits(tokens, images)
+  later = logits(tokens.at[:, 3].set((tokens[:, 3] + 1) % 11), images)
+  np.testing.assert_array_equal(before[:, :3], later[:, :3])
+  slopes = jax.grad(lambda x: logits(tokens, x)[:, 0].sum())(images)
+  assert (abs(slopes) > 0).all()
+
+
+def test_shuffled_squares_keep_their_patches_side_by_side(inputs):
+  model = _model(projector="shuffle")
+  variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  project = variables["params"]["image_projector"]
+  assert project["expand"]["kernel"].shape == (4 * 8, 8)
+
+
+def test_bfloat16_and_remat(variables, inputs):
+  model = _model(**REMEMBER, dtype="bfloat16", remat=True)
+  out = _apply(model, variables, *inputs)
+  expected = _apply(_model(**REMEMBER), variables, *inputs)
+  assert out.dtype == jnp.float32
+  np.testing.assert_allclose(out, expected, atol=0.3)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"remember": "locl"}, "no remember 'locl'; did you mean"),
+    ({"projector": "max"}, "no projector 'max'"),
+    ({"vision_levels": (3,)}, "must be depths from 0 to 2"),
+    ({"remember": "local"}, r"remember_layers is \(\); with remember='local'"),
+    ({**REMEMBER, "remember_layers": (3,)}, "from 1 to depth=2"),
+    ({"compression": 3}, "4 x 6 patches, which must be multiples"),
+    ({"scan_layers": True}, "scan_layers is True; with images"),
+    ({"position_encoding": "learned"}, "with images they must be another"),
+  ],
+)
+def test_fields_that_do_not_fit(inputs, fields, message):
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(_model(**fields).init, jax.random.key(0), *inputs)
+
+
+def test_positions_are_of_the_whole_row(variables, inputs):
+  model = _model(**REMEMBER)
+  places = jnp.broadcast_to(jnp.arange(11)[None], (2, 11))
+  out = model.apply(variables, *inputs, positions=places)
+  np.testing.assert_array_equal(out, model.apply(variables, *inputs))
+  with pytest.raises(ValueError, match=r"positions has shape \(2, 5\)"):
+    model.apply(variables, *inputs, positions=places[:, :5])
