@@ -14,10 +14,10 @@ import flax.linen as nn
 
 # The only list of families: modules with VARIANTS, {name: (class, {field:
 # value})}, and KIND, what they are for: "image", "language", "generation",
-# "diffusion", "detection", "pair", "autoencoder", "restoration", "potential" or
-# "forecasting". Those of images have IMAGE_SIZES too, {name: side in pixels of
-# the images that the variant was published for}; those that tensor parallelism
-# knows have SHARDING_RULES.
+# "diffusion", "detection", "pair", "autoencoder", "restoration", "potential",
+# "forecasting" or "vision_language". Those of images have IMAGE_SIZES too,
+# {name: side in pixels of the images that the variant was published for}; those
+# that tensor parallelism knows have SHARDING_RULES.
 FAMILIES = (
   "models.autoencoder",
   "models.diffusion_transformer",
