@@ -163,6 +163,14 @@ class VisionLanguage(transformer.Transformer):
     logits = self.head(x[:, count:], table)
     return logits if cache is None else (logits, cache)
 
+  def example_inputs(self) -> dict[str, jax.Array]:
+    """Arrays of one grey image and one token, to initialise with."""
+    side = self.vision.get("image_size", patch_mixers.PatchMixer.image_size)
+    return {
+      "tokens": jnp.zeros((1, 1), jnp.int32),
+      "images": jnp.zeros((1, side, side, 1)),
+    }
+
   def _check_vision(self) -> None:
     for field, known in (("remember", REMEMBER), ("projector", PROJECTORS)):
       if getattr(self, field) not in known:
