@@ -133,8 +133,13 @@ class BatchNorm(nn.BatchNorm):
       if not self.is_initializing():
         for variable, new in zip(running, statistics, strict=True):
           variable.value += (1 - self.momentum) * (new - variable.value)
-    scale = self._affine("scale", self.use_scale, self.scale_init, channels)
-    bias = self._affine("bias", self.use_bias, self.bias_init, channels)
+    # Without them, the arrays that do nothing.
+    scale = jnp.ones(channels, self.param_dtype)
+    bias = jnp.zeros(channels, self.param_dtype)
+    if self.use_scale:
+      scale = self.param("scale", self.scale_init, channels, self.param_dtype)
+    if self.use_bias:
+      bias = self.param("bias", self.bias_init, channels, self.param_dtype)
     dtype = self.dtype or jnp.result_type(x, scale, bias)
     mean, scale, bias, factor = (
       jnp.expand_dims(value, range(x.ndim - 1))
@@ -146,12 +151,6 @@ class BatchNorm(nn.BatchNorm):
       )
     )
     return ((x - mean) * (factor * scale) + bias).astype(dtype)
-
-  def _affine(self, name, used, init, shape) -> jax.Array:
-    """The parameter, or the array that does nothing where it is left out."""
-    if used:
-      return self.param(name, init, shape, self.param_dtype)
-    return jnp.full(shape, name == "scale", self.param_dtype)
 
 
 def batch_statistics(

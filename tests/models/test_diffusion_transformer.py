@@ -358,8 +358,8 @@ def test_a_mixer_by_name(monkeypatch):
 def test_the_entropy_scale():
   model = DiffusionTransformer(**CROSS)
   variables = randomised(model)
-  options = {"attend_options": {"scale": "entropy"}}
-  scaled = model.clone(**options, cross_attend_options={"scale": "entropy"})
+  options = {"attend_options": {"scale_by": "entropy"}}
+  scaled = model.clone(**options, cross_attend_options={"scale_by": "entropy"})
   inputs = inputs_of(model)
   same = model.apply(variables, *inputs)
   np.testing.assert_array_equal(same, scaled.apply(variables, *inputs))
@@ -395,7 +395,7 @@ WRONG = {
   "no option of cross_attend='full' 'scales'; did you mean scale": {
     "cross_attend_options": {"scales": 1}
   },
-  "no scale of full attention 'log'": {"attend_options": {"scale": "log"}},
+  "no scale_by 'log'": {"attend_options": {"scale_by": "log"}},
   "dense_layers is 3; the model has 0 to 2": {"dense_layers": 3},
   "guided_channels is 4": {"guided_channels": 4},
   "text_width is 5, and conditioning='adaptive' reads no text": {
