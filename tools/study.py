@@ -165,7 +165,9 @@ def spread(values: Sequence[float], digits: int | str) -> str:
   mean = f"{np.mean(values):{form}}"
   if len(values) == 1:
     return mean
-  return f"{mean} ± {np.std(values, ddof=1):{form}}"
+  # A format with a sign is for the mean.
+  deviation = f"{np.std(values, ddof=1):{form}}".lstrip("+")
+  return f"{mean} ± {deviation}"
 
 
 def cost_table(lines: Sequence[Line]) -> str:

@@ -41,6 +41,12 @@ def test_every_study_goes_through(name, out, tmp_path, monkeypatch):
   assert np.isfinite(values).all()
 
 
+def test_a_mean_has_its_sign_and_a_deviation_none():
+  assert study.spread([0.01, 0.03], "+.1%") == "+2.0% ± 1.4%"
+  assert study.spread([-1.0], "+.1f") == "-1.0"
+  assert study.spread([], ".1f") == ""
+
+
 def test_a_study_has_its_own_seeds_and_finds_what_it_kept(
   tmp_path, monkeypatch
 ):
