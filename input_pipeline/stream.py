@@ -17,6 +17,9 @@ from absl import flags
 
 from input_pipeline import checks
 
+# What an example that is made up is seeded with, before all else, so that no
+# example of one split is made of the numbers that one of the other is made of.
+SPLITS = {"train": 0, "eval": 1}
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
 

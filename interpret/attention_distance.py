@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from interpret.statistics import MAPS
 from models import taps
-
-MAPS = "*attention_weights"
 
 
 def grid_positions(

@@ -59,22 +59,28 @@ def focal_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def generalized_iou(x: jax.Array, y: jax.Array) -> jax.Array:
   """GIoU (arXiv 1902.09630) of boxes [..., 4], pair by pair: [...]."""
-  area_x, area_y = (
-    jnp.prod(jnp.maximum(z[..., 2:] - z[..., :2], 0), axis=-1) for z in (x, y)
-  )
-
-  def between(low, high):
-    return jnp.prod(jnp.maximum(high - low, 0), axis=-1)
-
-  shared = between(
-    jnp.maximum(x[..., :2], y[..., :2]), jnp.minimum(x[..., 2:], y[..., 2:])
-  )
-  around = between(
+  shared, union = _shared_and_union(x, y)
+  around = _area(
     jnp.minimum(x[..., :2], y[..., :2]), jnp.maximum(x[..., 2:], y[..., 2:])
   )
-  union = jnp.maximum(area_x + area_y - shared, 1e-6)
   around = jnp.maximum(around, 1e-6)
   return shared / union - (around - union) / around
+
+
+def _shared_and_union(
+  x: jax.Array, y: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Areas of boxes [..., 4], pair by pair; that of a union is not zero."""
+  shared = _area(
+    jnp.maximum(x[..., :2], y[..., :2]), jnp.minimum(x[..., 2:], y[..., 2:])
+  )
+  both = sum(_area(z[..., :2], z[..., 2:]) for z in (x, y))
+  return shared, jnp.maximum(both - shared, 1e-6)
+
+
+def _area(low: jax.Array, high: jax.Array) -> jax.Array:
+  """Between corners [..., 2]; zero where the second is before the first."""
+  return jnp.prod(jnp.maximum(high - low, 0), axis=-1)
 
 
 @functools.partial(jax.vmap, in_axes=(0, 0, None, None))
@@ -98,13 +104,7 @@ def found(
   scores, flat = jax.lax.top_k(jax.nn.sigmoid(logits).reshape(-1), most)
   place, label = flat // classes, flat % classes
   box = boxes[place]
-  shared = jnp.maximum(
-    jnp.minimum(box[:, None, 2:], box[None, :, 2:])
-    - jnp.maximum(box[:, None, :2], box[None, :, :2]),
-    0,
-  ).prod(-1)
-  area = jnp.prod(box[:, 2:] - box[:, :2], axis=-1)
-  union = jnp.maximum(area[:, None] + area[None] - shared, 1e-6)
+  shared, union = _shared_and_union(box[:, None], box[None])
   rivals = (shared / union > overlap) & (label[:, None] == label[None])
 
   def keep(n, kept):

@@ -21,6 +21,27 @@ COLUMNS = (
   ("gain", ".2f"),
 )
 _FIGURES = ("psnr_y", "ssim_y", "psnr_rgb")
+# The row that trains nothing.
+BICUBIC = "bicubic"
+
+
+def measured(
+  config: ml_collections.ConfigDict, folder: epath.Path, row: str, variant: str
+) -> dict[str, float]:
+  """What a row of a study gives.
+
+  Args:
+    config: of the run; of a test's small data, changed in place.
+    folder: of what rows share: the small images of a test.
+    row: its name; that of BICUBIC has no network.
+    variant: "full" or "test".
+
+  Returns:
+    What COLUMNS names.
+  """
+  if variant == "test":
+    few(config, folder)
+  return bicubic(config) if row == BICUBIC else trained(config)
 
 
 def few(config: ml_collections.ConfigDict, folder: epath.Path) -> None:

@@ -13,8 +13,6 @@ from input_pipeline.clusters.config import check_config
 from input_pipeline.clusters.made import Clusters, clusters, rotation
 from input_pipeline.stream import Example
 
-# Before the seed and the number of a cluster.
-_STREAMS = {"train": 0, "eval": 1}
 # That of argon.
 ELEMENT = 18
 
@@ -82,7 +80,7 @@ def _made(config: ml_collections.ConfigDict, split: str) -> Clusters:
   check_config(config)
   return clusters(
     energies.create(config.potential, config.options.to_dict()),
-    _STREAMS[split],
+    stream.SPLITS[split],
     config.seed,
     config[f"{split}_examples"],
     tuple(config.atoms),

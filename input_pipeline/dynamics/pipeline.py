@@ -14,8 +14,6 @@ from input_pipeline.dynamics import integrators, systems
 from input_pipeline.dynamics.config import check_config
 from input_pipeline.stream import Example
 
-# Before the seed and the number of a trajectory.
-_STREAMS = {"train": 0, "eval": 1}
 # The deviation of a number that only fades, in the units of the systems.
 _AT_REST = 1e-8
 
@@ -232,7 +230,7 @@ def _per_trajectory(config: ml_collections.ConfigDict) -> int:
 def _training(config: ml_collections.ConfigDict) -> tuple[Any, ...]:
   """What the trajectories to train on are made of."""
   system = systems.create(config.system, config.options.to_dict())
-  stream_number = _STREAMS["train"]
+  stream_number = stream.SPLITS["train"]
   return system, stream_number, config.seed, config.trajectories, config.states
 
 
@@ -245,7 +243,7 @@ def _scaled(config: ml_collections.ConfigDict, split: str) -> np.ndarray:
   else:
     made = integrators.trajectories(
       training[0],
-      _STREAMS[split],
+      stream.SPLITS[split],
       config.seed,
       config.eval_examples,
       config.warm_up + config.horizon,

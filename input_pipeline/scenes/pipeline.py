@@ -12,9 +12,6 @@ from input_pipeline.scenes import shapes
 from input_pipeline.scenes.config import check_config
 from input_pipeline.stream import Example
 
-# Before the number of an example, so that splits have nothing in common.
-_STREAMS = {"train": 0, "eval": 1}
-
 
 @dataclasses.dataclass(frozen=True)
 class ScenesInfo:
@@ -47,7 +44,7 @@ class _Reader:
   def __call__(self, index: int, rng: np.random.Generator) -> Example:
     # Not of `rng`, so that an epoch has the scenes of the one before.
     del rng
-    numbers = (_STREAMS[self.split], self.seed, index)
+    numbers = (stream.SPLITS[self.split], self.seed, index)
     config = self.config
     return shapes.scene(
       np.random.default_rng(numbers),

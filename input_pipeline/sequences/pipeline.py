@@ -12,10 +12,6 @@ from input_pipeline.sequences import sources
 from input_pipeline.sequences.config import check_config
 from input_pipeline.stream import Example
 
-# Before the seed and the number of an example, so that no example of one split
-# is made of the numbers that one of the other is made of.
-_STREAMS = {"train": 0, "eval": 1}
-
 
 @dataclasses.dataclass(frozen=True)
 class SequencesInfo:
@@ -52,7 +48,7 @@ class _Reader:
   def __call__(self, index: int, rng: np.random.Generator) -> Example:
     # Not of `rng`, so that an epoch has the examples of the one before.
     del rng
-    numbers = (_STREAMS[self.split], self.seed, index)
+    numbers = (stream.SPLITS[self.split], self.seed, index)
     return self.source.example(np.random.default_rng(numbers), self.split)
 
   def with_index(self, index: int, rng: np.random.Generator) -> Example:
@@ -79,7 +75,7 @@ def dataset_info(config: ml_collections.ConfigDict) -> SequencesInfo:
   Raises:
     ValueError: for a source or options that do not fit.
   """
-  train, evaluated = (_source(config, split) for split in _STREAMS)
+  train, evaluated = (_source(config, split) for split in stream.SPLITS)
   for field in ("vocabulary_size", "classes"):
     own, other = getattr(train, field), getattr(evaluated, field)
     if own != other:

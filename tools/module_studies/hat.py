@@ -21,13 +21,12 @@ both help, overlapping windows since they join what windows cut.
 """
 COLUMNS = super_resolution_rows.COLUMNS
 Row = tuple[str, dict[str, Any]]
-_BICUBIC = "bicubic"
 
 
 def rows(variant: str) -> list[Row]:
   """The names of rows and the fields of their models."""
   found = [
-    (_BICUBIC, {}),
+    (super_resolution_rows.BICUBIC, {}),
     ("no halo", {"halo_size": 0}),
     ("no convolutions beside attention", {"conv_scale": 0.0}),
     ("HAT", {}),
@@ -55,11 +54,7 @@ def measure(
     What COLUMNS names.
   """
   config = make_config(options, seed, variant)
-  if variant == "test":
-    super_resolution_rows.few(config, folder)
-  if row == _BICUBIC:
-    return super_resolution_rows.bicubic(config)
-  return super_resolution_rows.trained(config)
+  return super_resolution_rows.measured(config, folder, row, variant)
 
 
 def make_config(

@@ -23,12 +23,15 @@ over bicubic interpolation's.
 """
 COLUMNS = super_resolution_rows.COLUMNS
 Row = tuple[str, dict[str, Any]]
-_BICUBIC = "bicubic"
 
 
 def rows(variant: str) -> list[Row]:
   """The names of rows and the fields of their models."""
-  found = [(_BICUBIC, {}), ("no gates", {"gated": False}), ("SPAN", {})]
+  found = [
+    (super_resolution_rows.BICUBIC, {}),
+    ("no gates", {"gated": False}),
+    ("SPAN", {}),
+  ]
   return found if variant == "full" else found[::2]
 
 
@@ -52,11 +55,7 @@ def measure(
     What COLUMNS names.
   """
   config = make_config(options, seed, variant)
-  if variant == "test":
-    super_resolution_rows.few(config, folder)
-  if row == _BICUBIC:
-    return super_resolution_rows.bicubic(config)
-  return super_resolution_rows.trained(config)
+  return super_resolution_rows.measured(config, folder, row, variant)
 
 
 def make_config(
