@@ -185,22 +185,8 @@ def test_an_ended_row_moves_nothing():
   assert state.cache["before"].tolist() == [row[2]]
 
 
-def test_other_prompts_compile_nothing():
-  """Lengths are padded, and values of the sampling are arguments."""
-  options = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 20}
-  generate([[1] * 6, [2]], **options)
-  sizes = decoding._prefill._cache_size(), decoding.take_steps._cache_size()
-  options |= {"temperature": 0.7, "top_p": 0.5, "max_tokens": 30, "seed": 8}
-  generate([[1] * 2, [2] * 9], **options, stop=())
-  assert sizes == (
-    decoding._prefill._cache_size(),
-    decoding.take_steps._cache_size(),
-  )
-
-
-@pytest.mark.parametrize("prompt", [[3], [1, 4, 1, 5]])
-def test_the_second_block_compiles_nothing_on_a_mesh(prompt):
-  """There, what a step returns has another type than a new array."""
+def traced_trigrams():
+  """A model that notes each time that it is traced, and its variables."""
   traced = []
 
   class Traced(Trigrams):
@@ -209,11 +195,28 @@ def test_the_second_block_compiles_nothing_on_a_mesh(prompt):
       traced.append(args)
       return Trigrams(name="inner")(*args, **options)
 
+  return Traced(), {"params": {"inner": VARIABLES["params"]}}, traced
+
+
+def test_other_prompts_compile_nothing():
+  """Lengths are padded, and values of the sampling are arguments."""
+  model, variables, traced = traced_trigrams()
+  options = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 20}
+  decoding.generate(model, variables, [[1] * 6, [2]], **options)
+  count = len(traced)
+  assert count > 0
+  options |= {"temperature": 0.7, "top_p": 0.5, "max_tokens": 30, "seed": 8}
+  decoding.generate(model, variables, [[1] * 2, [2] * 9], **options, stop=())
+  assert len(traced) == count
+
+
+@pytest.mark.parametrize("prompt", [[3], [1, 4, 1, 5]])
+def test_the_second_block_compiles_nothing_on_a_mesh(prompt):
+  """There, what a step returns has another type than a new array."""
+  model, variables, traced = traced_trigrams()
   mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-  inner = jax.device_put(VARIABLES["params"], NamedSharding(mesh, P()))
-  blocks = decoding.stream(
-    Traced(), {"params": {"inner": inner}}, [prompt], max_tokens=9, block=3
-  )
+  placed = jax.device_put(variables, NamedSharding(mesh, P()))
+  blocks = decoding.stream(model, placed, [prompt], max_tokens=9, block=3)
   rows = next(blocks)
   count = len(traced)
   rows += [row for (row,) in blocks]

@@ -115,14 +115,22 @@ def test_tiles_with_less_overlap_are_not_the_whole(create):
   )
 
 
-def test_tiles_of_one_size_are_one_program(model, variables):
-  step = whole_images.jitted(model)
+def test_tiles_of_one_size_are_one_program(variables):
+  traced = []
+
+  class Traced(Local):
+    @nn.compact
+    def __call__(self, x, train=False):
+      traced.append(x.shape)
+      return Local.__call__(self, x, train)
+
+  step = whole_images.jitted(Traced())
   restorer = whole_images.ImageRestorer(
-    model, variables, tile=8, overlap=4, batch_size=2, step=step
+    Traced(), variables, tile=8, overlap=4, batch_size=2, step=step
   )
   for height, width in ((17, 30), (44, 19), (9, 25)):
     assert restorer(image(height, width)).shape == (2 * height, 2 * width, 3)
-  assert step._cache_size() == 1
+  assert traced == [(2, 8, 8, 3)]
 
 
 def test_tiles_are_split_over_devices(model, variables, create):
