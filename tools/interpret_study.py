@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from tools import measured_studies, interpret_studies, study_command
+from tools import interpret_studies, measured_studies, study_command
 
 
 def names() -> list[str]:
