@@ -171,7 +171,8 @@ def test_scale():
 def test_attention_can_be_read_and_replaced():
   model, variables = autoencoder_small.model_and_variables()
   name = "encoder/level_1/attention_0/attention_weights"
-  read_all = lambda variables: taps.read(model, variables, IMAGES, names=["*"])
+  maps = ["*/attention_weights"]
+  read_all = lambda variables: taps.read(model, variables, IMAGES, names=maps)
   whole, read = jax.jit(read_all)(variables)
   assert set(read) == {
     name,
@@ -184,7 +185,7 @@ def test_attention_can_be_read_and_replaced():
   plain = jax.jit(model.apply)(variables, IMAGES)
   np.testing.assert_allclose(whole, plain, rtol=1e-4, atol=1e-4)
   replace = lambda variables, maps: taps.read(
-    model, variables, IMAGES, replacements=maps
+    model, variables, IMAGES, edit=maps
   )[0]
   replaced = jax.jit(replace)(variables, {name: read[name] * 0})
   assert np.abs(replaced - whole).max() > 1e-3
