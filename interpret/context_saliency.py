@@ -109,6 +109,8 @@ def saliency(
   _check(scales, nearest, position_weight, step, focus)
 
   def of_one(image):
+    # Only differences count, and those of a constant map shall be 0.
+    image = image - image[:1, :1]
     found = [
       _resized(
         _at_scale(image, scale, nearest, position_weight, step)[..., None],

@@ -35,7 +35,8 @@ def test_golden_numbers():
 
 def test_a_loop_over_pixels():
   rng = np.random.default_rng(0)
-  image = rng.uniform(size=(5, 7, 2))
+  image = 0.1 * rng.uniform(size=(5, 7, 2))
+  image[1:3, 2:4] += 0.3
   found = context_saliency.saliency(
     jnp.asarray(image[None], jnp.float32), _ONE, nearest=6, step=2, focus=0.9
   )[0]
@@ -90,12 +91,13 @@ def test_saliency_moves_with_what_is_seen(position_weight, tolerance):
 
 def test_scales_and_the_sign():
   relevance = jax.random.normal(jax.random.key(0), (2, 16, 13, 3))
-  found = jax.jit(context_saliency.salient_relevance)(relevance)
+  salient_relevance = jax.jit(context_saliency.salient_relevance)
+  found = salient_relevance(relevance)
   assert found.shape == (2, 16, 13)
   assert (found >= 0).all()
   assert found.max() <= 1
   np.testing.assert_allclose(
-    context_saliency.salient_relevance(-3 * relevance), found, atol=1e-5
+    salient_relevance(-3 * relevance), found, atol=1e-5
   )
   # All scales count.
   fewer = context_saliency.salient_relevance(
@@ -114,12 +116,13 @@ def test_gradient():
 
   @jax.jit
   def total(maps):
-    found = context_saliency.saliency(maps, _ONE, nearest=5, step=1)
+    # Everything is a focus: a pixel that becomes one makes a step.
+    found = context_saliency.saliency(maps, _ONE, nearest=5, step=1, focus=1e-3)
     return (found**2).sum()
 
   gradient = jax.jit(jax.grad(total))(maps)
   rise = (total(maps + 1e-3 * away) - total(maps - 1e-3 * away)) / 2e-3
-  assert rise == pytest.approx(float((gradient * away).sum()), rel=2e-2)
+  assert rise == pytest.approx(float((gradient * away).sum()), rel=3e-2)
   # Also where patches are equal, and their distance has a corner.
   assert np.isfinite(jax.grad(total)(_square()[:, :6, :6])).all()
 
