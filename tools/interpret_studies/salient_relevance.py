@@ -99,24 +99,24 @@ def measure(
   """
   del name
   _, images, tuning, widths = _SIZES[variant]
-  model = make_model(widths)
-  trained = _trained(folder, model, seed, variant)
+  trained = _trained(folder, widths, seed, variant)
   test = canvases("test", images, (seed, 1))
   validation = canvases("validation", tuning, (seed, 2))
-  logits = jax.jit(model.apply)(trained, test["image"])
-  treat, found = treatment(model, trained, validation, options, seed)
-  maps = treat(_raw(model, trained, test["image"], options["map"], seed))
+  logits = make_model(widths).apply(trained, test["image"])
+  treat, found = treatment(widths, trained, validation, options, seed)
+  maps = treat(_raw(widths, trained, test["image"], options["map"], seed))
   found |= _scores(maps, test["box"])
   found["accuracy"] = float((logits.argmax(-1) == test["label"]).mean())
-  found["deletion"] = _deletion(model, trained, test["image"], maps)
+  found["deletion"] = float(_deletion(widths)(trained, test["image"], maps))
   if options["map"] in _RULES:
-    random = _initialized(model, seed + 1000)
-    maps = treat(_raw(model, random, test["image"], options["map"], seed))
+    random = _initialized(make_model(widths), seed + 1000)
+    maps = treat(_raw(widths, random, test["image"], options["map"], seed))
     for figure, value in _scores(maps, test["box"]).items():
       found[f"{figure},_random_weights"] = value
   return found
 
 
+@functools.cache
 def make_model(widths: tuple[int, int, int]) -> nn.Sequential:
   """Three convolutions, of which the largest of each channel is read."""
   first, second, third = widths
@@ -173,13 +173,13 @@ def canvases(
   }
 
 
-def treatment(model, variables, validation, options, seed):
+def treatment(widths, variables, validation, options, seed):
   """Returns (what makes a map of |R|, its figures): sigma, if it is blurred."""
   if options["treatment"] == "SR":
     return _salient, {}
   if options["treatment"] == "raw":
     return _absolute, {}
-  raw = _raw(model, variables, validation["image"], options["map"], seed + 1)
+  raw = _raw(widths, variables, validation["image"], options["map"], seed + 1)
   shares = [
     _scores(_blurred(raw, sigma), validation["box"])["in_the_box"]
     for sigma in _SIGMAS
@@ -207,9 +207,10 @@ def _initialized(model, seed):
   return jax.jit(model.init)(jax.random.key(seed), blank)
 
 
-def _trained(folder, model, seed, variant):
+def _trained(folder, widths, seed, variant):
   """The network of a seed, of its file if there is one."""
   path = folder / f"canvas_network_{variant}_{seed}.msgpack"
+  model = make_model(widths)
   variables = _initialized(model, seed)
   if path.exists():
     return serialization.from_bytes(variables, path.read_bytes())
@@ -236,15 +237,21 @@ def _trained(folder, model, seed, variant):
   return variables
 
 
-def _raw(model, variables, images, name, seed):
+def _raw(widths, variables, images, name, seed):
   """Signed maps [images, 32, 32, 1] of the class that wins."""
   if name == "the image":
     return jnp.asarray(images)
   if name == "noise":
     return jax.random.normal(jax.random.key(seed), images.shape)
-  layers = relevance.with_rules(relevance.of_sequential(model), _RULES[name])
-  propagate = jax.jit(functools.partial(relevance.propagate, layers))
-  return propagate(variables, images)[1][0]
+  return _propagation(widths, name)(variables, images)[1][0]
+
+
+# Compiled once for all rows and seeds.
+@functools.cache
+def _propagation(widths, name):
+  layers = relevance.of_sequential(make_model(widths))
+  layers = relevance.with_rules(layers, _RULES[name])
+  return jax.jit(functools.partial(relevance.propagate, layers))
 
 
 def _absolute(raw):
@@ -267,11 +274,13 @@ def _scores(maps, boxes):
   }
 
 
-def _deletion(model, variables, images, maps):
-  """Area under the probability of the class that wins, mean of all images."""
+@functools.cache
+def _deletion(widths):
+  """Makes the area under the winning class's probability, mean of images."""
+  model = make_model(widths)
 
   @jax.jit
-  def area(images, maps):
+  def area(variables, images, maps):
     winner = model.apply(variables, images).argmax(-1)
 
     def score(images):
@@ -281,4 +290,4 @@ def _deletion(model, variables, images, maps):
     curve = localization.deletion_curve(score, images, maps)
     return localization.area_under(curve).mean()
 
-  return float(area(images, maps))
+  return area
