@@ -122,7 +122,7 @@ def test_gradient():
 
   gradient = jax.jit(jax.grad(total))(maps)
   rise = (total(maps + 1e-3 * away) - total(maps - 1e-3 * away)) / 2e-3
-  assert rise == pytest.approx(float((gradient * away).sum()), rel=3e-2)
+  assert rise == pytest.approx(float((gradient * away).sum()), rel=1e-2)
   # Also where patches are equal, and their distance has a corner.
   assert np.isfinite(jax.grad(total)(_square()[:, :6, :6])).all()
 

@@ -1,4 +1,7 @@
-"""Pictures of relevance show the numbers that they were given."""
+"""Pictures of relevance show what they were given; the page's code runs."""
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,3 +34,13 @@ def test_maps_of_other_images():
     relevance_pictures.maps_of_images(
       np.zeros((2, 4, 4, 3)), {"a": np.zeros((3, 4, 4))}
     )
+
+
+def test_the_code_of_the_page():
+  page = Path(__file__).parents[2] / "docs" / "relevance.md"
+  (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+  names = {}
+  exec(code, names)
+  assert names["relevances"][0].shape == (2, 16, 16, 3)
+  assert names["areas"].shape == (2, 16, 16)
+  assert len(names["figure"].axes) == 6
