@@ -21,20 +21,21 @@ from interpret import relevance_rules as rules
 TITLE = "Salient Relevance (1712.08268)"
 TEXT = """\
 A network of three convolutions learns which digit of 8 x 8 pixels is somewhere
-on a canvas of 32 x 32 that is full of other strokes. Relevance of the winning
-logit goes back to the pixels: gradient x input, which is LRP-0 everywhere; the
-rules of the paper's code, z+ for dense layers and LRP-0 for convolutions; and
-z+ everywhere. Each map is scored as it is, |R|; blurred, with the sigma that
-puts most of it into the box on images for validation, of 0.5 to 4 pixels; and
-as its context-aware saliency (SR). "In the box" is the share of the map in the
-digit's box, which is 6.25% of the canvas; "pointing" says how often its largest
-value is there; "deletion" is the area under the probability of the predicted
-class as pixels are blanked, most salient first, so that less is better. The
-paper's claim is that SR shows the object better than the raw map; whether it
-does better than a blur is the question, and whether the network matters:
-"random weights" has the same scores of a network that has learned nothing, and
-a map that does as well there explains nothing. Controls: the image itself for a
-map, and noise.
+on a canvas of 32 x 32 that is full of straight strokes and of pieces of other
+digits, 4 x 4 pixels each. Relevance of the winning logit goes back to the
+pixels: gradient x input, which is LRP-0 everywhere; the rules of the paper's
+code, z+ for dense layers and LRP-0 for convolutions; and z+ everywhere. Each
+map is scored as it is, |R|; blurred, with the sigma that puts most of it into
+the box on images for validation, of 0.5 to 4 pixels; blurred by 2 pixels, which
+smooths about as much as the patches of the saliency; and as its context-aware
+saliency (SR). "In the box" is the share of the map in the digit's box, which is
+6.25% of the canvas; "pointing" says how often its largest value is there;
+"deletion" is the area under the probability of the predicted class as pixels
+are blanked, most salient first, so that less is better. The paper's claim is
+that SR shows the object better than the raw map; whether it does better than a
+blur is the question, and whether the network matters: "random weights" has the
+same scores of a network that has learned nothing, and a map that does as well
+there explains nothing. Controls: the image itself for a map, and noise.
 """
 COLUMNS = (
   ("accuracy", ".1%"),
@@ -47,14 +48,16 @@ COLUMNS = (
 )
 
 _SIDE, _DIGIT = 32, 8
-_STROKES, _LENGTH = 12, 7
+_STROKES, _LENGTH = 8, 7
+_PIECES, _PIECE = 10, 4
 _SIGMAS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 _BATCH = 64
+_FIXED_SIGMA = 2.0
 # Digits of the training split that are kept for validation.
 _VALIDATION = 200
 # Steps of training, images to score and to choose sigma with, and widths.
 _SIZES = {
-  "full": (600, 200, 100, (16, 32, 64)),
+  "full": (800, 200, 100, (16, 32, 64)),
   "test": (2, 4, 4, (2, 2, 3)),
 }
 _RULES = {
@@ -63,7 +66,7 @@ _RULES = {
   "LRP, z+": {kinds.Conv: rules.z_plus, kinds.Dense: rules.z_plus},
 }
 _MAPS = (*_RULES, "the image", "noise")
-_TREATMENTS = ("raw", "blurred", "SR")
+_TREATMENTS = ("raw", "blurred", "blurred by 2", "SR")
 
 
 def rows(variant: str) -> list[tuple[str, dict[str, Any]]]:
@@ -102,21 +105,20 @@ def measure(
   trained = _trained(folder, widths, seed, variant)
   test = canvases("test", images, (seed, 1))
   validation = canvases("validation", tuning, (seed, 2))
-  logits = make_model(widths).apply(trained, test["image"])
+  logits = _functions(widths)[1](trained, test["image"])
   treat, found = treatment(widths, trained, validation, options, seed)
   maps = treat(_raw(widths, trained, test["image"], options["map"], seed))
   found |= _scores(maps, test["box"])
   found["accuracy"] = float((logits.argmax(-1) == test["label"]).mean())
   found["deletion"] = float(_deletion(widths)(trained, test["image"], maps))
   if options["map"] in _RULES:
-    random = _initialized(make_model(widths), seed + 1000)
+    random = _functions(widths)[0](seed + 1000)
     maps = treat(_raw(widths, random, test["image"], options["map"], seed))
     for figure, value in _scores(maps, test["box"]).items():
       found[f"{figure},_random_weights"] = value
   return found
 
 
-@functools.cache
 def make_model(widths: tuple[int, int, int]) -> nn.Sequential:
   """Three convolutions, of which the largest of each channel is read."""
   first, second, third = widths
@@ -160,12 +162,9 @@ def canvases(
     drawings, labels = drawings[kept], labels[kept]
   chosen = rng.integers(len(labels), size=number)
   image = _strokes(rng, number)
-  corner = rng.integers(_SIDE - _DIGIT + 1, size=(number, 2))
-  inside = corner[:, :, None] + np.arange(_DIGIT)
-  where = np.arange(number)[:, None, None]
-  image[where, inside[:, 0, :, None], inside[:, 1, None]] = (
-    drawings[chosen] / 16
-  )
+  for _ in range(_PIECES):
+    _paste(rng, image, _pieces(rng, drawings, number))
+  corner = _paste(rng, image, drawings[chosen])
   return {
     "image": image[..., None].astype(np.float32),
     "label": labels[chosen],
@@ -179,6 +178,8 @@ def treatment(widths, variables, validation, options, seed):
     return _salient, {}
   if options["treatment"] == "raw":
     return _absolute, {}
+  if options["treatment"] == "blurred by 2":
+    return functools.partial(_blurred, sigma=_FIXED_SIGMA), {}
   raw = _raw(widths, variables, validation["image"], options["map"], seed + 1)
   shares = [
     _scores(_blurred(raw, sigma), validation["box"])["in_the_box"]
@@ -202,16 +203,39 @@ def _strokes(rng, number):
   return image
 
 
-def _initialized(model, seed):
+def _pieces(rng, drawings, number):
+  """Squares cut out of digits: [number, 4, 4]."""
+  cut = rng.integers(_DIGIT - _PIECE + 1, size=(number, 2, 1)) + np.arange(
+    _PIECE
+  )
+  which = rng.integers(len(drawings), size=(number, 1, 1))
+  return drawings[which, cut[:, 0, :, None], cut[:, 1, None]]
+
+
+def _paste(rng, image, drawings):
+  """Puts drawings somewhere over images; returns corners [number, 2]."""
+  number, side = drawings.shape[:2]
+  corner = rng.integers(_SIDE - side + 1, size=(number, 2))
+  inside = corner[:, :, None] + np.arange(side)
+  where = np.arange(number)[:, None, None]
+  image[where, inside[:, 0, :, None], inside[:, 1, None]] = drawings / 16
+  return corner
+
+
+@functools.cache
+def _functions(widths):
+  """Compiled (init, apply) of the network."""
+  model = make_model(widths)
   blank = jnp.zeros((1, _SIDE, _SIDE, 1))
-  return jax.jit(model.init)(jax.random.key(seed), blank)
+  initialize = jax.jit(lambda seed: model.init(jax.random.key(seed), blank))
+  return initialize, jax.jit(model.apply)
 
 
 def _trained(folder, widths, seed, variant):
   """The network of a seed, of its file if there is one."""
   path = folder / f"canvas_network_{variant}_{seed}.msgpack"
   model = make_model(widths)
-  variables = _initialized(model, seed)
+  variables = _functions(widths)[0](seed)
   if path.exists():
     return serialization.from_bytes(variables, path.read_bytes())
   steps = _SIZES[variant][0]
