@@ -116,8 +116,11 @@ def test_gradient():
 
   @jax.jit
   def total(maps):
-    # Everything is a focus: a pixel that becomes one makes a step.
-    found = context_saliency.saliency(maps, _ONE, nearest=5, step=1, focus=1e-3)
+    # All are foci and all count: a pixel that becomes a focus makes a step, and
+    # a patch that comes among the nearest a corner.
+    found = context_saliency.saliency(
+      maps, _ONE, nearest=35, step=1, focus=1e-3
+    )
     return (found**2).sum()
 
   gradient = jax.jit(jax.grad(total))(maps)

@@ -11,9 +11,9 @@ from interpret import relevance_pictures
 
 def test_panels_hold_images_and_maps():
   rng = np.random.default_rng(0)
-  images = rng.uniform(size=(2, 4, 5, 1))
-  signed = rng.normal(size=(2, 4, 5, 3))
-  positive = rng.uniform(size=(2, 4, 5))
+  images = rng.uniform(size=(2, 4, 5, 1)).astype(np.float32)
+  signed = rng.normal(size=(2, 4, 5, 3)).astype(np.float32)
+  positive = rng.uniform(size=(2, 4, 5)).astype(np.float32)
   figure = relevance_pictures.maps_of_images(
     images, {"relevance": signed, "saliency": positive}
   )
