@@ -279,6 +279,23 @@ def test_vit_conserves_without_biases_and_with_constant_weights():
   assert jnp.abs(lost[0] / lost[-1] - 1).min() > 1e-3
 
 
+def test_bfloat16_activations():
+  model, variables, x = _made(True)
+  layers = relevance.with_rules(
+    relevance.of_sequential(model), relevance.REPOSITORY_RULES
+  )
+  propagate = jax.jit(functools.partial(relevance.propagate, layers))
+  target = jnp.array(2)
+  _, wide = propagate(variables, x, target)
+  output, found = propagate(variables, x.astype(jnp.bfloat16), target)
+  assert output.dtype == jnp.bfloat16
+  assert {r.dtype for r in found} == {jnp.dtype("float32")}
+  for one, other in zip(found[0], wide[0], strict=True):
+    alike = jnp.vdot(one, other)
+    alike /= jnp.linalg.norm(one) * jnp.linalg.norm(other)
+    assert alike > 0.98
+
+
 def test_start():
   model, variables, x = _made(True)
   layers = relevance.of_sequential(model)
