@@ -2,8 +2,8 @@
 
 "Retrieval Head Mechanistically Explains Long-Context Factuality" (arXiv
 2404.15574), as "AttentionInfluence" (arXiv 2505.07293, section 3) uses it: a
-head copies where, as a token is generated, its largest weight is on a place that
-holds the same token. Scores of a model that fails the task are noise, so
+head copies where, as a token is generated, its largest weight is on a place
+that holds the same token. Scores of a model that fails the task are noise, so
 `of_model` tells its accuracy too, and counts only what it answers rightly.
 """
 
@@ -61,6 +61,7 @@ def copies(
     ValueError: if shapes do not fit.
   """
   _check(weights, tokens, answer, source)
+  tokens, answer = jnp.asarray(tokens), jnp.asarray(answer)
   place = jnp.argmax(weights[:, :, :-1], axis=-1)
   hit = _at(tokens, place) == tokens[:, None, 1:]
   if source is not None:
@@ -96,11 +97,11 @@ def retrieval_score(
   if form not in FORMS:
     raise ValueError(f"form is {form!r}; it must be one of {FORMS}")
   copied = copies(weights, tokens, answer, source)
-  counted = answer
+  tokens, counted = jnp.asarray(tokens), jnp.asarray(answer)
   if form == "tokens":
-    same = (tokens[:, :, None] == tokens[:, None, :]) & answer[:, None, :]
-    earlier = np.tri(tokens.shape[1], k=-1, dtype=bool)
-    counted &= ~(same & earlier).any(-1)
+    same = (tokens[:, :, None] == tokens[:, None, :]) & counted[:, None, :]
+    earlier = np.tri(tokens.shape[1], k=-1, dtype=bool)[None]
+    counted = counted & ~(same & earlier).any(-1)
     copied = (same[:, None] & copied[:, :, None, :]).any(-1)
   total = counted.sum(-1)[:, None].astype(jnp.float32)
   return (copied & counted[:, None]).sum(-1) / total
