@@ -179,7 +179,7 @@ def _model(size: _Size) -> Transformer:
 
 
 def _params(folder, which, seed, variant):
-  """Parameters of the base, a refuser, or one with the attention of the base."""
+  """Parameters of a base, a refuser, or one with the attention of its base."""
   size = _SIZES[variant]
   model = _model(size)
   where = epath.Path(folder) / "safety_heads"
