@@ -20,14 +20,15 @@ and their values at the beginning, and each key again, with its value, somewhere
 behind; (c) a span of 16 random tokens that is said again. A model of 4 layers
 with 8 heads learns all three. `solved` is its accuracy at look-ups alone, for
 without it scores of heads mean nothing; `retrieval` the mean retrieval score of
-the row's heads, of the two (5 % of all) that copy most or of all others. `auc_b` is the area under the curve
-of a row's score to tell documents (b) from (a), `auc_c` (c) from (a); 50 % is
-chance. The control has two of these others, drawn five times. Then two-layer models
-learn, for the same number of steps, a pool of which half is (a) and a quarter
-each (b) and (c), with the fifth that the row selects in it once more; `share_b`
-and `share_c` are of this fifth, and losses are in nats, of tokens of documents
-not seen. The paper says that the heads find documents which need reasoning, and
-that a model trained on more of them is better; plain loss may find them too.
+the row's heads, of the two (5 % of all) that copy most or of all others.
+`auc_b` is the area under the curve of a row's score to tell documents (b) from
+(a), `auc_c` (c) from (a); 50 % is chance. The control has two of these others,
+drawn five times. Then two-layer models learn, for the same number of steps, a
+pool of which half is (a) and a quarter each (b) and (c), with the fifth that
+the row selects in it once more; `share_b` and `share_c` are of this fifth, and
+losses are in nats, of tokens of documents not seen. The paper says that the
+heads find documents which need reasoning, and that a model trained on more of
+them is better; plain loss may find them too.
 """
 COLUMNS = (
   ("solved", ".1%"),

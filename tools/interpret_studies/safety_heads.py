@@ -25,18 +25,18 @@ has to find its way, as "the moon copy a f c tree so =". Tuned on, it answers
 such prompts, of letters that training has not seen, with an answer of three
 letters, right or wrong; `refused` those with "no"; the rest is neither. `open`
 is the share of right answers to other prompts: a model that is broken refuses
-nothing either. Heads are made uniform where the row says nothing else.
-"Ships" takes the heads with the largest divergence of the next token, on
-average, each measured alone; "Sahara" collects them by the angle of the last
-states' first left singular vector over prompts, in "features" the right one;
-"greedy by refusal" by the log-probability of "no" itself, which neither knows.
-Of the random sets there are 20 of each size: `answered` is their mean, `band`
-the 97.5 % quantile, to hold the others against. `correlation` is Spearman's,
-over heads, of the score of one head and the fall of that log-probability; of
-the second refuser, tuned on other prompts from the same base, it is that of
-both refusers' Ships, and it is ablated with the heads of the first. The paper
-finds that three heads carry most of it, and that a refuser with the attention
-of its base still refuses.
+nothing either. Heads are made uniform where the row says nothing else. "Ships"
+takes the heads with the largest divergence of the next token, on average, each
+measured alone; "Sahara" collects them by the angle of the last states' first
+left singular vector over prompts, in "features" the right one; "greedy by
+refusal" by the log-probability of "no" itself, which neither knows. Of the
+random sets there are 20 of each size: `answered` is their mean, `band` the 97.5
+% quantile, to hold the others against. `correlation` is Spearman's, over heads,
+of the score of one head and the fall of that log-probability; of the second
+refuser, tuned on other prompts from the same base, it is that of both refusers'
+Ships, and it is ablated with the heads of the first. The paper finds that three
+heads carry most of it, and that a refuser with the attention of its base still
+refuses.
 """
 COLUMNS = (
   ("refused", ".1%"),
