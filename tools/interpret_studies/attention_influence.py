@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
+from flax.core import FrozenDict
 
 from interpret import attention_influence, head_edits, retrieval_heads
 from models.transformer import Transformer
@@ -14,21 +15,21 @@ from tools import array_training
 
 TITLE = "AttentionInfluence (2505.07293): documents by heads that copy"
 TEXT = """\
-Documents of 64 tokens, all alike in length, of three kinds: (a) text whose next
+Documents of 48 tokens, all alike in length, of three kinds: (a) text whose next
 token two before decide by chance, of eight letters; (b) the same text with keys
 and their values at the beginning, and each key again, with its value, somewhere
-behind; (c) a span of 16 random tokens that is said again. A model of 4 layers
-with 8 heads learns all three. `solved` is its accuracy at look-ups alone, for
-without it scores of heads mean nothing; `retrieval` the mean retrieval score of
-the row's heads, of the two (5 % of all) that copy most or of all others.
-`auc_b` is the area under the curve of a row's score to tell documents (b) from
-(a), `auc_c` (c) from (a); 50 % is chance. The control has two of these others,
-drawn five times. Then two-layer models learn, for the same number of steps, a
-pool of which half is (a) and a quarter each (b) and (c), with the fifth that
-the row selects in it once more; `share_b` and `share_c` are of this fifth, and
-losses are in nats, of tokens of documents not seen. The paper says that the
-heads find documents which need reasoning, and that a model trained on more of
-them is better; plain loss may find them too.
+behind; (c) a span of 6 to 24 random tokens that is said again. A model of 4
+layers with 8 heads learns all three. `solved` is its accuracy at look-ups
+alone, for without it scores of heads mean nothing; `retrieval` the mean
+retrieval score of the row's heads, of the two (5 % of all) that copy most or of
+all others. `auc_b` is the area under the curve of a row's score to tell
+documents (b) from (a), `auc_c` (c) from (a); 50 % is chance. The control has
+two of these others, drawn five times. Then two-layer models learn, for the same
+number of steps, a pool of which half is (a) and a quarter each (b) and (c),
+with the fifth that the row selects in it once more; `share_b` and `share_c` are
+of this fifth, and losses are in nats, of tokens of documents not seen. The
+paper says that the heads find documents which need reasoning, and that a model
+trained on more of them is better; plain loss may find them too.
 """
 COLUMNS = (
   ("solved", ".1%"),
@@ -43,7 +44,7 @@ COLUMNS = (
 )
 # Eight letters of text, then sixteen keys and sixteen values.
 _TEXT, _KEYS, _VOCABULARY = 8, 16, 40
-_PAIRS, _SPAN = 4, 16
+_PAIRS, _SPAN = 4, (6, 25)
 _KINDS = "abc"
 _FRACTION = 0.05
 
@@ -65,8 +66,8 @@ class _Size(NamedTuple):
 
 
 _SIZES = {
-  "full": _Size(64, 32, 1000, 300, 256, 2000, 5, 64, 4, 8, 2),
-  "test": _Size(64, 2, 1, 1, 4, 20, 1, 16, 1, 2, 1),
+  "full": _Size(48, 32, 900, 200, 200, 1600, 5, 64, 4, 8, 2),
+  "test": _Size(48, 2, 1, 1, 4, 20, 1, 16, 1, 2, 1),
 }
 
 
@@ -132,7 +133,10 @@ def _model(size: _Size, depth: int) -> Transformer:
     width=size.width,
     depth=depth,
     heads=size.heads,
+    head_dim=16,
     mlp_width=2 * size.width,
+    init_scale=0.08,
+    rotary=FrozenDict(base=100.0),
     scan_layers=True,
   )
 
@@ -279,8 +283,10 @@ def _table(seed):
 def _documents(rng, kind, count, length, table):
   """Documents of a kind, int32 [count, length]."""
   if kind == "c":
-    span = rng.integers(_TEXT, _VOCABULARY, (count, _SPAN))
-    return np.tile(span, (1, -(-length // _SPAN)))[:, :length].astype(np.int32)
+    span = rng.integers(_TEXT, _VOCABULARY, (count, length), np.int32)
+    # Of all lengths, or a head could copy from a distance that is always same.
+    size = rng.integers(*_SPAN, (count, 1))
+    return np.take_along_axis(span, np.arange(length)[None] % size, axis=1)
   tokens = _text(rng, count, length, table)
   if kind == "b":
     keys, values = _pairs(rng, count)
