@@ -60,7 +60,7 @@ def _model(size: str, scale: int) -> ml_collections.ConfigDict:
 
 def _photographs_x2() -> ml_collections.ConfigDict:
   config = _model("hat", scale=2)
-  restoration.photographs(config, steps=900)
+  restoration.photographs(config, steps=2400)
   config.model.update(SMALL)
   # Without it minutes end below bicubic interpolation.
   config.model.residual = True
