@@ -162,7 +162,8 @@ def measure(
   )
   mask = head_edits.mask_of(heads[:count], size.depth, size.heads)
   found = {**ask(mask), "share_touched": share}
-  if which == "first":
+  # Of the score that is the fall itself it would be 1.
+  if which == "first" and options["by"] != "refusal":
     found["correlation"] = correlation
   return found
 
@@ -201,12 +202,10 @@ def _params(folder, which, seed, variant):
   base = train("base", False)
   if which == "base":
     return base
-  refuser = train(which if which == "second" else "first", True, base)
   if which == "second":
     return train("second", True, base, 100)
-  if which == "transplant":
-    return _with_attention_of(base, refuser)
-  return refuser
+  refuser = train("first", True, base)
+  return _with_attention_of(base, refuser) if which == "transplant" else refuser
 
 
 def _with_attention_of(base, params):
