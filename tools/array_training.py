@@ -1,0 +1,90 @@
+"""Language models trained on rows that a function makes: subjects of studies.
+
+A loop of a few lines for models of minutes, of which there are several to a
+seed; what is to be resumed and evaluated as it goes is a run of `experiment`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+# Tokens [batch, length] and where the loss counts, bool of the same shape.
+Rows = tuple[np.ndarray, np.ndarray]
+Params = Mapping[str, Any]
+
+
+def fit(
+  model: nn.Module,
+  rows: Callable[[np.random.Generator], Rows],
+  steps: int,
+  seed: int,
+  params: Params | None = None,
+  learning_rate: float = 3e-3,
+) -> Params:
+  """Trains with AdamW, warm-up of a tenth and a cosine to a tenth.
+
+  Args:
+    model: from tokens [batch, length] to logits.
+    rows: makes a batch.
+    steps: how many batches.
+    seed: of the parameters and the batches.
+    params: to begin with; new ones if None.
+    learning_rate: the highest.
+
+  Returns:
+    Parameters, as NumPy's arrays.
+
+  Raises:
+    ValueError: if the loss at the end is not finite.
+  """
+  rng = np.random.default_rng([seed, steps])
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, max(steps // 10, 1), max(steps, 2), learning_rate / 10
+  )
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(schedule, b2=0.98, weight_decay=0.01),
+  )
+  if params is None:
+    example = jnp.zeros((1, 2), jnp.int32)
+    params = jax.jit(model.init)(jax.random.key(seed), example)["params"]
+
+  def loss_of(params, tokens, counted):
+    logits = model.apply({"params": params}, tokens[:, :-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, tokens[:, 1:]
+    )
+    weights = counted[:, 1:].astype(jnp.float32)
+    return (losses * weights).sum() / weights.sum()
+
+  @jax.jit
+  def step(params, state, tokens, counted):
+    loss, gradient = jax.value_and_grad(loss_of)(params, tokens, counted)
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+  state, loss = optimizer.init(params), 0.0
+  for _ in range(steps):
+    params, state, loss = step(params, state, *rows(rng))
+  if not np.isfinite(loss):
+    raise ValueError(f"the loss after {steps} steps is {loss}")
+  return jax.device_get(params)
+
+
+def kept(path: epath.Path, make: Callable[[], Params]) -> Params:
+  """Parameters from a file, or made and put there."""
+  if path.exists():
+    return flax.serialization.msgpack_restore(path.read_bytes())
+  params = make()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  beside = path.with_suffix(".new")
+  beside.write_bytes(flax.serialization.msgpack_serialize(params))
+  beside.rename(path)
+  return params
