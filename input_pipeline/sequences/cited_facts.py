@@ -1,6 +1,6 @@
 """What is the value of a key, and which of the numbered passages says so?
 
-For L-CiteEval (arXiv 2410.02115, section 9 of our notes on it): half of the keys
+For the check of L-CiteEval (arXiv 2410.02115) that is ours: half of the keys
 have a value that never changes, and can be known by heart; the values of the
 others are new in each context.
 """
