@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from models import taps
+import interpret
 
 MAPS = "layer_*/mixer/attention_weights"
 
@@ -58,8 +58,8 @@ def citation_maps(
   Returns:
     float32 [batch, layers * heads, citations, length].
   """
-  _, maps = taps.read(
-    model, variables, jnp.asarray(tokens), names=[MAPS], train=False
+  _, maps = interpret.run(
+    model, variables, jnp.asarray(tokens), read=MAPS, train=False
   )
   index = jnp.asarray(queries)[:, None, :, None]
   return np.concatenate(

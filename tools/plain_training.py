@@ -6,7 +6,6 @@ parameters. This is its step, on its batches, from its initial state.
 """
 
 import contextlib
-import hashlib
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ import experiment
 import storage
 import tasks
 from experiment import batches, weights
+from tools import study
 from training import evaluation
 
 
@@ -34,8 +34,7 @@ def trained(
     (task, variables): the task, with the model, and host arrays.
   """
   task = experiment.create_evaluation(config).task
-  digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()
-  path = folder / f"{digest[:16]}.msgpack"
+  path = folder / f"{study.digest(config)}.msgpack"
   if path.exists():
     return task, serialization.msgpack_restore(path.read_bytes())
   variables = jax.device_get(_train(config))

@@ -14,7 +14,7 @@ from configs import sequences
 from evaluation import answer_loss, pass_rates, pass_until, scaling_law
 from input_pipeline.sequences import sources
 from models import decoding
-from tools import plain_training
+from tools import plain_training, study
 
 TITLE = "PassUntil (2310.03262)"
 TEXT = """\
@@ -177,16 +177,20 @@ def _sampled(
   folder: epath.Path, width: int, seed: int, variant: str
 ) -> dict[str, Any]:
   """What is known of a model's items, in numbers and lists of numbers."""
-  path = folder / f"pass_until_{width}_{seed}.json"
+  own = folder / "pass_until"
+  config = make_config(width, seed, variant)
+  # Of other models or sizes what is there says nothing.
+  sizes = "_".join(map(str, _SIZES[variant]))
+  path = own / f"{study.digest(config)}_{sizes}.json"
   if not path.exists():
-    storage.write_whole(path, json.dumps(_sample(folder, width, seed, variant)))
+    task, variables = plain_training.trained(config, own)
+    made = _sample(task, variables, seed, _SIZES[variant])
+    storage.write_whole(path, json.dumps(made))
   return json.loads(path.read_text())
 
 
-def _sample(folder, width, seed, variant) -> dict[str, Any]:
-  _, items, cap, batch, fixed = _SIZES[variant]
-  config = make_config(width, seed, variant)
-  task, variables = plain_training.trained(config, folder / "pass_until")
+def _sample(task, variables, seed, sizes) -> dict[str, Any]:
+  _, items, cap, batch, fixed = sizes
   prompts, answers = _items(items, seed)
 
   def sampled(wanted, cap, draws):
