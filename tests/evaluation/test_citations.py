@@ -41,7 +41,7 @@ def test_one_true_citation_a_sentence_is_perfect_and_no_answer_nothing():
     0.5,
     0.5,
   )
-  with pytest.raises(ValueError, match="none of 1 scores"):
+  with pytest.raises(ValueError, match="no mean of 1 scores"):
     citations.mean([None])
 
 
