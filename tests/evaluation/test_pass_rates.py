@@ -114,22 +114,34 @@ def test_the_variance_of_the_estimate_is_estimated_without_bias(p, wanted, cap):
   assert true > 0
 
 
-def test_the_mean_has_the_error_that_repetitions_show():
+def repetitions(p, times):
+  """Counts of r = 2, again and again."""
   rng = np.random.default_rng(0)
-  p = np.array([0.02, 0.1, 0.3, 0.0])
-  repeated = []
-  for _ in range(2000):
-    passed = rng.random((4, 60)) < p[:, None]
-    total = passed.cumsum(axis=1)
-    ended = (total >= 2).any(axis=1)
-    samples = np.where(ended, (total >= 2).argmax(axis=1) + 1, 60)
-    passes = np.where(ended, 2, total[:, -1])
-    repeated.append(pass_rates.mean(pass_rates.Counts(passes, samples, 2, 60)))
-  estimates = np.array([each.estimate for each in repeated])
-  error = np.array([each.error for each in repeated])
+  for _ in range(times):
+    samples = 2 + rng.negative_binomial(2, p)
+    passes = np.full(len(p), 2)
+    yield pass_rates.Counts(passes, samples, 2, 10**9)
+
+
+def test_the_mean_has_the_error_that_repetitions_show():
+  p = np.tile([0.02, 0.1, 0.3, 0.001], 10)
+  means = [pass_rates.mean(counts) for counts in repetitions(p, 2000)]
+  estimates = np.array([each.estimate for each in means])
+  error = np.array([each.error for each in means])
   assert abs(estimates.mean() - p.mean()) < 4 * estimates.std() / 2000**0.5
   np.testing.assert_allclose((error**2).mean(), estimates.var(), rtol=0.1)
-  assert all(0 <= each.low <= each.estimate <= each.high for each in repeated)
+  assert all(0 <= each.low <= each.estimate <= each.high <= 1 for each in means)
+  covered = [each.low <= p.mean() <= each.high for each in means]
+  assert 0.91 < np.mean(covered) < 0.98
+
+
+def test_where_no_error_is_known_the_interval_is_that_of_items():
+  counts = pass_rates.Counts(np.array([2, 0]), np.array([2, 50]), 2, 50)
+  mean = pass_rates.mean(counts)
+  assert mean[:2] == (0.5, 0)
+  low, high = pass_rates.interval(counts)
+  np.testing.assert_allclose(mean[2:], [low.mean(), high.mean()])
+  assert mean.low < 0.2 < 0.5 < mean.high
 
 
 def test_of_nothing_that_passed_there_is_an_upper_bound():

@@ -28,13 +28,14 @@ is too large where few pass. Controls: the share of items that the most probable
 answer gets right, and of 100 samples of each.
 
 Rows below predict the largest model from the six others by a line of
-log(-log PU) in log N, N without embeddings: from each estimate, from the exact
-values, and from a line for each item that is fitted by the likelihood of its
-counts. To be compared with "exact" in the same row; "quadratic" is the
-curvature of the six in log N with its standard error: where it is not zero
-there is no line to go on with, and no claim. An empty cell is of a model that
-never passed, or always. Agreement of a likelihood's prediction with the
-likelihood's value of the largest model would say nothing: both are too large.
+log(-log PU) in log N, N without embeddings: from each estimate, all with the
+median of the six relative errors; from the exact values, which have none; and
+from a line for each item, fitted by the likelihood of its counts. To be
+compared with "exact" in the same row; "quadratic" is the curvature of the six
+in log N with its standard error: where it is not zero there is no line to go on
+with, and no claim. An empty cell is of a model that never passed, or always.
+Agreement of a likelihood's prediction with the likelihood's value of the
+largest model would say nothing: both are too large.
 """
 COLUMNS = (
   ("parameters", ",.0f"),
@@ -144,8 +145,10 @@ def prediction(
     return found
   errors = None
   if kind != "exact":
-    # Of all estimates the relative errors of the one whose are known.
-    errors = rates * np.array([each.error / each.estimate for each in means])
+    # With two passes an error is small where the estimate is large by chance,
+    # so no model has its own; and of all estimates those of the one.
+    known = [each.error / each.estimate for each in means if each.estimate]
+    errors = rates * np.median(known)
   law = scaling_law.fit(sizes, rates, errors)
   shape = scaling_law.curve_shape(sizes, rates, errors)
   predicted = scaling_law.predict(law, size)
