@@ -14,11 +14,13 @@ from input_pipeline import checks
 from input_pipeline.stream import Example
 
 PADDING, ASK, END = range(3)
+# Tokens of a passage.
+PASSAGE = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class CitedFacts:
-  """Passages of a key, a value and a number, and then questions with answers.
+  """Passages of key, value, number and END, then questions with answers.
 
   A question is the token ASK and a key; its answer the value, the number of its
   passage, and END, which are the labels. Passages have different keys, any of
@@ -94,7 +96,7 @@ class CitedFacts:
     return np.where(keys < self.keys // 2, constants[keys], drawn)
 
   def context(self, keys: Sequence[int], values: Sequence[int]) -> list[int]:
-    """Tokens of passages, three each."""
+    """Tokens of passages, `PASSAGE` each."""
     return [
       token
       for number, (key, value) in enumerate(zip(keys, values, strict=True), 1)
@@ -102,6 +104,7 @@ class CitedFacts:
         self.first_key + int(key),
         self.first_value + int(value),
         END + number,
+        END,
       )
     ]
 
@@ -136,7 +139,7 @@ class CitedFacts:
       group = int(keys[n] < self.keys // 2)
       labelled += [(place, group) for place in range(len(row), len(row) + 3)]
       row += [self.first_value + int(values[n]), END + n + 1, END]
-    length = 3 * most + 5 * self.questions
+    length = PASSAGE * most + 5 * self.questions
     whole = np.full(length, PADDING, np.int32)
     whole[: len(row)] = row
     places, groups = np.array(labelled).T

@@ -121,7 +121,7 @@ def test_attention_to_what_is_cited():
   # Two heads, the second of which looks at the value of the right passage,
   # though less than both look at the question.
   weights = rng.uniform(0, 0.1, (40, 2, 1, 14))
-  weights[np.arange(40), 1, 0, 3 * right - 1] = 0.4
+  weights[np.arange(40), 1, 0, 4 * right - 1] = 0.4
   weights[..., -2] = 0.5
   texts = [f"v2 [{n}]" for n in right]
   got = l_citeeval.attended(weights, cases, texts, rng)

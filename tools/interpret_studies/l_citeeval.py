@@ -265,7 +265,8 @@ def attended(
   """
   count = len(cases[0].keys)
   numbers = np.zeros((len(cases), weights.shape[-1]), np.int32)
-  numbers[:, : 3 * count] = np.repeat(np.arange(1, count + 1), 3)
+  size = cited_facts.PASSAGE
+  numbers[:, : size * count] = np.repeat(np.arange(1, count + 1), size)
   compare = functools.partial(
     citation_attention.retrieval_agreement,
     passages=numbers,
