@@ -120,14 +120,19 @@ def test_attention_to_what_is_cited():
   rng = np.random.default_rng(0)
   # Two heads, the second of which looks at the value of the right passage,
   # though less than both look at the question.
-  weights = rng.uniform(0, 0.1, (40, 2, 1, 14))
-  weights[np.arange(40), 1, 0, 4 * right - 1] = 0.4
+  weights = rng.uniform(0, 0.1, (40, 2, 2, 14))
+  weights[np.arange(40), 1, 1, 4 * right - 1] = 0.4
   weights[..., -2] = 0.5
   texts = [f"v2 [{n}]" for n in right]
   got = l_citeeval.attended(weights, cases, texts, rng)
   assert got["agreement"] == 1
   assert got["correlation"] == got["of_best_head"] == pytest.approx(1)
   assert abs(got["shuffled"]) < 0.5
+  # Where the value is written it looks anywhere.
+  assert abs(got["at_value"]) < 0.5
+  again = l_citeeval.attended(weights[:, :, ::-1], cases, texts, rng)
+  assert again["at_value"] == pytest.approx(1)
+  assert abs(again["of_best_head"]) < 0.5
   removed = [case._replace(keys=[3, 6, 7]) for case in cases]
   got = l_citeeval.attended(weights, removed, texts, rng)
   assert "agreement" not in got

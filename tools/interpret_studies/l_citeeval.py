@@ -33,10 +33,11 @@ Attention is that of all layers and heads where the number is written, at keys
 of passages: "agreement" is how often the right passage has the largest weight
 and is cited, or neither; correlations are over pairs of an answer and a
 passage, for the largest weight of all heads, for the head in which it is
-largest, and for the same choice of a head with the citations of other answers.
-Controls of citations: the same answers with a passage at random, all passages
-(of which the first three count), and the one that shares most words with key
-and answer.
+largest, and for the same choice of a head with the citations of other answers;
+"at value" is the same one token before, where the value is written, for a layer
+may have found the number by then. Controls of citations: the same answers with
+a passage at random, all passages (of which the first three count), and the one
+that shares most words with key and answer.
 """
 COLUMNS = (
   ("accuracy", ".1%"),
@@ -49,6 +50,8 @@ COLUMNS = (
   ("correlation", ".2f"),
   ("of_best_head", ".2f"),
   ("shuffled", ".2f"),
+  ("at_value", ".2f"),
+  ("at_value_shuffled", ".2f"),
 )
 CONDITIONS = ("fresh", "constant", "contradicted", "removed")
 CONTROLS = ("random", "all", "best match")
@@ -142,11 +145,11 @@ def measure(
     ]
   found = judged(cases, texts)
   if not how:
-    # Where the number of the passage is written behind a value.
+    # Where the value is written, and behind it the number of its passage.
     whole = np.array(
       [p + (a + [0] * 3)[:3] for p, a in zip(prompts, answers, strict=True)]
     )
-    queries = np.full((len(cases), 1), len(prompts[0]))
+    queries = np.tile([[len(prompts[0]) - 1, len(prompts[0])]], (len(cases), 1))
     weights = citation_attention.citation_maps(
       task.model, variables, whole, queries
     )
@@ -258,7 +261,8 @@ def attended(
   """Whether the passages that are looked at are those that are cited.
 
   Args:
-    weights: [questions, heads, 1, length].
+    weights: [questions, heads, 2, length], where the value is written and
+      where the number is.
     cases: the questions.
     texts: the answers.
     rng: shuffles citations.
@@ -274,14 +278,20 @@ def attended(
   )
   cited = [citations.parse_citations(text) for text in texts]
   shuffled = [cited[i] for i in rng.permutation(len(cited))]
-  whole = compare(weights, cited=cited)
+  value, number = weights[:, :, :1], weights[:, :, 1:]
+  whole = compare(number, cited=cited)
   found = {"correlation": whole.correlation}
   # Without a right passage there is nothing to agree on.
   if cases[0].passages:
     found["agreement"] = whole.agreement
-  for name, by in (("of_best_head", cited), ("shuffled", shuffled)):
+  for name, by, where in (
+    ("of_best_head", cited, number),
+    ("shuffled", shuffled, number),
+    ("at_value", cited, value),
+    ("at_value_shuffled", shuffled, value),
+  ):
     heads = [
-      compare(weights[:, head : head + 1], cited=by).correlation
+      compare(where[:, head : head + 1], cited=by).correlation
       for head in range(weights.shape[1])
     ]
     found[name] = max((r for r in heads if np.isfinite(r)), default=np.nan)
