@@ -25,6 +25,10 @@ def test_the_passage_of_the_largest_weight_of_all_heads():
   weights = maps([[1, 4], [5, 6], [2, 3], [4, 1]])
   found = citation_attention.attended_passages(weights, PASSAGES)
   assert found.tolist() == [[1, 2], [3, 3], [1, 2], [2, 1]]
+  # The largest weight, not the largest sum over heads.
+  two = np.array([[[[0.35, 0.0]], [[0.35, 0.6]]]])
+  found_of_two = citation_attention.attended_passages(two, np.array([[1, 2]]))
+  assert found_of_two.tolist() == [[2]]
   # A sink is no passage, and may be left out.
   weights[:, 0, 0, 0] = 0.9
   again = citation_attention.attended_passages(weights, PASSAGES)

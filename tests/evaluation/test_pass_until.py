@@ -137,7 +137,8 @@ def test_a_sample_is_of_its_number_and_not_of_its_neighbours(trained):
   sample = pass_until.sampler(
     model,
     variables,
-    QUESTIONS,
+    # Items with the same prompt are items of their own.
+    [[3, 1], [3, 1], [3, 1]],
     tuple,
     max_tokens=6,
     cap=50,
