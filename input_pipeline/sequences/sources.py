@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from input_pipeline.sequences.cited_facts import CitedFacts
 from input_pipeline.sequences.digits import Digits
 from input_pipeline.sequences.digits_grid import DigitsGrid
 from input_pipeline.sequences.distances import Distances
@@ -14,6 +15,7 @@ from input_pipeline.sequences.grammar_states import GrammarStates
 from input_pipeline.sequences.marked_word import MarkedWord
 from input_pipeline.sequences.mqar import MultiQueryRecall
 from input_pipeline.sequences.near_and_far import NearAndFar
+from input_pipeline.sequences.reversal import Reversal
 from input_pipeline.stream import Example
 
 
@@ -55,6 +57,7 @@ class Source(Protocol):
 
 # To add one, write its module and put it here.
 SOURCES: dict[str, type[Source]] = {
+  "cited_facts": CitedFacts,
   "digits": Digits,
   "digits_grid": DigitsGrid,
   "distances": Distances,
@@ -62,6 +65,7 @@ SOURCES: dict[str, type[Source]] = {
   "marked_word": MarkedWord,
   "mqar": MultiQueryRecall,
   "near_and_far": NearAndFar,
+  "reversal": Reversal,
 }
 
 
