@@ -58,7 +58,7 @@ def write(
   output = sys.stdout if output is None else output
   sentences = [prompt] if isinstance(prompt, str) else list(prompt)
   sentences = sentences or [r.sentence for r in unseen(source, _SHOWN)]
-  texts = fill(model, variables, source, sentences, **options)
+  texts, _ = fill(model, variables, source, sentences, **options)
   both = zip(sentences, texts, strict=True)
   output.write("\n\n".join(f"{said}\n{text}" for said, text in both) + "\n")
 
@@ -97,7 +97,7 @@ def fill(
   order: str = "commit",
   temperature: float = 0.0,
   seed: int = 0,
-) -> list[str]:
+) -> tuple[list[str], int]:
   """Fills the records of sentences.
 
   With a skeleton quotes, newlines and what else JSON escapes are no tokens of
@@ -116,13 +116,14 @@ def fill(
     seed: of the noise.
 
   Returns:
-    What the model wrote, nulls as `schema_templates.NULL`.
+    (texts, executed): what the model wrote, with nulls as
+    `schema_templates.NULL`, and how many steps that took.
 
   Raises:
     ValueError: for a sentence or an option that does not fit.
   """
   prompt = np.stack([source.prompt(s, padded=nulls) for s in sentences])
-  tokens = _decode(
+  tokens, trace = _decode(
     decoding.hashable(model),
     variables,
     prompt,
@@ -133,7 +134,8 @@ def fill(
     order=order,
     temperature=temperature,
   )
-  return [source.decode(row) for row in np.asarray(tokens).tolist()]
+  texts = [source.decode(row) for row in np.asarray(tokens).tolist()]
+  return texts, len(trace.filled)
 
 
 @functools.partial(
@@ -157,7 +159,7 @@ def _decode(model, variables, prompt, key, *, source, scaffold, **options):
   else:
     tokens = np.full(source.output_length, mask, np.int32)
     slot_mask, forbidden = np.ones(len(tokens), bool), ()
-  decoded, _ = template_decoding.decode(
+  return template_decoding.decode(
     lambda text: model.apply(variables, text, train=False),
     jnp.asarray(prompt),
     tokens,
@@ -167,4 +169,3 @@ def _decode(model, variables, prompt, key, *, source, scaffold, **options):
     key=key,
     **options,
   )
-  return decoded

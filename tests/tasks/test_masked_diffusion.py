@@ -300,7 +300,7 @@ def test_data_and_models_that_do_not_fit(monkeypatch):
       create(config)
   with pytest.raises(ValueError, match="causal=True hides"):
     create(small(**{"model.causal": True}))
-  with pytest.raises(ValueError, match="least=0.0 must be"):
+  with pytest.raises(ValueError, match=r"least=0\.0 must be"):
     experiment.create(small(**{"masking.least": 0.0}))
   config.data.source = "bits"
   with pytest.raises(ValueError, match="of which nothing is written"):
