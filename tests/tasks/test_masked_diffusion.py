@@ -127,8 +127,8 @@ def test_draws_have_that_likelihood_as_mean(table):
 
   each = np.asarray(of_row(made))
   error = each.std() / math.sqrt(rows)
-  assert error < 0.02
-  assert abs(each.mean() + np.log(_JOINT[bits])) < 4 * error
+  assert error < 0.05
+  assert abs(each.mean() + np.log(_JOINT[bits])) < 2 * error
 
 
 def test_a_row_is_masked_with_its_own_probability():
@@ -312,6 +312,6 @@ def test_every_variant_has_a_model_that_sees_both_sides(variant):
   task = create(configs.get_config(variant))
   assert task.model.vocabulary_size == task.info.vocabulary_size + 1
   assert task.mask == task.info.vocabulary_size
-  assert task.units_per_example == (74 if variant == "records" else 32)
+  assert task.units_per_example == (32 if variant == "test" else 74)
   with pytest.raises(ValueError, match="has no variant 'record'"):
     configs.get_config("record")

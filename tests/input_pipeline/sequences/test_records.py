@@ -55,7 +55,7 @@ def test_the_json_has_what_the_sentence_says(fields):
       assert source.null not in tokens
     assert {name: value for name, value in read.items() if value} == told
     assert source.least <= len(told) <= source.most
-    said.update(told)
+    said.update([*told])
     sizes.update(map(len, told.values()))
   assert forms == {"-", "+"}
   assert set(said) == set(source.fields)
