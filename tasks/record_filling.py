@@ -1,5 +1,6 @@
 """Records that a masked-diffusion model reads off sentences, as JSON."""
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -122,6 +123,8 @@ def fill(
   Raises:
     ValueError: for a sentence or an option that does not fit.
   """
+  # A config may have lists, which no jitted function is told apart by.
+  source = dataclasses.replace(source, fields=tuple(source.fields))
   prompt = np.stack([source.prompt(s, padded=nulls) for s in sentences])
   tokens, trace = _decode(
     decoding.hashable(model),
