@@ -64,11 +64,20 @@ def test_without_a_skeleton_nothing_is(fill):
   assert scores(texts)["structure_validity"] == 0
 
 
-def test_the_flag_and_the_seed_change_what_is_written(fill):
+def test_the_flag_is_of_the_prompt_and_a_seed_of_the_draws(fill, monkeypatch):
   # No row depends on those beside it.
   alone, _ = fill(SENTENCES[:2], steps=2)
   assert alone == fill(steps=2)[0][:2]
-  assert alone != fill(SENTENCES[:2], steps=2, nulls=False)[0]
+  flags, prompt = [], records.Records.prompt
+
+  def watched(self, sentence, *, padded):
+    flags.append(padded)
+    return prompt(self, sentence, padded=padded)
+
+  monkeypatch.setattr(records.Records, "prompt", watched)
+  for nulls in (False, True):
+    fill(SENTENCES[:1], steps=2, nulls=nulls)
+  assert flags == [False, True]
   drawn = [
     fill(SENTENCES[:2], steps=2, temperature=2.0, seed=seed)[0]
     for seed in (0, 0, 1)
