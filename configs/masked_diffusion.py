@@ -8,6 +8,11 @@ Variants:
 - `records` (the default): a sentence, and what it says of five fields as JSON.
 - `study`: the same in fewer steps; see docs/results/interpret.md.
 - `test`: a few steps of a very small model.
+
+How far 5000 steps take `records` has not been measured. After 1600 steps of
+batches of 16, with full attention in all layers, 0.319 nats per token were near
+what a model has that knows which fields are said and how long they are, and
+copies no letters.
 """
 
 import ml_collections
