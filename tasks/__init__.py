@@ -20,6 +20,7 @@ TASKS = {
   "distillation": ("tasks.distillation", "Distillation"),
   "forecasting": ("tasks.forecasting", "Forecasting"),
   "language_modeling": ("tasks.language_modeling", "LanguageModeling"),
+  "masked_diffusion": ("tasks.masked_diffusion", "MaskedDiffusion"),
   "masked_generation": ("tasks.masked_generation", "MaskedGeneration"),
   "pair_completion": ("tasks.pair_completion", "PairCompletion"),
   "potentials": ("tasks.potentials", "Potentials"),

@@ -15,6 +15,7 @@ from input_pipeline.sequences.grammar_states import GrammarStates
 from input_pipeline.sequences.marked_word import MarkedWord
 from input_pipeline.sequences.mqar import MultiQueryRecall
 from input_pipeline.sequences.near_and_far import NearAndFar
+from input_pipeline.sequences.records import Records
 from input_pipeline.sequences.reversal import Reversal
 from input_pipeline.stream import Example
 
@@ -65,6 +66,7 @@ SOURCES: dict[str, type[Source]] = {
   "marked_word": MarkedWord,
   "mqar": MultiQueryRecall,
   "near_and_far": NearAndFar,
+  "records": Records,
   "reversal": Reversal,
 }
 

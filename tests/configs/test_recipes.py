@@ -113,6 +113,7 @@ def test_every_family_has_a_config_file():
     "hat",
     "language",
     "lina",
+    "masked_diffusion",
     "mtair",
     "pairs",
     "potentials",

@@ -23,6 +23,7 @@ CONFIGS = (
   ("hat", "df2k", None),
   ("lina", "digits", 10),
   ("lina", "imagenet_256", 1000),
+  ("masked_diffusion", "records", 131),
   ("maxvit", "base_224", 1000),
   ("resnet_rs", "50_160", 1000),
   ("routing", "routers", None),
