@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import interpret
 from interpret import tap_names
-from models import registry, taps
+from models import registry
 
 # Name: the tap beneath a mixer that an ablation edits, and its axis of heads.
 KINDS = {
@@ -27,8 +28,7 @@ KINDS = {
   "mean": ("head_outputs", 2),
   "uniform": ("attention_weights", 1),
 }
-# Of what an edit finds as given, under which those of ablation are.
-_GIVEN = "ablation"
+# Of what an edit finds as given, under which the means of heads are.
 MEANS = "ablation_means"
 
 
@@ -47,7 +47,7 @@ class Sweep(NamedTuple):
 
   def changes(self) -> jax.Array:
     """What the metric gains without each head, [layers, heads, ...]."""
-    return self.grid - self.baseline
+    return self.grid - self.baseline[None, None]
 
 
 def zeroed(head_outputs: jax.Array, heads: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ def edit(
   kind: str = "zero",
   mixers: str = "layer_{}/mixer",
 ) -> tuple[tuple[str, "Ablated"], ...]:
-  """Returns the edit that ablates heads, as `taps.run` and `taps.edited` take.
+  """Returns the edit of `interpret.run` and `edited` that ablates heads.
 
   It is hashable, and the same for the same heads. That of kind "mean" finds the
   means of `mean_outputs` as given: `given={ablation.MEANS: means}`.
@@ -130,7 +130,7 @@ class Ablated:
   kind: str
   heads: tuple[int, ...]
 
-  def __call__(self, value: jax.Array, site: taps.Site) -> jax.Array:
+  def __call__(self, value: jax.Array, site: interpret.Site) -> jax.Array:
     """Returns the value with these heads ablated.
 
     Raises:
@@ -169,16 +169,16 @@ def mean_outputs(
   Args:
     model: any model with such taps.
     variables: its variables.
-    inputs: as `taps.run` has them.
+    inputs: as `interpret.run` has them.
     tap: pattern of head outputs [batch, length, heads, dim].
     **options: of `model.apply`; tokens whose `positions` are -1 do not count.
 
   Returns:
     float32 [heads, dim] by the names of taps.
   """
-  known = taps.list_taps(model, variables, inputs, **options)
+  known = interpret.list_taps(model, variables, inputs, **options)
   names = tap_names.matching(tap, known)
-  _, values = taps.run(model, variables, inputs, read=names, **options)
+  _, values = interpret.run(model, variables, inputs, read=names, **options)
   real = _real(values[names[0]], options.get("positions"))
   return {name: _mean(values[name], real) for name in names}
 
@@ -202,7 +202,7 @@ def sweep(
   Args:
     model: any model with taps of heads.
     variables: its variables.
-    inputs: as `taps.run` has them.
+    inputs: as `interpret.run` has them.
     metric: from what the model returns to an array; see `interpret.metrics`.
     kind: a key of KINDS.
     means: what `mean_outputs` gave for kind "mean", of other data maybe; of
@@ -218,7 +218,7 @@ def sweep(
   if kind not in KINDS:
     raise registry.unknown("kind of ablation", kind, KINDS)
   tap, axis = KINDS[kind]
-  known = taps.list_taps(model, variables, inputs, **options)
+  known = interpret.list_taps(model, variables, inputs, **options)
   names = tap_names.matching(f"{mixers}/{tap}", known)
   counts = {name: known[name].shape[axis] for name in names}
   if len(set(counts.values())) > 1:
@@ -236,7 +236,6 @@ def sweep(
       raise ValueError(f"means have {sorted(means)}, but not {lacking[0]!r}")
   else:
     means = {}
-  edit = [(name, _one(kind, i, count)) for i, name in enumerate(names)]
   heads = np.stack(
     np.meshgrid(range(len(names)), range(count), indexing="ij"), axis=-1
   )
@@ -244,34 +243,28 @@ def sweep(
   @jax.jit
   def run(variables, inputs, means):
     def ablated(place):
-      given = {_GIVEN: {"place": place, "means": means}}
-      out, _ = taps.run(
-        model, variables, inputs, edit=edit, given=given, **options
-      )
+      layer, head = place
+      edit = [
+        (name, _one(kind, (jnp.arange(count) == head) & (layer == i), mean))
+        for i, (name, mean) in enumerate(zip(names, means, strict=True))
+      ]
+      out, _ = interpret.run(model, variables, inputs, edit=edit, **options)
       return metric(out)
 
     places = jnp.asarray(heads.reshape(-1, 2), jnp.int32)
     grid = jax.lax.map(ablated, places, batch_size=batch_size)
-    out, _ = taps.run(model, variables, inputs, **options)
+    out, _ = interpret.run(model, variables, inputs, **options)
     return grid, metric(out)
 
-  ordered = [means[name] for name in names] if means else None
+  ordered = [means.get(name) for name in names]
   grid, baseline = run(variables, inputs, ordered)
   grid = grid.reshape(len(names), count, *grid.shape[1:])
   return Sweep(names, grid, baseline)
 
 
-def _one(kind: str, layer: int, count: int) -> Callable[..., jax.Array]:
-  """The edit of a layer that ablates the head that is given, if it is here."""
-
-  def edit(value, site):
-    given = site.given[_GIVEN]
-    here, head = given["place"]
-    chosen = (jnp.arange(count) == head) & (here == layer)
-    means = given["means"][layer] if kind == "mean" else None
-    return _ablated(kind, value, chosen, site, means)
-
-  return edit
+def _one(kind: str, chosen: jax.Array, means) -> Callable[..., jax.Array]:
+  """The edit of a layer that ablates chosen heads, bool [heads]."""
+  return lambda value, site: _ablated(kind, value, chosen, site, means)
 
 
 def _ablated(kind, value, chosen, site, means) -> jax.Array:

@@ -14,11 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+import interpret
 from interpret import tap_names
-from models import taps
 
-# Of what an edit finds as given, under which those of this file are.
-_GIVEN = "gradients"
 Metric = Callable[[Any], jax.Array]
 
 
@@ -67,7 +65,7 @@ def of_tokens(
   ones = jax.nn.one_hot(tokens, model.vocabulary_size, dtype=jnp.float32)
 
   def total(mixture):
-    out, _ = taps.run(model, variables, mixture, **options)
+    out, _ = interpret.run(model, variables, mixture, **options)
     return jnp.sum(metric(out))
 
   return jnp.sum(jax.grad(total)(ones) * ones, axis=-1)
@@ -89,7 +87,7 @@ def of_taps(
   Args:
     model: any model with taps.
     variables: its variables.
-    inputs: as `taps.run` has them.
+    inputs: as `interpret.run` has them.
     metric: from what the model returns to an array, of which the gradient is
       that of the sum.
     read: patterns of taps.
@@ -98,17 +96,16 @@ def of_taps(
   Raises:
     ValueError: if a pattern fits no tap.
   """
-  known = taps.list_taps(model, variables, inputs, **options)
+  known = interpret.list_taps(model, variables, inputs, **options)
   names = [n for pattern in read for n in tap_names.matching(pattern, known)]
   names = list(dict.fromkeys(names))
-  edit = [(name, _add(name)) for name in names]
   # What is added to a value has its gradient, and cuts no other off.
   zeros = {n: jnp.zeros(known[n].shape, known[n].dtype) for n in names}
 
   def total(added):
-    given = {_GIVEN: added}
-    out, values = taps.run(
-      model, variables, inputs, read=names, edit=edit, given=given, **options
+    edit = [(name, _add(added[name])) for name in names]
+    out, values = interpret.run(
+      model, variables, inputs, read=names, edit=edit, **options
     )
     return jnp.sum(metric(out)), values
 
@@ -116,5 +113,5 @@ def of_taps(
   return Gradients(values, gradients)
 
 
-def _add(name: str) -> Callable[..., jax.Array]:
-  return lambda value, site: value + site.given[_GIVEN][name]
+def _add(array: jax.Array) -> Callable[..., jax.Array]:
+  return lambda value, site: value + array

@@ -16,8 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+import interpret
 from interpret import frozen_norms
-from models import taps, transformer
+from models import transformer
 
 
 def attribute(
@@ -36,7 +37,7 @@ def attribute(
     model: a `models.transformer.Transformer`, or one that inherits from it,
       whose final norm is an RMS or layer norm.
     variables: its variables.
-    inputs: as `taps.run` has them.
+    inputs: as `interpret.run` has them.
     targets: integers [batch, n], whose logits are meant, at a row's last n
       positions; [batch, 1] for the last one.
     against: of the same shape: logit(targets) - logit(against) is shared out
@@ -74,7 +75,7 @@ def attribute(
   names = [f"{layer}/{part}" for layer in layers for part in parts]
   last = f"{layers[-1]}/hidden_state"
   read = ["embedded_state", *names, last]
-  _, values = taps.run(model, variables, inputs, read=read, **options)
+  _, values = interpret.run(model, variables, inputs, read=read, **options)
   n = targets.shape[1]
   if values[last].shape[1] < n:
     raise ValueError(

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+import interpret
 from interpret import tap_names
-from models import taps
 
 
 class Lens(NamedTuple):
@@ -64,7 +64,7 @@ def lens(
   Args:
     model: a `models.transformer.Transformer`, or one that inherits from it.
     variables: its variables.
-    inputs: as `taps.run` has them.
+    inputs: as `interpret.run` has them.
     last: how many of a row's last positions; all if None. A row has as many
       logits times the number of layers.
     **options: of `model.apply`, as `positions=`.
@@ -80,9 +80,9 @@ def lens(
     )
   if last is not None and last < 1:
     raise ValueError(f"last is {last}; it must be 1 or more, or None for all")
-  known = taps.list_taps(model, variables, inputs, **options)
+  known = interpret.list_taps(model, variables, inputs, **options)
   names = ("embedded_state", *tap_names.matching("layer_*/hidden_state", known))
-  _, values = taps.run(model, variables, inputs, read=names, **options)
+  _, values = interpret.run(model, variables, inputs, read=names, **options)
   states = [values[name] for name in names]
   if last is not None:
     states = [state[:, -last:] for state in states]

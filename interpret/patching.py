@@ -17,11 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import interpret
 from interpret import tap_names
-from models import taps
-
-# Of what an edit finds as given, under which those of patching are.
-_GIVEN = "patching"
 
 
 class Patching(NamedTuple):
@@ -41,7 +38,11 @@ class Patching(NamedTuple):
 
   def restored(self) -> jax.Array:
     """The share of the difference that each brought back: 0 none, 1 all."""
-    return (self.grid - self.target) / (self.source - self.target)
+    axes = tuple(range(self.grid.ndim - jnp.ndim(self.target)))
+    source, target = (
+      jnp.expand_dims(x, axes) for x in (self.source, self.target)
+    )
+    return (self.grid - target) / (source - target)
 
 
 def patch(
@@ -63,7 +64,7 @@ def patch(
   Args:
     model: any model with taps.
     variables: its variables.
-    source: inputs of the run that values are taken from, as `taps.run` has
+    source: inputs of the run that values are taken from, as `interpret.run` has
       them.
     target: those of the run that they are put into, of the same shapes.
     metric: from what the model returns to an array, the same for all runs; see
@@ -80,28 +81,27 @@ def patch(
       layers differ in the sizes of the axes, or the inputs differ in shape.
   """
   _check_inputs(source, target)
-  known = taps.list_taps(model, variables, target, **options)
+  known = interpret.list_taps(model, variables, target, **options)
   names = tap_names.matching(tap, known)
   sizes = _sizes(names, known, axes)
   places = np.array(
     list(itertools.product(range(len(names)), *map(range, sizes))), np.int32
   )
-  edit = [(name, _put(i, axes)) for i, name in enumerate(names)]
 
   @jax.jit
   def run(variables, source, target):
     def patched(place):
-      given = {_GIVEN: {"place": place, "values": values}}
-      out, _ = taps.run(
-        model, variables, target, edit=edit, given=given, **options
-      )
+      layer, *where = place
+      edit = [
+        (name, _put(values[name], axes, where, layer == i))
+        for i, name in enumerate(names)
+      ]
+      out, _ = interpret.run(model, variables, target, edit=edit, **options)
       return metric(out)
 
-    out, read = taps.run(model, variables, source, read=names, **options)
-    # By number: an edit is not to depend on how its layer is called.
-    values = tuple(read[name] for name in names)
+    out, values = interpret.run(model, variables, source, read=names, **options)
     grid = jax.lax.map(patched, jnp.asarray(places), batch_size=batch_size)
-    before, _ = taps.run(model, variables, target, **options)
+    before, _ = interpret.run(model, variables, target, **options)
     return grid, metric(out), metric(before)
 
   grid, of_source, of_target = run(variables, source, target)
@@ -132,14 +132,11 @@ def replaced(
   return jnp.where(here, other.astype(value.dtype), value)
 
 
-def _put(number: int, axes: Sequence[int]) -> Callable[..., jax.Array]:
-  def edit(value, site):
-    given = site.given[_GIVEN]
-    layer, *place = given["place"]
-    other = replaced(value, given["values"][number], axes, place)
-    return jnp.where(layer == number, other, value)
-
-  return edit
+def _put(other, axes, place, here) -> Callable[..., jax.Array]:
+  """The edit of a layer, if it is the one whose turn it is."""
+  return lambda value, site: jnp.where(
+    here, replaced(value, other, axes, place), value
+  )
 
 
 def _sizes(names, known, axes) -> tuple[int, ...]:

@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+import interpret
 from interpret import tap_names
-from models import registry, taps
+from models import registry
 
 HEADS = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}
 
@@ -82,7 +83,7 @@ def of_model(
   Args:
     model: whose attention maps are taps, of the same tokens in all layers.
     variables: its variables.
-    inputs: as `taps.run` has them.
+    inputs: as `interpret.run` has them.
     tap: pattern of the maps; "block_*/mixer/attention_weights" of a ViT.
     residual: see `rollout`.
     heads: see `rollout`.
@@ -94,7 +95,7 @@ def of_model(
   Raises:
     ValueError: if no map fits, or they do not go together.
   """
-  known = taps.list_taps(model, variables, inputs, **options)
+  known = interpret.list_taps(model, variables, inputs, **options)
   names = tap_names.matching(tap, known)
-  _, maps = taps.run(model, variables, inputs, read=names, **options)
+  _, maps = interpret.run(model, variables, inputs, read=names, **options)
   return rollout([maps[name] for name in names], residual, heads)

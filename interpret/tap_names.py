@@ -12,7 +12,7 @@ def matching(pattern: str, known: Iterable[str]) -> tuple[str, ...]:
 
   Args:
     pattern: as "layer_*/hidden_state".
-    known: names, as those of `taps.list_taps`.
+    known: names, as those of `interpret.list_taps`.
 
   Raises:
     ValueError: if none matches, with the nearest that there are.
