@@ -9,7 +9,7 @@ import pytest
 
 import interpret
 from interpret import ablation, metrics
-from models import decoding
+from models import decoding, transformer
 from tests.models import language
 
 METRIC = functools.partial(metrics.log_probability, tokens=3)
@@ -57,8 +57,6 @@ def test_decoding_without_heads():
   assert edit == ablation.edit(reversed(heads))
   lacking = interpret.edited(model, edit)
   assert hash(lacking) == hash(interpret.edited(model, ablation.edit(heads)))
-  from models import transformer
-
   unstacked = {"params": transformer.unstack_layers(variables["params"])}
   unstacked = jax.tree.map(jnp.asarray, unstacked)
   for layer, head in heads:

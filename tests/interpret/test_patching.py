@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import interpret
+import models
 from interpret import metrics, patching
 from tests.models import language
 
@@ -22,7 +23,16 @@ def _made(**fields):
 
 def test_a_position_is_patched_at_a_time():
   model, variables, source, target = _made(scan_layers=True)
-  found = patching.patch(model, variables, source, target, METRIC)
+  traced = []
+
+  def metric(logits):
+    traced.append(logits.shape)
+    return METRIC(logits)
+
+  found = patching.patch(model, variables, source, target, metric)
+  # Of the source, the target, a batch of patched runs, and a last one that is
+  # smaller: all others are the same program.
+  assert len(traced) <= 4
   assert found.names == ("layer_0/hidden_state", "layer_1/hidden_state")
   assert found.grid.shape == (2, 7, 2)
   _, values = interpret.run(model, variables, source, read=found.names)
@@ -67,9 +77,7 @@ def test_a_head_is_patched_at_a_time():
 
 
 def test_a_whole_layer_of_another_model():
-  """Nothing is known of the name of a layer or of what a model returns."""
-  import models
-
+  """Nothing is known of how layers are called or of what a model returns."""
   model = models.create(
     "vit_tiny_16_224",
     num_classes=3,
@@ -94,20 +102,6 @@ def test_a_whole_layer_of_another_model():
   # All that follows is of the source.
   np.testing.assert_allclose(found.grid, jnp.tile(found.source, (2, 1)), 1e-5)
   assert jnp.abs(found.source - found.target).max() > 1e-3
-
-
-def test_all_runs_are_traced_once():
-  model, variables, source, target = _made()
-  traced = []
-
-  def metric(logits):
-    traced.append(logits.shape)
-    return METRIC(logits)
-
-  patching.patch(model, variables, source, target, metric, batch_size=4)
-  # Of the source, the target, and all patched runs: 14 are three batches and
-  # a rest, which is one more.
-  assert len(traced) <= 4
 
 
 def test_errors():
