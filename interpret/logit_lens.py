@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 import interpret
-from interpret import tap_names
 
 
 class Lens(NamedTuple):
@@ -23,6 +22,7 @@ class Lens(NamedTuple):
   Attributes:
     names: of the states, the embeddings first.
     logits: float32 [names, batch, length, classes]; the last are the model's.
+      Of a `VisionLanguage` the image's positions have some too.
   """
 
   names: tuple[str, ...]
@@ -80,8 +80,8 @@ def lens(
     )
   if last is not None and last < 1:
     raise ValueError(f"last is {last}; it must be 1 or more, or None for all")
-  known = interpret.list_taps(model, variables, inputs, **options)
-  names = ("embedded_state", *tap_names.matching("layer_*/hidden_state", known))
+  layers = (f"layer_{i}/hidden_state" for i in range(model.depth))
+  names = ("embedded_state", *layers)
   _, values = interpret.run(model, variables, inputs, read=names, **options)
   states = [values[name] for name in names]
   if last is not None:
