@@ -220,25 +220,14 @@ def sweep(
   tap, axis = KINDS[kind]
   known = interpret.list_taps(model, variables, inputs, **options)
   names = tap_names.matching(f"{mixers}/{tap}", known)
-  counts = {name: known[name].shape[axis] for name in names}
-  if len(set(counts.values())) > 1:
-    raise ValueError(
-      f"layers have different numbers of heads, {counts}; choose a pattern of "
-      "layers that are alike"
-    )
-  count = counts[names[0]]
-  if kind == "mean":
-    if means is None:
-      means = mean_outputs(
-        model, variables, inputs, tap=f"{mixers}/{tap}", **options
-      )
-    if lacking := [name for name in names if name not in means]:
-      raise ValueError(f"means have {sorted(means)}, but not {lacking[0]!r}")
-  else:
-    means = {}
-  heads = np.stack(
-    np.meshgrid(range(len(names)), range(count), indexing="ij"), axis=-1
-  )
+  count = _count({name: known[name].shape[axis] for name in names})
+  if kind != "mean":
+    means = dict.fromkeys(names)
+  elif means is None:
+    tap = f"{mixers}/{tap}"
+    means = mean_outputs(model, variables, inputs, tap=tap, **options)
+  elif lacking := [name for name in names if name not in means]:
+    raise ValueError(f"means have {sorted(means)}, but not {lacking[0]!r}")
 
   @jax.jit
   def run(variables, inputs, means):
@@ -251,15 +240,29 @@ def sweep(
       out, _ = interpret.run(model, variables, inputs, edit=edit, **options)
       return metric(out)
 
-    places = jnp.asarray(heads.reshape(-1, 2), jnp.int32)
+    places = np.ndindex(len(names), count)
+    places = jnp.asarray(list(places), jnp.int32)
     grid = jax.lax.map(ablated, places, batch_size=batch_size)
     out, _ = interpret.run(model, variables, inputs, **options)
     return grid, metric(out)
 
-  ordered = [means.get(name) for name in names]
-  grid, baseline = run(variables, inputs, ordered)
+  grid, baseline = run(variables, inputs, [means[name] for name in names])
   grid = grid.reshape(len(names), count, *grid.shape[1:])
   return Sweep(names, grid, baseline)
+
+
+def _count(heads: Mapping[str, int]) -> int:
+  """The number of heads of all layers, by name.
+
+  Raises:
+    ValueError: if it is not the same.
+  """
+  if len(set(heads.values())) > 1:
+    raise ValueError(
+      f"layers have different numbers of heads, {heads}; choose a pattern of "
+      "layers that are alike"
+    )
+  return next(iter(heads.values()))
 
 
 def _one(kind: str, chosen: jax.Array, means) -> Callable[..., jax.Array]:
