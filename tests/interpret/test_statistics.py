@@ -178,7 +178,7 @@ def test_the_summary_of_a_transformer(scan):
   states = [
     np.asarray(value)[real]
     for name, value in sorted(values.items())
-    if name.endswith(("embedded_state", "hidden_state"))
+    if name.endswith(("hidden_state", "embedded_state"))
   ]
   assert len(states) == 3
   largest = [np.abs(state).max() for state in states]

@@ -215,14 +215,18 @@ def test_the_residual_stream_is_cut_off():
 
   def states(**fields):
     module = model.clone(**fields)
-    _, values = taps.read(module, variables, tokens, names=["*_state"])
+    names = ["embedded_state", "layer_*_state"]
+    _, values = taps.read(module, variables, tokens, names=names)
     return values
 
   free, cut = states(), states(residual_clip=0.8)
   assert set(cut) == {
     "embedded_state",
-    "layer_0/hidden_state",
-    "layer_1/hidden_state",
+    *(
+      f"layer_{i}/{name}_state"
+      for i in range(2)
+      for name in ("input", "middle", "hidden")
+    ),
   }
   for name, state in cut.items():
     assert np.abs(free[name]).max() > 1.0
