@@ -85,20 +85,19 @@ def test_means_of_tokens_that_are_real():
   found = ablation.sweep(
     model, variables, tokens, METRIC, kind="mean", **places
   )
-  mixed = values[names[1]].at[:, :, 2].set(means[names[1]][2])
-  out, _ = interpret.run(
-    model, variables, tokens, edit={names[1]: mixed}, **places
-  )
-  np.testing.assert_allclose(found.grid[1, 2], METRIC(out), atol=1e-5)
-  same, _ = interpret.run(
+  out, edited = interpret.run(
     model,
     variables,
     tokens,
+    read=names,
     edit=ablation.edit([(1, 2)], "mean"),
     given={ablation.MEANS: means},
     **places,
   )
-  np.testing.assert_allclose(same, out, atol=1e-5)
+  np.testing.assert_allclose(found.grid[1, 2], METRIC(out), atol=1e-5)
+  mixed = values[names[1]].at[:, :, 2].set(means[names[1]][2])
+  np.testing.assert_allclose(edited[names[1]], mixed, atol=1e-6)
+  np.testing.assert_allclose(edited[names[0]], values[names[0]], atol=1e-6)
   # Means of other data.
   other = {name: mean + 1 for name, mean in means.items()}
   moved = ablation.sweep(
