@@ -72,7 +72,8 @@ def grid(
     ValueError: if a shape does not fit.
   """
   values = _with_axes("values", values, ("rows", "columns"))
-  figure, panels = _panels(1, 1, 1.5 + 0.35 * max(values.shape))
+  size = [1.5 + 0.4 * count for count in values.shape]
+  figure, panels = _panels(1, 1, 0, (size[1] + 2, size[0]))
   panel = panels[0, 0]
   style = _signed_range(values) if signed else {"cmap": _POSITIVE}
   image = panel.imshow(values, aspect="auto", **style)
@@ -281,15 +282,20 @@ def _signed_range(values: np.ndarray) -> dict[str, Any]:
 
 
 def _tokens(ticks, texts, count: int, **style) -> None:
-  """Names the places of an axis, if there are names."""
+  """Names the places of an axis, or numbers them if they are few."""
   if texts is None:
+    if count <= 20:
+      ticks(range(count))
     return
   if len(texts) != count:
     raise ValueError(
       f"there are {len(texts)} texts for {count} places of an axis"
     )
   labels = [_plain(text) for text in texts]
-  ticks(range(count), labels, size=7, family="monospace", **style)
+  if max(map(len, labels), default=0) < 3:
+    style = {}
+  size = min(7, 300 / count)
+  ticks(range(count), labels, size=size, family="monospace", **style)
 
 
 def _plain(text: str) -> str:
