@@ -10,7 +10,7 @@ Sinks" (arXiv 2601.22966: Havg).
 
 import fnmatch
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from interpret import tap_names
 from models import taps
 
 MAPS = "*/attention_weights*"
@@ -104,6 +105,38 @@ def attention_entropy(
   return _mean_over_queries(entropy, positions >= 0)
 
 
+def received_attention(
+  weights: jax.Array,
+  positions: jax.Array | None = None,
+  segments: jax.Array | None = None,
+  causal: bool = True,
+) -> jax.Array:
+  """Mean weight that each token has from the queries that may see it.
+
+  Where `first_token_attention` knows which token is the sink, this finds it.
+  The last tokens of causal rows are seen by few queries, their own among them.
+
+  Args:
+    weights: [batch, heads, length, length].
+    positions: integers [batch, length], -1 for padding; None for none.
+    segments: integers [batch, length]; None for one segment a row.
+    causal: whether queries before a token do not see it.
+
+  Returns:
+    float32 [batch, heads, length]; 0 for padding.
+
+  Raises:
+    ValueError: if shapes do not agree.
+  """
+  positions, segments = _places(weights, positions, segments)
+  sees = _own(positions, segments) & (positions >= 0)[:, :, None]
+  if causal:
+    places = jnp.arange(sees.shape[-1])
+    sees &= (places[None, :] <= places[:, None])[None]
+  total = jnp.where(sees[:, None], weights.astype(jnp.float32), 0.0).sum(2)
+  return total / jnp.maximum(sees.sum(1), 1)[:, None]
+
+
 def largest_activation(
   values: jax.Array, positions: jax.Array | None = None
 ) -> jax.Array:
@@ -171,6 +204,38 @@ def smallest_norm_weight(
     if fnmatch.fnmatch(path, "*norm/scale")
   ]
   return jnp.min(jnp.stack([jnp.float32(jnp.inf), *smallest]))
+
+
+def of_heads(
+  measure: Callable[..., jax.Array],
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  tokens: jax.Array,
+  positions: jax.Array | None = None,
+  segments: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+  """A statistic of every head of every layer: `measure` of all maps.
+
+  Args:
+    measure: `first_token_attention`, `attention_entropy`, or another function
+      of weights, positions and segments to [heads].
+    model: a `models.transformer.Transformer`.
+    variables: its variables.
+    tokens: [batch, length].
+    positions: integers [batch, length], -1 for padding; None for none.
+    segments: integers [batch, length]; None for one segment a row.
+
+  Returns:
+    [heads] by the names of the maps, the first layer first.
+
+  Raises:
+    ValueError: if the model has no maps.
+  """
+  places = {"positions": positions, "segments": segments}
+  known = taps.list_names(model, variables, tokens, **places)
+  names = tap_names.matching(MAPS, known)
+  _, maps = taps.read(model, variables, tokens, names=names, **places)
+  return {name: measure(maps[name], **places) for name in names}
 
 
 def summary(

@@ -87,6 +87,39 @@ def test_attention_entropy():
   np.testing.assert_allclose(measured, np.mean(each, axis=0), rtol=1e-5)
 
 
+def test_received_attention():
+  weights = _maps()
+  _, positions, segments = language.packed()
+  expected = np.zeros((BATCH, HEADS, LENGTH))
+  for row, start, end in _documents():
+    for key in range(start, end):
+      seen_by = weights[row, :, key:end, key]
+      expected[row, :, key] = seen_by.mean(-1)
+  found = statistics.received_attention(weights, positions, segments)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  # Both ways all queries count.
+  row, start, end = _documents()[0]
+  both = statistics.received_attention(weights, positions, segments, False)
+  expected = weights[row, :, start:end, start:end].mean(1)
+  np.testing.assert_allclose(both[row], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_statistic_of_every_head():
+  model = language.model(depth=2, scan_layers=True)
+  variables = language.variables(model)
+  tokens, positions, segments = language.packed()
+  places = {"positions": positions, "segments": segments}
+  measure = statistics.attention_entropy
+  found = statistics.of_heads(measure, model, variables, tokens, **places)
+  names = [f"layer_{i}/mixer/attention_weights" for i in range(2)]
+  assert list(found) == names
+  _, maps = taps.read(model, variables, tokens, names=names, **places)
+  for name in names:
+    np.testing.assert_allclose(
+      found[name], measure(maps[name], **places), rtol=1e-6
+    )
+
+
 def test_activations_and_gates_of_tokens_alone():
   _, positions, _ = language.packed()
   real = positions >= 0
