@@ -31,10 +31,10 @@ def test_questions_have_true_answers(subject, kind):
     np.testing.assert_array_equal(more.images[i], questions.images[i])
     asked = [words[token] for token in questions.prompts[i]]
     answer = words[questions.answers[i]]
-    assert (asked[0], asked[-1]) == (kind, "?")
+    assert asked[0] == kind
     if kind == "which":
-      row, column = (int(word.split("_")[1]) for word in asked[1:3])
-      assert answer == str(grid[row, column])
+      _, row, _, column = asked[1].split("_")
+      assert answer == str(grid[int(row), int(column)])
     elif kind == "how_many":
       assert answer == str((grid == int(asked[1])).sum())
     elif kind == "is_there":
