@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from models import token_sampling
+from models import taps, token_sampling
 from models.prompts import check_prompts, left_pad, prompt_lengths
 
 
@@ -199,6 +199,9 @@ def start(
     slots: tokens that the cache has room for.
     images: as of `stream`; then `padded` is the length of all prompts less one.
   """
+  if not padded and taps.remembers(model):
+    # What edits remember is made in the call that fills the cache.
+    padded, slots = 1, slots + 1
   tokens, positions = left_pad([p[:-1] for p in prompts], padded)
   seen = 0
   if images is not None:
