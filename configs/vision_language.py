@@ -47,7 +47,7 @@ def get_config(variant: str = "digits_grid") -> ml_collections.ConfigDict:
 def _one_digit_a_token(config: ml_collections.ConfigDict) -> None:
   """Fields of `digits_grid` beside the model's."""
   config.batch_size = 64
-  config.train_for = "2000 steps"
+  config.train_for = "1000 steps"
   config.optimizer.learning_rate = 3e-3
   # Alone, so that no earlier answer tells it.
   config.data.eval_options = ml_collections.ConfigDict({"questions": 1})
