@@ -130,3 +130,12 @@ def test_lists_are_decoded_with_edits(subject, name):
   np.testing.assert_array_equal(np.asarray(logits).argmax(-1), said)
   plain = subject.model.apply(subject.variables, text, questions.images)
   assert abs(logits - plain).max() > 1e-3
+
+
+def test_a_wrong_name_in_the_vit_is_refused(subject):
+  questions = grid_questions.ask(subject.source, "list", 1)
+  model = interpret.edited(
+    subject.model, {"vision_trunk/block_7/hidden_state": lambda x, site: x}
+  )
+  with pytest.raises(ValueError, match="no tap to edit 'vision_trunk/block_7"):
+    grid_questions.listed(model, subject.variables, questions, subject.source)
