@@ -18,57 +18,21 @@ PATTERN = "layer_*/mixer/attention_weights"
 
 
 @dataclasses.dataclass(frozen=True)
-class Redistribution(taps.StatefulEdit):
-  """Visual attention redistribution, `attention_redistribution.redistribute`.
-
-  Sinks are found in what enters the layer, of every token when it comes. Text
-  queries are those behind the image or before it. The paper leaves the last
-  layer as it is, and the released code the first two: say so by the pattern, as
-  "layer_[1-6]/mixer/attention_weights".
+class _ImageSinks(taps.StatefulEdit):
+  """Finds the sinks of what enters a layer, of every token when it comes.
 
   Attributes:
     dimensions: channels that are large in sinks.
     threshold: the paper's tau.
     image: (start, stop), positions of image tokens.
-    moved: the paper's p. This and what follows as in `redistribute`.
-    least_ratio: the paper's rho.
-    least_mass: of image tokens together.
-    every_head: a control.
-    donors: which sinks give.
-    receivers: which keys get.
-    needs_image_sink: as in the released code.
+    at_random: a control, as many other image tokens in the place of those of
+      the image that are sinks; `site.given["draw"]`, an integer, seeds it.
   """
 
   dimensions: tuple[int, ...]
   threshold: float
   image: tuple[int, int]
-  moved: float = 0.6
-  least_ratio: float = 0.8
-  least_mass: float = 0.2
-  every_head: bool = False
-  donors: str = "all"
-  receivers: str = "image"
-  needs_image_sink: bool = False
-
-  def found(self, states: jax.Array, site: taps.Site) -> jax.Array:
-    """Which tokens of a call are sinks; a subclass may find others.
-
-    Args:
-      states: what enters the layer, [batch, queries, width].
-      site: of the edit.
-
-    Returns:
-      bool [batch, queries].
-    """
-    del site
-    return attention_redistribution.sink_mask(
-      states, self.dimensions, self.threshold
-    )
-
-  def in_image(self, positions: jax.Array) -> jax.Array:
-    """Which positions are of image tokens."""
-    start, stop = self.image
-    return (positions >= start) & (positions < stop)
+  at_random: bool = False
 
   def init(self, value: jax.Array, site: taps.Site) -> jax.Array:
     """No slot of the cache has a sink, bool [batch, keys]."""
@@ -80,24 +44,76 @@ class Redistribution(taps.StatefulEdit):
   ) -> tuple[jax.Array, jax.Array]:
     """Returns weights, and which slots have sinks."""
     own = _own(value, site, state.shape[-1])
-    found = self.found(site.value("input_state"), site)
+    queries = site.facts["query_positions"]
+    in_image = self._in_image(queries)
+    found = attention_redistribution.sink_mask(
+      site.value("input_state"), self.dimensions, self.threshold
+    )
+    if self.at_random:
+      drawn = _drawn(found & in_image, in_image, site)
+      found = jnp.where(in_image, drawn, found)
     new = (own & found[:, :, None]).any(axis=1)
     sinks = jnp.where(own.any(axis=1), new, state)
-    queries = site.facts["query_positions"]
-    new = attention_redistribution.redistribute(
-      value,
-      self.in_image(site.facts["key_positions"]),
+    image = self._in_image(site.facts["key_positions"])
+    changed = self._changed(value, image, sinks, (queries >= 0) & ~in_image)
+    return changed, sinks
+
+  def _in_image(self, positions) -> jax.Array:
+    start, stop = self.image
+    return (positions >= start) & (positions < stop)
+
+  def _changed(self, weights, image, sinks, queries) -> jax.Array:
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Redistribution(_ImageSinks):
+  """Visual attention redistribution, `attention_redistribution.redistribute`.
+
+  Text queries are those behind the image or before it. The paper leaves the
+  last layer as it is, and the released code the first two: say so by the
+  pattern, as "layer_[1-6]/mixer/attention_weights".
+
+  Attributes:
+    moved: the paper's p. This and what follows as in `redistribute`.
+    least_ratio: the paper's rho.
+    least_mass: of image tokens together.
+    every_head: a control.
+    donors: which sinks give.
+    receivers: which keys get.
+    needs_image_sink: as in the released code.
+  """
+
+  moved: float = 0.6
+  least_ratio: float = 0.8
+  least_mass: float = 0.2
+  every_head: bool = False
+  donors: str = "all"
+  receivers: str = "image"
+  needs_image_sink: bool = False
+
+  def _changed(self, weights, image, sinks, queries):
+    return attention_redistribution.redistribute(
+      weights,
+      image,
       sinks,
       moved=self.moved,
       least_ratio=self.least_ratio,
       least_mass=self.least_mass,
-      queries=(queries >= 0) & ~self.in_image(queries),
+      queries=queries,
       every_head=self.every_head,
       donors=self.donors,
       receivers=self.receivers,
       needs_image_sink=self.needs_image_sink,
     )
-    return new, sinks
+
+
+@dataclasses.dataclass(frozen=True)
+class KnockOut(_ImageSinks):
+  """Text queries get nothing of the image's sinks, nor anything for it."""
+
+  def _changed(self, weights, image, sinks, queries):
+    return attention_redistribution.knock_out(weights, image & sinks, queries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +222,19 @@ class Calibration(taps.StatefulEdit):
     for layer, head in self.heads:
       chosen |= (jnp.arange(number) == head) & (site.layer == layer)
     return chosen
+
+
+def _drawn(found, image, site) -> jax.Array:
+  """As many image tokens as are found, at random, bool [batch, queries]."""
+  if site.given is None or "draw" not in site.given:
+    raise ValueError(
+      "at_random is True, but there is no given['draw']; it must be an integer,"
+      " as in interpret.with_given(variables, {'draw': 0})"
+    )
+  key = jax.random.fold_in(jax.random.key(site.given["draw"]), site.layer)
+  chances = jnp.where(image, jax.random.uniform(key, image.shape), -1.0)
+  ranks = (-chances).argsort(axis=1).argsort(axis=1)
+  return image & (ranks < found.sum(axis=1, keepdims=True))
 
 
 def _own(value, site, slots: int) -> jax.Array:

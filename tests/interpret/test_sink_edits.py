@@ -279,3 +279,56 @@ def test_windows_take_tokens_one_by_one():
   np.testing.assert_allclose(decoded, whole, rtol=1e-4, atol=1e-4)
   with pytest.raises(ValueError, match="several tokens come at once"):
     in_pieces(edited, variables, pieces_of({"tokens": TOKENS}), LENGTH)
+
+
+@functools.cache
+def _knocked_out():
+  """The map of a layer as it is, without its sinks, and without others."""
+  model, variables = transformer()
+  name, state = "layer_1/mixer/attention_weights", "layer_1/input_state"
+
+  @functools.partial(jax.jit, static_argnames="edits")
+  def read(variables, edits, given):
+    return interpret.run(
+      model, variables, TOKENS, read=[name, state], edit=edits, given=given
+    )[1]
+
+  fields = {"dimensions": (1, 4), "threshold": 1.0, "image": IMAGE}
+  own = sink_edits.KnockOut(**fields)
+  others = sink_edits.KnockOut(**fields, at_random=True)
+  plain = read(variables, (), None)
+  maps = [read(variables, ((name, own),), None)[name]]
+  maps += [
+    read(variables, ((name, others),), {"draw": i})[name] for i in (0, 1)
+  ]
+  return plain[name], plain[state], maps
+
+
+def test_knocked_out_sinks_leave_the_others_alone():
+  weights, state, (own, *_) = _knocked_out()
+  sinks = np.asarray(redistribution.sink_mask(state, (1, 4), 1.0))
+  places = np.arange(LENGTH)
+  image = (places >= IMAGE[0]) & (places < IMAGE[1])
+  out = (sinks & image)[:, None, None] & ~image[:, None]
+  out = np.broadcast_to(out, weights.shape)
+  assert (weights[out] > 0).any()
+  np.testing.assert_array_equal(own[out], 0)
+  np.testing.assert_array_equal(own[~out], weights[~out])
+
+
+def test_at_random_as_many_image_tokens():
+  weights, state, (own, first, second) = _knocked_out()
+  gone = [
+    np.asarray((weights > 0) & (made == 0))[:, 0, -1]
+    for made in (own, first, second)
+  ]
+  places = np.arange(LENGTH)
+  for out in gone:
+    assert not out[:, (places < IMAGE[0]) | (places >= IMAGE[1])].any()
+    assert out.sum(1).tolist() == gone[0].sum(1).tolist()
+  assert (gone[1] != gone[2]).any()
+  edit = sink_edits.KnockOut((1,), 1.0, IMAGE, at_random=True)
+  model, variables = transformer()
+  with pytest.raises(ValueError, match=r"no given\['draw'\]"):
+    interpret.run(model, variables, TOKENS, edit={sink_edits.PATTERN: edit})
+  assert state.shape == (2, LENGTH, 12)
