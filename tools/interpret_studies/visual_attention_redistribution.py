@@ -132,6 +132,7 @@ def measure(
   return result | {f"dimension_{i}": float(d) for i, d in found}
 
 
+@functools.cache
 def _ask(folder, seed, variant) -> _Asked:
   subject = interpret_subjects.digits_grid(folder, seed, variant)
   number = _NUMBERS[variant][0]
