@@ -45,7 +45,13 @@ def get_config(variant: str = "digits_grid") -> ml_collections.ConfigDict:
 
 
 def _one_digit_a_token(config: ml_collections.ConfigDict) -> None:
-  """What the fields of `digits_grid` are beside the model's."""
+  """Fields of `digits_grid` beside the model's."""
+  config.batch_size = 64
+  config.train_for = "1000 steps"
+  config.optimizer.learning_rate = 3e-3
+  # Alone, so that no earlier answer tells it.
+  config.data.eval_options = ml_collections.ConfigDict({"questions": 1})
+  config.data.eval_examples = 2000
   config.data.options = ml_collections.ConfigDict(
     {
       "questions": 10,
@@ -62,6 +68,8 @@ def _one_digit_a_token(config: ml_collections.ConfigDict) -> None:
 
 
 _DIGIT = {
+  "depth": 3,
+  "qk_norm": True,
   "vision_levels": (1,),
   "vision": {
     "width": 64,
