@@ -26,11 +26,11 @@ class Boost:
   - "token_gains" [batch or 1, image tokens], by `token_boost.token_gains` or
     `pai_gains`, of the tokens at the positions 0, 1, ... of the text;
   - "first_position" int32 [batch or 1], if it is there: rows at this position
-    and later are boosted. With that of a prompt's last token a pass over a whole
-    text equals decoding with a cache. Without it the last query of each call is
-    boosted, as published: that of a prompt in the call that brings it. Where
-    prompts end before the call does, or are put into a cache without their last
-    token as by `models.decoding`, it is needed.
+    and later are boosted. With that of a prompt's last token a pass over a
+    whole text equals decoding with a cache. Without it the last query of each
+    call is boosted, as published: that of a prompt in the call that brings it.
+    Where prompts end before the call does, or are put into a cache without
+    their last token as by `models.decoding`, it is needed.
   - "head_gains" [heads] or [batch, heads], if it is there.
 
   Attributes:
@@ -49,7 +49,9 @@ class Boost:
       ValueError: if there is no such layer.
     """
     if self.first_layer < 0:
-      raise ValueError(f"first_layer is {self.first_layer}; it must be 0 or more")
+      raise ValueError(
+        f"first_layer is {self.first_layer}; it must be 0 or more"
+      )
 
   def __call__(self, scores: jax.Array, site: taps.Site) -> jax.Array:
     """Edits scores [batch, heads, queries, keys].
