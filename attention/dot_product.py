@@ -9,7 +9,7 @@ out     = finish(weights v)      attention.finishes
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -96,22 +96,14 @@ def dot_product_attention(
     ValueError: if shapes or dtypes do not agree, the normalizer has no
       log-sum-exp, or the implementation cannot take the arguments.
   """
-  _check(q, k, v)
   checks.flag("return_log_sum_exp", return_log_sum_exp)
   checks.flag("return_weights", return_weights)
-  lead = q.shape[:-3]
-  q, k, v = (x.reshape(math.prod(lead), *x.shape[-3:]) for x in (q, k, v))
-  shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-  mods = slots.all_mods(bias, score_mods, lead, shape)
-  scale, mods = slots.split_scale(scale, mods, q.shape[-1], shape)
-  slots.check_operands(mods, mask, shape)
-  normalizer = normalizers.softmax() if normalizer is None else normalizer
-  checks.instance("normalizer", normalizer, Normalizer, "attention.normalizers")
-  normalizer.check(*shape[:3])
+  q, k, v, lead, slots_filled = _filled(
+    q, k, v, bias, scale, score_mods, mask, normalizer
+  )
   finish = slots.as_tuple(finish)
   for step in finish:
     checks.instance("finish", step, Finish, "attention.finishes")
-  slots_filled = (scale, mods, mask, normalizer)
   target = dispatch.choose(
     implementation,
     _reasons(q, k, v, *slots_filled, return_weights=return_weights),
@@ -124,8 +116,8 @@ def dot_product_attention(
     (out, lse), weights = _fused(q, k, v, *slots_filled, target), None
   if return_log_sum_exp and lse is None:
     raise ValueError(
-      f"return_log_sum_exp is True, but {type(normalizer).__name__} weights "
-      "have no log-sum-exp; softmax and affine have"
+      f"return_log_sum_exp is True, but {type(slots_filled[-1]).__name__} "
+      "weights have no log-sum-exp; softmax and affine have"
     )
   for step in finish:
     out = step.apply(
@@ -150,25 +142,33 @@ def attention_weights(
   score_mods: ScoreMod | Sequence[ScoreMod] = (),
   mask: Mask | None = None,
   normalizer: Normalizer | None = None,
+  edit_scores: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "*batch heads q_len kv_len"]:
   """Returns the weights of `dot_product_attention` in float32: the map.
 
-  Arguments and errors are those of `dot_product_attention`. With
+  Arguments and errors are those of `dot_product_attention`, but for one. With
   `apply_attention_weights` it is the way to look at or to edit the map.
+
+  Args:
+    edit_scores: maps the scores before the normaliser, float32 [..., heads,
+      q_len, kv_len] and -inf where a key is hidden, to those that count. What
+      is hidden stays so.
   """
-  result = dot_product_attention(
-    q,
-    k,
-    k,
-    bias=bias,
-    scale=scale,
-    score_mods=score_mods,
-    mask=mask,
-    normalizer=normalizer,
-    return_weights=True,
-    implementation="xla",
+  lead = q.shape[:-3]
+  if edit_scores is None:
+    edit = None
+  else:
+
+    def edit(values):
+      edited = edit_scores(values.reshape(*lead, *values.shape[1:]))
+      return edited.reshape(values.shape)
+
+  q, k, _, _, slots_filled = _filled(
+    q, k, k, bias, scale, score_mods, mask, normalizer
   )
-  return result.weights
+  q, k, _ = idle.emptied(q, k, k, mask)
+  weights, _ = _weights(q, k, *slots_filled, edit)
+  return weights.reshape(*lead, *weights.shape[1:])
 
 
 def apply_attention_weights(
@@ -196,8 +196,34 @@ def apply_attention_weights(
   return _weigh(weights, v).astype(v.dtype)
 
 
+def _filled(q, k, v, bias, scale, score_mods, mask, normalizer):
+  """Checks a call, and makes one of its leading axes and its slots explicit.
+
+  Returns:
+    (q, k, v, lead, slots): arrays with one axis in the place of `lead`, and
+    scale, score modifications, mask and normalizer.
+  """
+  _check(q, k, v)
+  lead = q.shape[:-3]
+  q, k, v = (x.reshape(math.prod(lead), *x.shape[-3:]) for x in (q, k, v))
+  shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+  mods = slots.all_mods(bias, score_mods, lead, shape)
+  scale, mods = slots.split_scale(scale, mods, q.shape[-1], shape)
+  slots.check_operands(mods, mask, shape)
+  normalizer = normalizers.softmax() if normalizer is None else normalizer
+  checks.instance("normalizer", normalizer, Normalizer, "attention.normalizers")
+  normalizer.check(*shape[:3])
+  return q, k, v, lead, (scale, mods, mask, normalizer)
+
+
 def _reference(q, k, v, scale, mods, mask, normalizer):
   """Returns the output in float32, the log-sum-exp and the weights."""
+  weights, lse = _weights(q, k, scale, mods, mask, normalizer)
+  return _weigh(weights, v), lse, weights
+
+
+def _weights(q, k, scale, mods, mask, normalizer, edit=None):
+  """Returns the weights and the log-sum-exp."""
   values = _products(q, k) * scale
   for mod in mods:
     values = tiles.over_all_scores(
@@ -207,8 +233,10 @@ def _reference(q, k, v, scale, mods, mask, normalizer):
   if mask is not None:
     batch, heads, q_len, kv_len = values.shape
     visible = mask.dense(q_len, kv_len, batch=batch, heads=heads)
-  weights, lse = normalizer.weights(values, visible)
-  return _weigh(weights, v), lse, weights
+  if edit is not None:
+    hidden = values if visible is None else jnp.where(visible, values, -jnp.inf)
+    values = edit(hidden)
+  return normalizer.weights(values, visible)
 
 
 def _reasons(q, k, v, scale, mods, mask, normalizer, *, return_weights):

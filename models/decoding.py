@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from models import token_sampling
+from models import taps, token_sampling
 from models.prompts import check_prompts, left_pad, prompt_lengths
 
 
@@ -185,6 +185,9 @@ def start(
     padded: the length that prompts without their last tokens are padded to.
     slots: tokens that the cache has room for.
   """
+  if not padded and taps.remembers(model):
+    # What edits remember is made in the call that fills the cache.
+    padded, slots = 1, slots + 1
   tokens, positions = left_pad([p[:-1] for p in prompts], padded)
   state = State(
     cache=_prefill(hashable(model), variables, tokens, positions, slots=slots),

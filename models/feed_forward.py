@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import layers, registry
+from models import layers, registry, taps
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -81,4 +81,5 @@ class FeedForward(nn.Module):
     )
     y = into(name="expand")(x)
     y = activation(into(name="gate")(x)) * y if gated else activation(y)
+    y = taps.tap(self, "hidden", y)
     return dense(x.shape[-1], kernel_init=self.out_init, name="shrink")(y)

@@ -129,7 +129,16 @@ class SequenceMixer(nn.Module):
       for name, heads in zip(names, self.projected(x), strict=True)
     )
     places = counted(x) if places is None else places
-    return self.placed(q, "query", places), self.placed(k, "key", places), v
+    q, k = self.placed(q, "query", places), self.placed(k, "key", places)
+    return self.seen(q, k, v)
+
+  def seen(
+    self, q: jax.Array, k: jax.Array, v: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns queries, keys and values as they enter attention, as tapped."""
+    names = ("queries", "keys", "values")
+    q, k, v = map(functools.partial(taps.tap, self), names, (q, k, v))
+    return q, k, v
 
   def projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns queries, keys and values before gates, norms and rotation."""

@@ -113,14 +113,18 @@ class SelfAttention(_Layer):
     shape = (3, self.heads, width // self.heads)
     qkv = self._dense(width, shape, name="qkv")(x)
     # Three times [batch, tokens, heads, width / heads].
-    q, k, v = (qkv[..., i, :, :] for i in range(3))
+    q, k, v = (
+      taps.tap(self, name, qkv[..., i, :, :])
+      for i, name in enumerate(("queries", "keys", "values"))
+    )
     out = taps.with_open_map(
       self,
       lambda: attention.dot_product_attention(
         q, k, v, implementation=self.implementation
       ),
-      lambda: attention.attention_weights(q, k),
+      functools.partial(attention.attention_weights, q, k),
       lambda weights: attention.apply_attention_weights(weights, v),
+      scores=True,
     )
     out = self._dense(width, width, axis=(-2, -1), name="out")(out)
     return self._dropped(out, train)

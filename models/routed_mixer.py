@@ -85,6 +85,7 @@ class RoutedAttention(FullAttention):
     route = taps.tap(self, "route", route)
     places = mixer_base.counted(x) if positions is None else positions
     q, k = self.turned(q, places), self.placed(k, "key", places)
+    q, k, v = self.seen(q, k, v)
     slots = {
       "normalizer": self._normalizer(x, positions, train),
       "scale": self._scale(x, positions, segments),

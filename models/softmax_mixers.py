@@ -100,6 +100,7 @@ class FullAttention(fewer_projections.FewerProjections):
       "normalizer": self._normalizer(x, positions, train),
       "scale": self._scale(x, positions, segments),
     }
+    seen = None
     if cache is None:
       k = self.expanded(k, positions)
       slots["mask"] = self._mask(positions, segments)
@@ -136,7 +137,8 @@ class FullAttention(fewer_projections.FewerProjections):
     else:
       values = self._top_values() if step else None
       parts = self._parts(q, k, v, finish, slots, values)
-      out = taps.with_open_map(self, *parts)
+      facts = functools.partial(_facts, q, k, positions, seen, slots["mask"])
+      out = taps.with_open_map(self, *parts, facts, scores=True)
     out = self.output(out, x.shape[-1])
     return self.gated(out, x, "projection"), cache
 
@@ -148,8 +150,8 @@ class FullAttention(fewer_projections.FewerProjections):
         q, k, v, finish=finish, implementation=self.implementation, **slots
       )
 
-    def weigh():
-      return attention.attention_weights(q, k, **slots)
+    def weigh(edit_scores=None):
+      return attention.attention_weights(q, k, edit_scores=edit_scores, **slots)
 
     def apply(weights):
       if top_values is None:
@@ -345,6 +347,23 @@ class SlidingAttention(FullAttention):
         "that a token sees, its own included"
       )
     return self.window
+
+
+def _facts(q, k, positions, seen, mask) -> dict[str, jax.Array]:
+  """What edits of a map may want to know, see `edits.Site`."""
+  batch, queries, heads, _ = q.shape
+  if positions is None:
+    positions = mixer_base.counted(q)
+  positions = jnp.broadcast_to(positions, (batch, queries))
+  if mask is None:
+    visible = jnp.ones((1, 1, 1, 1), bool)
+  else:
+    visible = mask.dense(queries, k.shape[1], batch=batch, heads=heads)
+  return {
+    "query_positions": positions,
+    "key_positions": positions if seen is None else seen.positions,
+    "visible": visible,
+  }
 
 
 def _finished(out: jax.Array, finish: tuple[finishes.Finish, ...]) -> jax.Array:

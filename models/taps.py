@@ -1,18 +1,18 @@
-"""How values leave a model by name, and how others take their place.
+"""How values leave a model by name, and how they are edited.
 
 A module hands a value to `tap`, and an attention its map to `with_open_map`.
 Nothing is computed for them until somebody calls `read`, and then for the names
 that are asked for only: attention whose map nobody sees stays in one piece.
 
 Beneath are collections of Flax's. In "readings" stand the values that are
-wanted, each by a number that the value takes the place of; in "replacements"
-the arrays that take the place of values, and "replaced" says in which of
-scanned layers; "tap_names" lists what there is. And Flax's own way, to have all
-values at once of `mutable=["intermediates"]`, goes too.
+wanted, each by a number that the value takes the place of; "tap_names" lists
+what there is. Edits are functions, see `models.edits`. And Flax's own way, to
+have all values at once of `mutable=["intermediates"]`, goes too.
 """
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,20 +22,39 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from models import insertion, registry
+from models import edits, insertion, registry
+from models.edits import Edits, Site, StatefulEdit
+
+__all__ = [
+  "COLLECTIONS",
+  "Edits",
+  "Site",
+  "StatefulEdit",
+  "Tapped",
+  "edited",
+  "linear_map",
+  "list_names",
+  "list_taps",
+  "read",
+  "remembers",
+  "tap",
+  "tapped",
+  "with_given",
+  "with_open_map",
+]
 
 # What a transform over layers, as `nn.scan`, has to lift, with the layers as
 # the first axis.
 COLLECTIONS = (
   "intermediates",
   "readings",
-  "replacements",
-  "replaced",
   "tap_names",
+  edits.LAYERS,
+  edits.STATE,
 )
-
-# The path of a value, and the number of its layer among those of a scan.
-_Place = tuple[str, tuple[int, ...]]
+# The module of scanned layers, and one of the layers that it repeats.
+_SCANNED = "layers"
+_LAYER = re.compile(r"layer_(\d+)")
 
 
 def read(
@@ -43,35 +62,40 @@ def read(
   variables: Mapping[str, Any],
   *inputs: Any,
   names: Iterable[str] = (),
-  replacements: Mapping[str, jax.Array] | None = None,
+  edit: Edits = (),
   **options: Any,
 ) -> tuple[Any, dict[str, jax.Array]]:
-  """Applies a model, reads some of its values and replaces others.
+  """Applies a model, reads some of its values and edits others.
 
-  It can be jitted, and differentiated by inputs, variables and replacements.
+  It can be jitted, and differentiated by inputs, variables and whatever the
+  edits close over.
 
   Args:
     model: any module of which a part uses taps.
     variables: its parameters and other collections.
     *inputs: what the model is called with.
     names: paths of values, as "stage_0/block_1/hidden_state", or shell patterns
-      of them, as "*/attention_weights". Those of scanned layers end with the
-      number of the layer, as "layers/hidden_state/3".
-    replacements: arrays by the names of the values whose place they take, with
-      the shapes of these.
+      of them, as "*/attention_weights". Those of scanned layers are named as
+      those of layers one after another, "layer_3/hidden_state".
+    edit: what is done to values, by such patterns: an array takes the place of
+      a value of its shape, and a function maps a value and its `edits.Site` to
+      a replacement. Of several edits of a value the first is applied first.
     **options: of `model.apply`, as `train=True`, `method` or `rngs`; but for
       `mutable`.
 
   Returns:
     (output, values): what `model.apply` returns, and the values by their names.
-    A value that is replaced is read as its replacement.
+    A value that is edited is read as its replacement.
 
   Raises:
-    ValueError: for a name or replacement that fits no value, with the nearest
-      that there are, and for a replacement of another shape.
+    ValueError: for a name or an edit that fits no value, with the nearest that
+      there are, and for a replacement of another shape.
   """
+  if edit:
+    more = edits.pairs(edit)
+    known_edits = getattr(model, "edits", ())
+    model = _Edited(model, (*known_edits, *more))
   known = _known(model, variables, inputs, options)
-  _check_replacements(variables, known)
   places = _places(known)
   wanted = {}
   for name in names:
@@ -82,11 +106,8 @@ def read(
   # Of scanned layers all are read, for they are one program.
   readings = {path: jnp.zeros(known[path]) for path, _ in wanted.values()}
   variables = {**variables, "readings": _nest(readings)}
-  if replacements:
-    variables |= _replace(replacements, places, known)
-  # Past `Tapped.apply`, which would look for mistakes once more.
-  output, state = _apply(
-    model, variables, *inputs, **options, mutable=["readings"]
+  output, state = _apply_edited(
+    model, known, variables, *inputs, **options, mutable=["readings"]
   )
   values = _flatten(state.get("readings", {}))
   return output, {n: values[path][index] for n, (path, index) in wanted.items()}
@@ -99,16 +120,67 @@ def list_names(
   return sorted(_places(_known(model, variables, inputs, options)))
 
 
-class Tapped(nn.Module):
-  """A model, of which values are read and replaced, and that takes inserts.
+def list_taps(
+  model: nn.Module, variables: Mapping[str, Any], *inputs: Any, **options: Any
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes of all values that `read` gives, by their names."""
 
-  Its `apply` refuses replacements that fit none of its values.
+  def trace(variables, inputs):
+    return read(model, variables, *inputs, names=["*"], **options)[1]
+
+  return dict(sorted(jax.eval_shape(trace, dict(variables), inputs).items()))
+
+
+def edited(model: nn.Module, edit: Edits) -> nn.Module:
+  """Returns a model whose every `apply` runs with edits.
+
+  They come after those that the model has. It is of the same class and can be
+  hashed, so that all goes with it that goes with a model: training, decoding,
+  sampling, jit.
+
+  Args:
+    model: any module of which a part uses taps.
+    edit: see `read`. Functions should close over no arrays that change, or each
+      change compiles anew; `with_given` is for those.
+
+  Raises:
+    ValueError: if the model is no `Tapped`, or as `edits.pairs`.
+  """
+  if not isinstance(model, Tapped):
+    raise ValueError(
+      f"model is a {type(model).__name__}; edits go with models of "
+      "`models.create`, and with others in `read` alone"
+    )
+  return model.clone(edits=(*model.edits, *edits.pairs(edit)))
+
+
+def with_given(variables: Mapping[str, Any], given: Any) -> dict[str, Any]:
+  """Returns variables whose edits find arrays as `site.given`.
+
+  Args:
+    variables: of a model.
+    given: a tree of arrays.
+  """
+  return {**variables, edits.GIVEN: given}
+
+
+def remembers(model: nn.Module) -> bool:
+  """Whether a model has edits that remember."""
+  return any(
+    isinstance(edit, StatefulEdit) for _, edit in getattr(model, "edits", ())
+  )
+
+
+class Tapped(nn.Module):
+  """A model, of which values are read and edited, and that takes inserts.
 
   Attributes:
     inserts: modules that are put at places of it, see `models.insertion`.
+    edits: pairs of patterns and edits, see `edited`.
   """
 
   inserts: tuple[Any, ...] = dataclasses.field(default=(), kw_only=True)
+  edits: tuple[Any, ...] = dataclasses.field(default=(), kw_only=True)
 
   # Not a method that runs within the model: Flax shall leave it as it is.
   @nn.nowrap
@@ -116,14 +188,13 @@ class Tapped(nn.Module):
     """Does as Flax's.
 
     Raises:
-      ValueError: for "replacements" at paths where there is no value, and for
-        inserts that cannot be.
+      ValueError: for edits of values that are not there, and for inserts that
+        cannot be.
     """
-    if "replacements" in variables:
-      known = _known(self, variables, args, options)
-      _check_replacements(variables, known)
-    with insertion.inserted(self.inserts):
-      return super().apply(variables, *args, **options)
+    if not self.edits:
+      return _apply(self, variables, *args, **options)
+    known = _known(self, variables, args, options)
+    return _apply_edited(self, known, variables, *args, **options)
 
   @nn.nowrap
   def init_with_output(self, *args, **options):
@@ -132,26 +203,36 @@ class Tapped(nn.Module):
       return super().init_with_output(*args, **options)
 
 
-def tap(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
-  """Lets the caller of `apply` read or replace the value `name` of `module`.
+@dataclasses.dataclass(frozen=True)
+class _Edited:
+  """A module and its edits, also if it has no field for them."""
+
+  module: nn.Module
+  edits: tuple[Any, ...]
+
+
+def tap(
+  module: nn.Module,
+  name: str,
+  value: jax.Array,
+  facts: Callable[[], Mapping[str, jax.Array]] | None = None,
+) -> jax.Array:
+  """Lets the caller of `apply` read or edit the value `name` of `module`.
+
+  Args:
+    module: that has the value.
+    name: of the value.
+    value: itself.
+    facts: returns what an edit may want to know beside it.
+
+  Returns:
+    The value, or what it was edited to.
 
   Raises:
-    ValueError: if the replacement has another shape.
+    ValueError: if a replacement has another shape.
   """
   _announce(module, name)
-  if module.has_variable("replacements", name):
-    replacement = module.get_variable("replacements", name)
-    if replacement.shape != value.shape:
-      path = "/".join((*module.path, name))
-      raise ValueError(
-        f"replacements: {path} has shape {replacement.shape}; it must have "
-        f"shape {value.shape}"
-      )
-    replacement = replacement.astype(value.dtype)
-    if module.has_variable("replaced", name):
-      here = module.get_variable("replaced", name)
-      replacement = jnp.where(here, replacement, value)
-    value = replacement
+  value = edits.edited(module, name, value, facts)
   if module.has_variable("readings", name):
     module.put_variable("readings", name, value)
   insertion.hear((*module.path, name), value)
@@ -168,33 +249,47 @@ def tapped(module: nn.Module, name: str) -> bool:
   Ask before computing a value that nothing but a tap needs.
   """
   _announce(module, name)
+  path = (*module.path, name)
   return (
     module.is_mutable_collection("intermediates")
-    or insertion.wanted((*module.path, name))
-    or any(
-      module.has_variable(collection, name)
-      for collection in ("readings", "replacements")
-    )
+    or insertion.wanted(path)
+    or edits.wanted("/".join(path))
+    or module.has_variable("readings", name)
   )
 
 
 def with_open_map(
   module: nn.Module,
   attend: Callable[[], jax.Array],
-  weigh: Callable[[], jax.Array],
+  weigh: Callable[..., jax.Array],
   apply: Callable[[jax.Array], jax.Array],
+  facts: Callable[[], Mapping[str, jax.Array]] | None = None,
+  *,
+  scores: bool = False,
 ) -> jax.Array:
   """Runs attention, with its map in the open where somebody taps it.
+
+  What it returns is the value "head_outputs".
 
   Args:
     module: whose value "attention_weights" the map is.
     attend: runs the attention as a whole.
     weigh: returns the map alone.
     apply: returns of the map what `attend` returns.
+    facts: see `tap`.
+    scores: whether `weigh` takes `edit_scores`, as `attention_weights` does, so
+      that there is a value "attention_scores".
   """
-  if not tapped(module, "attention_weights"):
-    return attend()
-  return apply(tap(module, "attention_weights", weigh()))
+  open_scores = scores and tapped(module, "attention_scores")
+  if open_scores:
+    see = lambda scores: tap(module, "attention_scores", scores, facts)
+    weights = weigh(edit_scores=see)
+  elif tapped(module, "attention_weights"):
+    weights = weigh()
+  else:
+    return tap(module, "head_outputs", attend(), facts)
+  weights = tap(module, "attention_weights", weights, facts)
+  return tap(module, "head_outputs", apply(weights), facts)
 
 
 def linear_map(
@@ -223,14 +318,66 @@ def _announce(module: nn.Module, name: str) -> None:
     module.put_variable("tap_names", name, jnp.zeros(()))
 
 
-def _apply(model, *args, **options):
-  with insertion.inserted(getattr(model, "inserts", ())):
-    return nn.Module.apply(model, *args, **options)
+def _apply(model, variables, *args, **options):
+  """Applies a model as Flax does, with its inserts and without its edits."""
+  model = _module(model)
+  variables = {k: v for k, v in variables.items() if k != edits.GIVEN}
+  with insertion.inserted(getattr(model, "inserts", ())), edits.at_work(None):
+    return nn.Module.apply(model, variables, *args, **options)
+
+
+def _apply_edited(model, known, variables, *args, **options):
+  """Applies a model with its edits, whose memory is in the cache, if any."""
+  asked = getattr(model, "edits", ())
+  if not asked:
+    return _apply(model, variables, *args, **options)
+  places = _places(known)
+  plan = edits.Plan(
+    asked,
+    places,
+    lambda pattern: registry.unknown("tap to edit", pattern, places),
+  )
+  given = variables.get(edits.GIVEN)
+  variables = {k: v for k, v in variables.items() if k != edits.GIVEN}
+  variables[edits.LAYERS] = _nest(plan.layers)
+  cache = options.get("cache")
+  keeps = remembers(model) and cache is not None
+  if keeps:
+    options["cache"] = {k: v for k, v in cache.items() if k != edits.STATE}
+    variables[edits.STATE] = cache.get(edits.STATE, {})
+    mutable = options.get("mutable", False)
+    options["mutable"] = _also(mutable, edits.STATE)
+  module = _module(model)
+  with (
+    insertion.inserted(getattr(module, "inserts", ())),
+    edits.at_work(plan, given),
+  ):
+    result = nn.Module.apply(module, variables, *args, **options)
+  if not keeps:
+    return result
+  (output, cache), state = result
+  state = dict(state)
+  output = output, {**cache, edits.STATE: state.pop(edits.STATE, {})}
+  return (output, state) if mutable else output
+
+
+def _module(model):
+  return model.module if isinstance(model, _Edited) else model
+
+
+def _also(mutable, collection):
+  """What is mutable, and a collection more, in Flax's notation."""
+  if mutable is True:
+    return True
+  listed = [mutable] if isinstance(mutable, str) else mutable or ()
+  return [*listed, collection]
 
 
 def _known(model, variables, inputs, options) -> dict[str, tuple[int, ...]]:
   """For each value's path () or, in scanned layers, their number in a tuple."""
   options = {**options, "mutable": ["tap_names"]}
+  if isinstance(cache := options.get("cache"), Mapping):
+    options["cache"] = {k: v for k, v in cache.items() if k != edits.STATE}
 
   def trace(variables, inputs):
     return _apply(model, variables, *inputs, **options)[1]
@@ -240,46 +387,43 @@ def _known(model, variables, inputs, options) -> dict[str, tuple[int, ...]]:
   return {path: number.shape for path, number in known.items()}
 
 
-def _places(known: Mapping[str, tuple[int, ...]]) -> dict[str, _Place]:
+def _places(known: Mapping[str, tuple[int, ...]]) -> dict[str, edits.Place]:
   """Where the value of each name is."""
-  return {
-    "/".join((path, *map(str, index))): (path, index)
-    for path, layers in known.items()
-    for index in np.ndindex(layers)
-  }
+  repeated = {}
+  for path in known:
+    stem, found = _scanned_layer(path)
+    if found:
+      repeated.setdefault(stem, set()).add(found)
+  places = {}
+  for path, layers in known.items():
+    for index in np.ndindex(layers):
+      name = _name(path, index, repeated) if layers else path
+      places[name] = (path, index)
+  return places
 
 
-def _replace(
-  replacements: Mapping[str, jax.Array],
-  places: Mapping[str, _Place],
-  known: Mapping[str, tuple[int, ...]],
-) -> dict[str, Any]:
-  """The collections that put arrays in the place of values, by their names."""
-  arrays, replaced = {}, {}
-  for name, array in replacements.items():
-    if name not in places:
-      raise registry.unknown("tap to replace", name, places)
-    path, index = places[name]
-    arrays.setdefault(path, {})[index] = array
-  for path, by_layer in arrays.items():
-    if layers := known[path]:
-      blank = jnp.zeros_like(next(iter(by_layer.values())))
-      stack = jnp.stack([by_layer.get(i, blank) for i in np.ndindex(layers)])
-      arrays[path] = stack.reshape(*layers, *blank.shape)
-      here = [index in by_layer for index in np.ndindex(layers)]
-      replaced[path] = jnp.reshape(jnp.array(here), layers)
-    else:
-      arrays[path] = by_layer[()]
-  return {"replacements": _nest(arrays), "replaced": _nest(replaced)}
+def _scanned_layer(path: str) -> tuple[str, str]:
+  """What stands before "layers/layer_0/...", and "layer_0"; or ""."""
+  parts = path.split("/")
+  if _SCANNED not in parts[:-1]:
+    return "", ""
+  at = parts.index(_SCANNED)
+  found = parts[at + 1]
+  return "/".join(parts[:at]), found if _LAYER.fullmatch(found) else ""
 
 
-def _check_replacements(
-  variables: Mapping[str, Any], known: Mapping[str, Any]
-) -> None:
-  """Raises ValueError for one at a path where there is no value."""
-  for path in _flatten(variables.get("replacements", {})):
-    if path not in known:
-      raise registry.unknown("tap to replace", path, known)
+def _name(path, index, repeated) -> str:
+  """The name that the value of a scanned layer would have outside of a scan."""
+  parts = path.split("/")
+  if len(index) != 1 or _SCANNED not in parts[:-1]:
+    return "/".join((path, *map(str, index)))
+  at, (number,) = parts.index(_SCANNED), index
+  rest = parts[at + 1 :]
+  stem, found = _scanned_layer(path)
+  if found:
+    own = int(_LAYER.fullmatch(found)[1])
+    number, rest = number * len(repeated[stem]) + own, rest[1:]
+  return "/".join((*parts[:at], f"layer_{number}", *rest))
 
 
 def _nest(by_path: Mapping[str, Any]) -> dict[str, Any]:

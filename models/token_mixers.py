@@ -7,6 +7,7 @@ options it has fields for. To try another mechanism, add it to TOKEN_MIXERS.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,9 @@ class WindowAttention(nn.Module):
       "param_dtype": self.param_dtype,
     }
     # Three times [batch, height, width, heads, head_dim].
-    q, k, v = ToHeads(3, heads, self.head_dim, name="qkv", **options)(x)
+    heads_of = ToHeads(3, heads, self.head_dim, name="qkv", **options)(x)
+    names = ("queries", "keys", "values")
+    q, k, v = map(functools.partial(taps.tap, self), names, heads_of)
     if self.bias_rank:
       out = self._attend_by_factors(q, k, v, self._factors(heads))
     else:
@@ -128,7 +131,8 @@ class WindowAttention(nn.Module):
         **options,
       )
 
-    return taps.with_open_map(self, attend, *self._halves(q, k, v, options))
+    halves = self._halves(q, k, v, options)
+    return taps.with_open_map(self, attend, *halves, scores=True)
 
   def _attend_by_factors(self, q, k, v, factors):
     """In windows that are cut before, as its kernel takes factors."""
@@ -145,15 +149,18 @@ class WindowAttention(nn.Module):
       )
       return self.unpartition(out, *v.shape[1:3])
 
-    return taps.with_open_map(self, attend, *self._halves(q, k, v, options))
+    halves = self._halves(q, k, v, options)
+    return taps.with_open_map(self, attend, *halves, scores=True)
 
   def _halves(self, q, k, v, options):
     """The map by itself, and what it makes of the values."""
 
-    def weigh():
+    def weigh(edit_scores=None):
       windows = (self.partition(x, self.window_size) for x in (q, k))
       # [batch, windows, heads, tokens, tokens]
-      return attention.attention_weights(*windows, **options)
+      return attention.attention_weights(
+        *windows, edit_scores=edit_scores, **options
+      )
 
     def apply(weights):
       windows = self.partition(v, self.window_size)

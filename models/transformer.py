@@ -239,7 +239,7 @@ class Transformer(TransformerParts):
         shape or dtype, or the tokens do not fit into the cache.
     """
     x, cache = self._run(tokens, positions, segments, token_types, cache, train)
-    logits = self.head(x, self.embed.embedding if self.tied_head else None)
+    logits = self._logits(x)
     return logits if cache is None else (logits, cache)
 
   def hidden_states(
@@ -275,6 +275,10 @@ class Transformer(TransformerParts):
 
     pattern = len(self.mixers)
     return empty_caches(of, self.depth, pattern, stacked=self.scan_layers)
+
+  def _logits(self, x: jax.Array) -> jax.Array:
+    table = self.embed.embedding if self.tied_head else None
+    return taps.tap(self, "logits", self.head(x, table))
 
   def _run(self, tokens, positions, segments, token_types, cache, train):
     transformer_checks.check_arrays(
@@ -316,6 +320,7 @@ class Transformer(TransformerParts):
       x = self.depth_attention.end(x)
     if self.norm_placement != "post":
       x = self.final_norm(x)
+    x = taps.tap(self, "final_state", x)
     return x, None if cache is None else new
 
   def _embedded(self, tokens, positions, token_types, train) -> jax.Array:

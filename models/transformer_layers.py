@@ -98,9 +98,10 @@ class Layer(nn.Module):
 
     The stream is an array [batch, length, width] or a `DepthStream`.
     """
+    x = self._seen(x, "input_state")
     y = self._read(x, "mixer", self.mixer_norm)
     y, cache = self.mixer(name="mixer")(y, positions, segments, cache, train)
-    x = self._write(x, y, "mixer", train)
+    x = self._seen(self._write(x, y, "mixer", train), "middle_state")
     if self.mlp != "none":
       mlp = feed_forward.FeedForward(
         self.mlp,
@@ -113,9 +114,14 @@ class Layer(nn.Module):
         name="mlp",
       )
       x = self._write(x, mlp(self._read(x, "mlp")), "mlp", train)
+    return self._seen(x, "hidden_state"), cache
+
+  def _seen(self, x: Stream, name: str) -> Stream:
+    """Returns the residual stream, as tapped."""
     if isinstance(x, DepthStream):
-      return x.tap(self, "hidden_state"), cache
-    return taps.tap(self, "hidden_state", x), cache
+      # Between branches it is no one array.
+      return x.tap(self, name) if name == "hidden_state" else x
+    return taps.tap(self, name, x)
 
   def _read(self, x: Stream, branch: str, normed: bool = True) -> jax.Array:
     """Returns what a branch takes of the residual stream."""
@@ -131,6 +137,7 @@ class Layer(nn.Module):
     y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
     if self.norm_placement == "sandwich":
       y = self.norm(name=f"{branch}_post_norm")(y)
+    y = taps.tap(self, f"{branch}_output", y)
     if isinstance(x, DepthStream):
       return x.write(y)
     x = x + y

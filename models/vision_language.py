@@ -159,8 +159,7 @@ class VisionLanguage(transformer.Transformer):
       return jnp.concatenate([h, x[:, count:]], axis=1)
 
     x, cache = self._through(x, positions, segments, cache, train, between)
-    table = self.embed.embedding if self.tied_head else None
-    logits = self.head(x[:, count:], table)
+    logits = self._logits(x[:, count:])
     return logits if cache is None else (logits, cache)
 
   def example_inputs(self) -> dict[str, jax.Array]:

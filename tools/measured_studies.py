@@ -1,7 +1,8 @@
 """What studies of measured rows share: each row once, lines, sections.
 
 A study is a module with TITLE, TEXT, COLUMNS, `rows` and `measure`; see
-`tools.generation_studies` and `tools.module_studies`, packages of them.
+`tools.generation_studies`, `tools.module_studies` and
+`tools.interpret_studies`, packages of them.
 """
 
 import hashlib
@@ -116,6 +117,27 @@ class Study:
       key,
       lambda: module.measure(first, row, options, seed, self._variant),
     )
+
+
+class SharingStudy(Study):
+  """Does studies whose rows share a folder, as of a trained trunk."""
+
+  def __init__(self, out: epath.Path, variant: str, tool: str):
+    """Reads what is done.
+
+    Args:
+      out: the folder of results.
+      variant: of `study_command.VARIANTS`.
+      tool: what measures, for its lines.
+    """
+    super().__init__(study.Results(out / "results.jsonl", tool), variant)
+    self._shared = out / "shared" / variant
+
+  def given(self, module: Any) -> epath.Path:
+    """The folder of what rows share."""
+    del module
+    self._shared.mkdir(parents=True, exist_ok=True)
+    return self._shared
 
 
 def _digest(*texts: str) -> str:

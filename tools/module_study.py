@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from tools import measured_studies, module_studies, study, study_command
+from tools import measured_studies, module_studies, study_command
 
 
 def names() -> list[str]:
@@ -32,27 +32,6 @@ def find(name: str) -> Any:
     ValueError: if there is no such study.
   """
   return measured_studies.find(module_studies, name)
-
-
-class Study(measured_studies.Study):
-  """Does what is not done of studies, in one folder."""
-
-  def __init__(self, out: epath.Path, variant: str):
-    """Reads what is done.
-
-    Args:
-      out: the folder of results.
-      variant: of `study_command.VARIANTS`.
-    """
-    results = study.Results(out / "results.jsonl", "module_study")
-    super().__init__(results, variant)
-    self._shared = out / "shared" / variant
-
-  def given(self, module: Any) -> epath.Path:
-    """The folder of what rows share."""
-    del module
-    self._shared.mkdir(parents=True, exist_ok=True)
-    return self._shared
 
 
 def run(
@@ -79,7 +58,7 @@ def run(
     ValueError: if there is no such study, or a page has no marks.
   """
   return measured_studies.run(
-    Study(out, variant),
+    measured_studies.SharingStudy(out, variant, "module_study"),
     {name: find(name) for name in chosen},
     seeds,
     lambda module: report and report / f"{module.GROUP}.md",

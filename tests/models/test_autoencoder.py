@@ -184,7 +184,7 @@ def test_attention_can_be_read_and_replaced():
   plain = jax.jit(model.apply)(variables, IMAGES)
   np.testing.assert_allclose(whole, plain, rtol=1e-4, atol=1e-4)
   replace = lambda variables, maps: taps.read(
-    model, variables, IMAGES, replacements=maps
+    model, variables, IMAGES, edit=maps
   )[0]
   replaced = jax.jit(replace)(variables, {name: read[name] * 0})
   assert np.abs(replaced - whole).max() > 1e-3

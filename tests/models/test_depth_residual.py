@@ -209,14 +209,12 @@ def test_taps_give_weights_and_sums_of_blocks(scan):
   if scan:
     model = model.clone(scan_layers=True)
     variables = {"params": stack_layers(variables["params"])}
-    last = "layers/layer_0/hidden_state/2"
+    last = "layer_2/hidden_state"
   names = [last, "*depth_weights*"]
 
   @jax.jit
-  def run(variables, replacements):
-    return taps.read(
-      model, variables, tokens, names=names, replacements=replacements
-    )
+  def run(variables, edit):
+    return taps.read(model, variables, tokens, names=names, edit=edit)
 
   _, values = run(variables, {})
   state = values.pop(last)

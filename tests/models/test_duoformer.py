@@ -280,13 +280,13 @@ def test_taps_read_and_replace():
   names = [f"{module}/attention_weights" for module in modules]
 
   @jax.jit
-  def read(replacements):
+  def read(edit):
     return taps.read(
       model,
       variables,
       maps,
       names=names,
-      replacements=replacements,
+      edit=edit,
       method="classify",
     )
 

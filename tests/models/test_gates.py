@@ -114,9 +114,7 @@ def test_the_formula(case):
   assert values.dtype == jnp.float32
   # A gate that is open everywhere, or adds nothing, is no gate.
   neutral = jnp.full(values.shape, float(case[3] == "multiply"))
-  (read, _), _ = taps.read(
-    module, variables, x, replacements={"gate_values": neutral}
-  )
+  (read, _), _ = taps.read(module, variables, x, edit={"gate_values": neutral})
   np.testing.assert_allclose(read, plain, atol=1e-5)
 
 

@@ -165,7 +165,7 @@ def test_gates_stand_in_feed_forward_layers():
   assert np.isfinite(out).all()
   # What a tap says of a gate is what the model does.
   closed = {"layer_0/mlp/shrink/tau_gate/gate": jnp.zeros((2, 4, 24))}
-  without, _ = taps.read(model, variables, tokens, replacements=closed)
+  without, _ = taps.read(model, variables, tokens, edit=closed)
   params = dict(variables["params"])
   params["layer_0"] = dict(params["layer_0"])
   params["layer_0"]["mlp"] = jax.tree.map(

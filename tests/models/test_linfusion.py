@@ -45,8 +45,9 @@ def test_golden():
     f"{name}_values": wave((1, 6, 4), phase, 0.2)
     for name, phase in zip(linfusion.UPDATES, (6, 7), strict=True)
   }
-  variables = {"params": {**kernels, "out": out}, "replacements": updates}
-  y = run(module, variables, wave((1, 6, 4), 0))
+  variables = {"params": {**kernels, "out": out}}
+  x = wave((1, 6, 4), 0)
+  y, _ = taps.read(module, variables, x, layout=GRID, edit=updates)
   assert y.sum() == pytest.approx(0.607733815, rel=1e-5)
   np.testing.assert_allclose(
     y[0, 0],

@@ -149,7 +149,7 @@ def test_biases_are_read_and_replaced():
   def both(variables):
     _, biases = read(variables, TOKENS, PAIRS, names=["*/bias"])
     nothing = {name: jnp.zeros_like(own) for name, own in biases.items()}
-    return biases, read(variables, TOKENS, PAIRS, replacements=nothing)[0]
+    return biases, read(variables, TOKENS, PAIRS, edit=nothing)[0]
 
   biases, out = both(variables_of())
   assert {b.shape for b in biases.values()} == {(B, 2, N, N)}

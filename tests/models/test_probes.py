@@ -165,7 +165,7 @@ def test_the_map_of_efficient_probing():
     x,
     None,
     False,
-    replacements={"attention_weights": first},
+    edit={"attention_weights": first},
   )
   np.testing.assert_allclose(
     out, x[:, 2] @ variables["params"]["value_kernel"], atol=1e-5

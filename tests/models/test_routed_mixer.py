@@ -113,7 +113,7 @@ def run(mixer, variables, x, routes=ROUTES, names=(), **options):
   """Returns the output, with routes that are given, and what is tapped."""
   given = {} if routes is None else {"route": jnp.asarray(routes)}
   (out, _), values = taps.read(
-    mixer, variables, x, names=names, replacements=given, **options
+    mixer, variables, x, names=names, edit=given, **options
   )
   return out, values
 

@@ -16,6 +16,7 @@ from tests.models import small
 
 MAP = "attention_weights"
 MIXER_MAP = f"mixer/{MAP}"
+QUERIES_KEYS_VALUES = ("queries", "keys", "values")
 MIXERS = [
   *token_mixers.TOKEN_MIXERS,
   "global_attention",
@@ -108,9 +109,7 @@ def test_the_map_of_every_mixer_is_read_and_replaced(mixer):
 
   def replaced(weights):
     edit = {path: weights}
-    out, values = taps.read(
-      model, variables, images, names=[path], replacements=edit
-    )
+    out, values = taps.read(model, variables, images, names=[path], edit=edit)
     return out[0, 0].sum(), (out, values[path])
 
   run = jax.jit(jax.grad(replaced, has_aux=True))
@@ -124,39 +123,27 @@ def test_the_map_of_every_mixer_is_read_and_replaced(mixer):
   np.testing.assert_allclose(moved, (gradient * (other - weights)).sum(), 1e-3)
 
 
-def test_scanned_layers_are_numbered():
+def stacked(variables, depth):
+  layers = (variables["params"][f"layer_{i}"] for i in range(depth))
+  stack = jax.tree.map(lambda *layers: jnp.stack(layers), *layers)
+  return {"params": {"layers": stack}}
+
+
+def test_scanned_layers_are_named_as_others():
   model, variables, images = init(depth=3)
-  scanned = model.clone(scan=True)
-  stacked = jax.tree.map(
-    lambda *layers: jnp.stack(layers),
-    *(variables["params"][f"layer_{i}"] for i in range(3)),
-  )
-  stacked = {"params": {"layers": stacked}}
-  # In the plain layers and in the scanned ones.
-  names = {
-    f"layer_{i}/{value}": f"layers/{value}/{i}"
-    for i in range(3)
-    for value in ("hidden_state", f"{MIXER_MAP}")
-  }
+  scanned, in_scan = model.clone(scan=True), stacked(variables, 3)
   _, values = read(model, variables, images, names=["*"])
   edit = {f"layer_{i}/{MIXER_MAP}": jnp.zeros((2, 4, 2, 4, 4)) for i in (0, 2)}
   edit["layer_2/hidden_state"] = values["layer_0/hidden_state"]
   for edited in ({}, edit):
-    edited_scan = {names[name]: array for name, array in edited.items()}
-    out, values = read(
-      model, variables, images, names=["*"], replacements=edited
-    )
-    same, scanned_values = read(
-      scanned, stacked, images, names=["*"], replacements=edited_scan
-    )
+    out, values = read(model, variables, images, names=["*"], edit=edited)
+    same, others = read(scanned, in_scan, images, names=["*"], edit=edited)
     np.testing.assert_allclose(same, out, rtol=1e-4, atol=1e-5)
-    assert set(scanned_values) == set(names.values())
-    for plain, in_scan in names.items():
-      np.testing.assert_allclose(
-        scanned_values[in_scan], values[plain], rtol=1e-4, atol=1e-5
-      )
-  with pytest.raises(ValueError, match="did you mean layers/hidden_state/"):
-    taps.read(scanned, stacked, images, names=["layers/hidden_state"])
+    assert set(others) == set(values)
+    for name, value in values.items():
+      np.testing.assert_allclose(others[name], value, rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match="did you mean layer_"):
+    taps.read(scanned, in_scan, images, names=["layers/hidden_state"])
 
 
 def _kernels(jaxpr):
@@ -194,22 +181,24 @@ def test_misspelt_names_are_errors_with_the_near_ones():
     taps.read(model, variables, images, names=["layer_7/*"])
   weights = jnp.zeros((2, 4, 2, 4, 4))
   with pytest.raises(ValueError, match=near):
-    taps.read(model, variables, images, replacements={wrong: weights})
-  # Also where Flax is asked.
-  replacements = {"layer_1": {"mixr": {MAP: weights}}}
+    taps.read(model, variables, images, edit={wrong: weights})
+  # Also where a model is applied.
   with pytest.raises(ValueError, match=near):
-    model.apply({**variables, "replacements": replacements}, images)
+    taps.edited(model, {wrong: weights}).apply(variables, images)
   right = {f"layer_1/{MIXER_MAP}": weights[1:]}
   with pytest.raises(ValueError, match=f"{MAP} has shape"):
-    taps.read(model, variables, images, replacements=right)
+    taps.read(model, variables, images, edit=right)
 
 
 def test_nothing_is_left_where_nobody_looks():
   model, variables, images = init()
   assert set(variables) == {"params"}
-  names = [
-    f"layer_{i}/{n}" for i in (0, 1) for n in ("hidden_state", MIXER_MAP)
-  ]
+  of_mixers = ("attention_scores", MAP, "head_outputs", *QUERIES_KEYS_VALUES)
+  names = sorted(
+    f"layer_{i}/{name}"
+    for i in (0, 1)
+    for name in ("hidden_state", *(f"mixer/{name}" for name in of_mixers))
+  )
   assert taps.list_names(model, variables, images) == names
   look = functools.partial(
     model.apply, mutable=["intermediates", "batch_stats"]
@@ -236,15 +225,16 @@ def test_a_transformer_is_read_while_it_decodes():
   )
   tokens = jnp.ones((2, 1), jnp.int32)
   variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
-  step = functools.partial(taps.read, model, names=["*/1"], positions=tokens)
+  names = [f"layer_[23]/{name}" for name in ("hidden_state", MIXER_MAP)]
+  step = functools.partial(taps.read, model, names=names, positions=tokens)
   cache = model.init_cache(2, 7)
   (logits, after), values = jax.eval_shape(step, variables, tokens, cache=cache)
   assert logits.shape == (2, 1, 13)
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, cache)
   # Of a query the keys that the cache has room for, a ring of three or all.
   assert {name: value.shape for name, value in values.items()} == {
-    "layers/layer_0/hidden_state/1": (2, 1, 8),
-    "layers/layer_1/hidden_state/1": (2, 1, 8),
-    "layers/layer_0/mixer/attention_weights/1": (2, 2, 1, 3),
-    "layers/layer_1/mixer/attention_weights/1": (2, 2, 1, 7),
+    "layer_2/hidden_state": (2, 1, 8),
+    "layer_3/hidden_state": (2, 1, 8),
+    "layer_2/mixer/attention_weights": (2, 2, 1, 3),
+    "layer_3/mixer/attention_weights": (2, 2, 1, 7),
   }

@@ -135,7 +135,7 @@ def test_remembering_changes_image_tokens_of_its_layer_alone(variables, inputs):
   # The text has seen nothing of it yet; the next layer shows it.
   changed = {names[1]: before[:, :6].reshape(after.shape)}
   plain = _apply(_model(), _without_remembering(variables), *inputs)
-  out, _ = taps.read(model, variables, *inputs, replacements=changed)
+  out, _ = taps.read(model, variables, *inputs, edit=changed)
   np.testing.assert_allclose(out, plain, atol=1e-5)
 
 

@@ -204,7 +204,7 @@ def _of_pairs(bias: str, seed: int, variant: str):
     found = {"rank": _RANK, "unexplained": float(sum(missed)) / squares}
     logits = jax.jit(
       lambda variables, inputs, new: taps.read(
-        exact_model, variables, *inputs, replacements=new
+        exact_model, variables, *inputs, edit=new
       )[0]
     )(variables, inputs, replaced)
   else:

@@ -10,15 +10,18 @@ and, as the control, of static choices: the mean and the best of all that stream
 as many layers in every row as the routers do on average.
 """
 
+import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from configs import routing, sequences
+from models import taps
 from tools import study
 
 _GROUPS = ("near", "far")
@@ -57,17 +60,16 @@ def measure(run: study.Run) -> dict[str, Any]:
   if run.row.name not in _ROUTED:
     return {}
   depth = run.config.model.depth
-  evaluation = run.task.evaluate_split(run.mesh)
+  task = copy.copy(run.task)
+  task.model = taps.edited(task.model, {"layer_*/mixer/route": _given})
+  evaluation = task.evaluate_split(run.mesh)
 
   def evaluated(streaming: Sequence[int] | None) -> Mapping[str, float]:
-    if streaming is None:
-      return evaluation.run(run.variables)
-    route = jnp.ones((run.config.eval_batch_size,))
-    given = {
-      f"layer_{i}": {"mixer": {"route": route * (i not in streaming)}}
-      for i in range(depth)
-    }
-    return evaluation.run({**run.variables, "replacements": given})
+    # Without a choice of ours, layers choose.
+    routes = np.full(depth, np.nan, np.float32)
+    if streaming is not None:
+      routes = np.float32([i not in streaming for i in range(depth)])
+    return evaluation.run(taps.with_given(run.variables, routes))
 
   chosen = evaluated(None)
   count = round(depth * chosen["sparsity"])
@@ -88,6 +90,12 @@ def measure(run: study.Run) -> dict[str, Any]:
     }
   best = max(static, key=lambda one: one["accuracy"])
   return result | {f"best_{n}": best[f"accuracy_{n}"] for n in _GROUPS}
+
+
+def _given(route: jax.Array, site: taps.Site) -> jax.Array:
+  """The choice that is given for a layer, or its own."""
+  given = site.given[site.layer]
+  return jnp.where(jnp.isnan(given), route, given)
 
 
 def tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
