@@ -6,13 +6,52 @@ by token, by that under an instruction which asks for nothing in particular.
 What is left is what the question is about; `image_regions` keeps the best
 regions of it, crops and magnifies, and the model is asked again.
 
-In the order of use: `image_attention` of both maps, `contrast`, `fuse`, then
+In the order of use: `image_maps` of both prompts, `contrast`, `fuse`, then
 `image_regions.select` and `image_regions.refine`. All but the last two are of
 jax.numpy, jit and differentiate.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from models import taps
+
+
+def image_maps(
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  inputs: Sequence[Any],
+  layers: Sequence[int],
+  image: slice,
+  query: int | jax.Array = -1,
+) -> jax.Array:
+  """Reads what one query sees of an image in some layers of a language model.
+
+  Under jit, layers after the last of these are not computed. Maps of a general
+  instruction depend on the image alone, and can be kept.
+
+  Args:
+    model: with taps "layer_<i>/mixer/attention_weights".
+    variables: of it.
+    inputs: what it is called with, as (prompts, images).
+    layers: their numbers.
+    image: the keys that are image tokens, `slice(0, n)` if they are first.
+    query: see `image_attention`.
+
+  Returns:
+    float32 [batch, layers, image tokens].
+
+  Raises:
+    ValueError: if there is no such layer, or as `image_attention`.
+  """
+  names = [f"layer_{i}/mixer/attention_weights" for i in layers]
+  _, maps = taps.read(model, variables, *inputs, names=names)
+  seen = [image_attention(maps[name], image, query) for name in names]
+  return jnp.stack(seen, axis=1)
 
 
 def image_attention(

@@ -94,6 +94,17 @@ def select(
   )
 
 
+def enlarge(regions: Regions, factor: int) -> Regions:
+  """Regions of tokens as those of their pixels, with no edge between blurred.
+
+  Args:
+    regions: of a grid of tokens.
+    factor: side of a token in pixels.
+  """
+  mask = regions.mask.repeat(factor, 0).repeat(factor, 1)
+  return regions._replace(mask=mask, box=tuple(factor * x for x in regions.box))
+
+
 def refine(
   image: np.ndarray,
   regions: Regions,

@@ -7,6 +7,8 @@ import pytest
 import scipy.optimize
 
 from interpret import contrast_crop
+from models import taps
+from tests.interpret import test_token_boost_edit
 
 GENERAL = np.array(
   [
@@ -113,6 +115,29 @@ def test_image_attention():
   )
   expected = [weights.mean(1)[b, q, 1:8] for b, q in enumerate((4, 0, 2))]
   np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_maps_of_a_model():
+  model, variables = test_token_boost_edit.vision_language()
+  inputs = test_token_boost_edit.TOKENS, test_token_boost_edit.IMAGES
+  queries = jnp.array([7, 10])
+  image = slice(0, 6)
+
+  @jax.jit
+  def call(variables):
+    maps = contrast_crop.image_maps(
+      model, variables, inputs, (2, 0), image, queries
+    )
+    return maps, taps.read(model, variables, *inputs, names=["layer_*_weights"])
+
+  found, (_, weights) = call(variables)
+  assert found.shape == (2, 2, 6)
+  for place, layer in enumerate((2, 0)):
+    map_ = np.asarray(weights[f"layer_{layer}/mixer/attention_weights"])
+    for row, query in enumerate((7, 10)):
+      np.testing.assert_allclose(
+        found[row, place], map_[row, :, query, :6].mean(0), rtol=1e-4
+      )
 
 
 def test_fusing():

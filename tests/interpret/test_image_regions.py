@@ -140,6 +140,15 @@ def test_edges():
   assert image_regions.edge_complexity(coloured) == share
 
 
+def test_regions_of_tokens_are_those_of_their_pixels():
+  regions = image_regions.select(QUESTION / GENERAL, 0.25, 2)
+  large = image_regions.enlarge(regions, 3)
+  assert large.box == (3, 6, 9, 12)
+  np.testing.assert_array_equal(
+    large.mask, np.kron(regions.mask, np.ones((3, 3)))
+  )
+
+
 def test_overlap():
   mask = np.array([1, 1, 0, 0], bool)
   assert image_regions.overlap(mask, np.array([0, 1, 1, 0], bool)) == 1 / 3
