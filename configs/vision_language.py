@@ -39,13 +39,41 @@ def get_config(variant: str = "digits_grid") -> ml_collections.ConfigDict:
   config.optimizer.decay_exclude = ("scale", "bias")
   config.optimizer.warmup = "5 percent"
   config.optimizer.clip_norm = 1.0
+  if variant == "digits_grid":
+    _one_digit_a_token(config)
   return config
 
 
+def _one_digit_a_token(config: ml_collections.ConfigDict) -> None:
+  """What the fields of `digits_grid` are beside the model's."""
+  config.data.options = ml_collections.ConfigDict(
+    {
+      "questions": 8,
+      "kinds": ("which", "which", "how_many", "is_there", "list"),
+      "listing": True,
+      "repeats": False,
+      "joined": True,
+    }
+  )
+
+
+_DIGIT = {
+  "vision_levels": (1,),
+  "vision": {
+    "width": 64,
+    "depth": 1,
+    "heads": 4,
+    "hidden_width": 128,
+    "patch_size": 8,
+    "image_size": 32,
+    "class_token": False,
+    "position_scale": 0.5,
+  },
+}
 _COMPRESSED = {"compression": 4}
 _REMEMBER = {"remember_layers": (1, 2, 3), "remember_heads": 4}
 VARIANTS = {
-  "digits_grid": {},
+  "digits_grid": _DIGIT,
   "digits_grid_compressed": _COMPRESSED,
   "digits_grid_remember": {
     **_COMPRESSED,

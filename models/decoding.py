@@ -8,6 +8,10 @@ slot of the cache. All of a prompt but its last token is put into the cache at
 once, for which no logits are needed; then blocks of steps run, each block one
 `lax.scan` in one call, and between blocks the host looks at what there is. A
 row that has ended goes on as padding and keeps still.
+
+Images, for models that see them, go into the cache before the text, in the call
+that brings the prompt; their tokens take the first positions. No padding can
+stand between an image and its text, so those prompts are of one length.
 """
 
 import collections
@@ -76,6 +80,7 @@ def stream(
   decode: Callable[[list[int]], str] | None = None,
   cache_length: int | None = None,
   block: int = 16,
+  images: Any = None,
 ) -> Iterator[list[list[int]]]:
   """Goes on from prompts and yields new tokens as they come.
 
@@ -101,6 +106,8 @@ def stream(
     cache_length: the tokens that the cache has room for, padding among them;
       as many as needed if not given.
     block: steps between two looks of the host.
+    images: floats [rows, height, width, channels], an image for each prompt, as
+      the model takes them; None for text alone.
 
   Yields:
     For each row the tokens that are new since the last time, none if it has
@@ -108,14 +115,17 @@ def stream(
 
   Raises:
     ValueError: an option is out of its range, a prompt is empty or has a token
-      that the model does not know, or prompt and new tokens do not fit.
+      that the model does not know, or prompt and new tokens do not fit; with
+      images, the model sees none, or prompts are not of one length.
   """
   how = token_sampling.sampling(temperature, top_k, top_p, min_p)
   for name, value in (("max_tokens", max_tokens), ("block", block)):
     if value != int(value) or value < 1:
       raise ValueError(f"{name}={value} is not an integer that is 1 or more.")
   check_prompts(model, prompts)
-  padded, slots = prompt_lengths(model, prompts, max_tokens, cache_length)
+  padded, slots = prompt_lengths(
+    model, prompts, max_tokens, cache_length, images
+  )
   stop = [stop] if isinstance(stop, int | str) else stop
   strings = [s for s in stop if isinstance(s, str)]
   if strings and decode is None:
@@ -135,7 +145,9 @@ def stream(
     max_tokens=max_tokens,
     length=min(block, max_tokens),
   )
-  state = start(model, variables, prompts, padded=padded, slots=slots)
+  state = start(
+    model, variables, prompts, padded=padded, slots=slots, images=images
+  )
   return _blocks(step, state, strings, decode)
 
 
@@ -175,6 +187,7 @@ def start(
   *,
   padded: int,
   slots: int,
+  images: Any = None,
 ) -> State:
   """The state before the first step: all but the last tokens in the cache.
 
@@ -184,15 +197,23 @@ def start(
     prompts: a row of tokens each.
     padded: the length that prompts without their last tokens are padded to.
     slots: tokens that the cache has room for.
+    images: as of `stream`; then `padded` is the length of all prompts less one.
   """
   if not padded and taps.remembers(model):
     # What edits remember is made in the call that fills the cache.
     padded, slots = 1, slots + 1
   tokens, positions = left_pad([p[:-1] for p in prompts], padded)
+  seen = 0
+  if images is not None:
+    images = jnp.asarray(images)
+    # The model counts from the image's first token.
+    seen, positions = model.image_tokens(images.shape), None
   state = State(
-    cache=_prefill(hashable(model), variables, tokens, positions, slots=slots),
+    cache=_prefill(
+      hashable(model), variables, tokens, positions, images, slots=slots
+    ),
     token=jnp.asarray([p[-1] for p in prompts], jnp.int32),
-    position=jnp.asarray([len(p) - 1 for p in prompts], jnp.int32),
+    position=jnp.asarray([seen + len(p) - 1 for p in prompts], jnp.int32),
     step=jnp.zeros((), jnp.int32),
   )
   return beside(variables, state)
@@ -221,8 +242,10 @@ def beside(variables, state):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "slots"))
-def _prefill(model, variables, tokens, positions, *, slots):
+def _prefill(model, variables, tokens, positions, images=None, *, slots):
   cache = model.init_cache(tokens.shape[0], slots)
+  if images is not None:
+    return model.apply(variables, tokens, images, cache=cache, train=False)[1]
   if not tokens.shape[1]:
     return cache
   # Nobody takes the logits, so the compiler drops the head.

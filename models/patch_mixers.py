@@ -47,6 +47,7 @@ class PatchMixer(Backbone):
     class_token: whether there is a token more, of which logits are made; they
       are made of the mean over tokens otherwise.
     position: "learned", a vector of each token that is added, or "none".
+    position_scale: standard deviation that those vectors begin with.
     last_norm: whether tokens are normalised after the last block.
     normalized_features: whether `features` gives final tokens after that norm;
       probes of masked autoencoders read them before it.
@@ -75,6 +76,7 @@ class PatchMixer(Backbone):
   shared_norm: bool = False
   class_token: bool = True
   position: str = "learned"
+  position_scale: float = 0.02
   last_norm: bool = True
   normalized_features: bool = True
   epsilon: float = 1e-6
@@ -93,6 +95,7 @@ class PatchMixer(Backbone):
       side,
       self.class_token,
       self.position == "learned",
+      self.position_scale,
       self.dropout_rate,
       **dtypes,
     )
@@ -241,6 +244,7 @@ class Embedding(nn.Module):
   side: int
   class_token: bool
   positions: bool
+  position_scale: float
   dropout_rate: float
   dtype: Dtype
   param_dtype: Dtype
@@ -272,7 +276,10 @@ class Embedding(nn.Module):
     if self.positions:
       tokens = self.side**2 + self.class_token
       table = self.param(
-        "position", normal(0.02), (tokens, self.width), self.param_dtype
+        "position",
+        normal(self.position_scale),
+        (tokens, self.width),
+        self.param_dtype,
       )
       x += _resized(table, grid)[None].astype(x.dtype)
       x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

@@ -1,6 +1,7 @@
 """Prompts as decoding takes them: checked, measured, padded on the left."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -34,6 +35,7 @@ def prompt_lengths(
   prompts: Prompts,
   max_tokens: int,
   cache_length: int | None = None,
+  images: Any = None,
 ) -> tuple[int, int]:
   """What to pad prompts without their last tokens to, and slots of the cache.
 
@@ -42,11 +44,20 @@ def prompt_lengths(
     prompts: a row of tokens each.
     max_tokens: the most that is added to each.
     cache_length: slots of the cache; what is needed if not given.
+    images: an array [prompts, ...], the image of each; None for text alone.
 
   Raises:
-    ValueError: prompt and new tokens do not fit; says what would.
+    ValueError: prompt and new tokens do not fit; says what would. With images,
+      the model sees none, or prompts are not one for each, of one length.
   """
   longest = max(map(len, prompts))
+  if images is not None:
+    seen = _image_tokens(model, prompts, images)
+    needed = seen + longest - 1 + max_tokens
+    if cache_length is not None:
+      _check_fits(seen + longest, max_tokens, "cache_length", cache_length)
+      return longest - 1, cache_length
+    return longest - 1, -(-needed // _CACHE_MULTIPLE) * _CACHE_MULTIPLE
   before = longest - 1
   padded = 1 << (before - 1).bit_length() if before else 0
   if getattr(model, "position_encoding", None) == "learned":
@@ -59,6 +70,28 @@ def prompt_lengths(
     needed = padded + max_tokens
     return padded, -(-needed // _CACHE_MULTIPLE) * _CACHE_MULTIPLE
   return min(padded, cache_length - max_tokens), cache_length
+
+
+def _image_tokens(model: nn.Module, prompts: Prompts, images: Any) -> int:
+  """How many tokens an image is; raises as `prompt_lengths` says."""
+  if not hasattr(model, "image_tokens"):
+    raise ValueError(
+      f"images are given, but the model is a {type(model).__name__}, which "
+      "sees none; models.vision_language.VisionLanguage does"
+    )
+  if len(images) != len(prompts):
+    raise ValueError(
+      f"images are {len(images)} and prompts {len(prompts)}; each prompt needs "
+      "its own"
+    )
+  lengths = sorted({len(prompt) for prompt in prompts})
+  if len(lengths) > 1:
+    raise ValueError(
+      f"prompts have lengths {lengths}; with images those of one call must be "
+      "of one length, as no padding can stand between an image and its text: "
+      "make a call for each length"
+    )
+  return model.image_tokens(images.shape)
 
 
 def _check_fits(longest, max_tokens, name, limit):

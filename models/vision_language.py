@@ -8,7 +8,7 @@ token has not seen the text that follows it, so what it remembers does not
 depend on the question.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -169,6 +169,25 @@ class VisionLanguage(transformer.Transformer):
       "tokens": jnp.zeros((1, 1), jnp.int32),
       "images": jnp.zeros((1, side, side, 1)),
     }
+
+  def image_tokens(self, shape: Sequence[int]) -> int:
+    """How many tokens stand before the text, of images of a shape.
+
+    Args:
+      shape: [batch, height, width, channels].
+
+    Raises:
+      ValueError: if height and width are no multiples of `compression` patches.
+    """
+    patch = self.vision.get("patch_size", patch_mixers.PatchMixer.patch_size)
+    side = patch * self.compression
+    height, width = shape[1:3]
+    if height % side or width % side:
+      raise ValueError(
+        f"images are {height} x {width}; both must be multiples of {side}, as "
+        f"patch_size is {patch} and compression {self.compression}"
+      )
+    return (height // side) * (width // side)
 
   def _check_vision(self) -> None:
     for field, known in (("remember", REMEMBER), ("projector", PROJECTORS)):

@@ -1,7 +1,8 @@
-"""Questions about handwritten digits on a grid, with answers of one word."""
+"""Questions about handwritten digits on a grid, with answers in words."""
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,10 +11,29 @@ from input_pipeline.stream import Example
 
 SIDE = 8  # Of a digit in pixels.
 KINDS = ("which", "how_many", "is_there")
+LIST = "list"
+# Of the answer to "list", after its digits.
+END = "end"
 # "present" and "absent" are of "is_there": how often an absent digit is said
 # to be there is the rate of hallucination.
 GROUPS = ("which", "how_many", "present", "absent")
 _WORDS = ("which", "row", "column", "how_many", "is_there", "?", "yes", "no")
+# An image has digits of this many classes at most.
+_CLASSES = 8
+
+
+class Asked(NamedTuple):
+  """A question.
+
+  Attributes:
+    words: of the question, without "?".
+    answer: words.
+    group: of `DigitsGrid.groups`.
+  """
+
+  words: tuple[str, ...]
+  answer: tuple[str, ...]
+  group: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +42,9 @@ class DigitsGrid:
 
   - "which row 1 column 3 ? 7": rows and columns are counted from 0;
   - "how_many 7 ? 2";
-  - "is_there 7 ? no": one half of them are of digits that are not there.
+  - "is_there 7 ? no": one half of them are of digits that are not there;
+  - "list ? 0 3 7 end": which digits there are, in ascending order. It ends its
+    row, as what follows would be told by it.
 
   The digits of an image are of some classes only, 3 to 8, so that there are
   others which it lacks. Only answers are targets. A question sees those before
@@ -30,13 +52,24 @@ class DigitsGrid:
 
   Attributes:
     side: digits in a row of the grid, and rows; 9 at most.
-    questions: of an example.
-    kinds: of KINDS, of which each question is one by chance.
+    questions: of an example, at most.
+    kinds: of KINDS and "list", of which each question is one by chance.
+    listing: whether there are words for "list", which needs them. The
+      vocabulary is another with them, so they are the same in all data of a
+      model.
+    repeats: whether an image may be asked the same twice, which can be answered
+      from the text.
+    joined: whether a row and its number are one word, as a column and its
+      number are: "which row_1 column_3 ? 7". A model learns them sooner, as it
+      need not find out which number is of which.
   """
 
   side: int = 4
   questions: int = 6
   kinds: Sequence[str] = KINDS
+  listing: bool = False
+  repeats: bool = True
+  joined: bool = False
 
   def __post_init__(self):
     """Checks the fields.
@@ -50,16 +83,30 @@ class DigitsGrid:
       raise ValueError(
         f"questions is {self.questions}, but it must be positive."
       )
-    if not self.kinds or not set(self.kinds) <= set(KINDS):
+    known = (*KINDS, LIST) if self.listing else KINDS
+    if not self.kinds or not set(self.kinds) <= set(known):
       raise ValueError(
-        f"kinds is {self.kinds!r}, but it must have some of {', '.join(KINDS)}."
+        f"kinds is {self.kinds!r}, but it must have some of "
+        f"{', '.join(known)}"
+        + ("." if self.listing else ", and with listing=True of list.")
+      )
+    if not self.repeats and self.questions > self._different():
+      raise ValueError(
+        f"questions is {self.questions}, but with repeats=False and "
+        f"kinds={self.kinds!r} there are {self._different()} different ones."
       )
 
   @property
   def words(self) -> tuple[str, ...]:
     """What each token stands for: the numbers there may be, and words."""
     most = max(9, self.side**2)
-    return (*map(str, range(most + 1)), *_WORDS)
+    words = (*map(str, range(most + 1)), *_WORDS)
+    if self.listing:
+      words += (LIST, END)
+    if self.joined:
+      for name in ("row", "column"):
+        words += tuple(f"{name}_{i}" for i in range(self.side))
+    return words
 
   @property
   def vocabulary_size(self) -> int:
@@ -74,63 +121,105 @@ class DigitsGrid:
   @property
   def groups(self) -> tuple[str, ...]:
     """Of which an answer is."""
-    return GROUPS
+    return (*GROUPS, LIST) if self.listing else GROUPS
 
   @property
   def length(self) -> int:
     """Tokens of a row, were all questions of the longest kind."""
-    return 7 * self.questions
+    others = set(self.kinds) != {LIST}
+    last = LIST in self.kinds
+    # "list", "?", digits and the end.
+    list_length = 3 + min(_CLASSES, self.side**2) if last else 0
+    longest = 5 if self.joined else 7
+    return max(
+      longest * self.questions * others,
+      longest * (self.questions - 1) * others + list_length,
+    )
 
-  def example(self, rng: np.random.Generator, split: str) -> Example:
-    """Draws an image, questions and answers; see `sources.Source`.
+  def draw(
+    self, rng: np.random.Generator, split: str
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Draws an image of the digits of a split, "train" or "eval".
 
-    The row ends with words "?" that ask nothing, where questions are short.
+    Returns:
+      (image, grid): uint8 [8 side, 8 side, 1], and the digits that are on it,
+      integers [side, side].
     """
     pixels, labels = digits.load("test" if split == "eval" else split)
-    classes = rng.permutation(10)[: rng.integers(3, 9)]
+    classes = rng.permutation(10)[: rng.integers(3, _CLASSES + 1)]
     fitting = np.flatnonzero(np.isin(labels, classes))
     chosen = fitting[rng.integers(len(fitting), size=self.side**2)]
     # [rows, columns, 8, 8] -> [rows, 8, columns, 8]
     image = pixels[chosen].reshape(self.side, self.side, SIDE, SIDE)
     image = image.swapaxes(1, 2).reshape(self.side * SIDE, -1, 1)
     grid = labels[chosen].reshape(self.side, self.side)
+    return np.round(image * (255 / 16)).astype(np.uint8), grid
 
+  def example(self, rng: np.random.Generator, split: str) -> Example:
+    """Draws an image, questions and answers; see `sources.Source`.
+
+    The row ends with words "?" that ask nothing, where questions are short.
+    """
+    image, grid = self.draw(rng, split)
     number = {word: i for i, word in enumerate(self.words)}
     tokens = np.full(self.length + 1, number["?"], np.int32)
     group = np.zeros(self.length, np.int32)
     weights = np.zeros(self.length, np.float32)
     place = 0
-    for _ in range(self.questions):
-      question, answer, kind = self._ask(rng, grid)
-      asked = [number[word] for word in (*question, "?", answer)]
-      tokens[place : place + len(asked)] = asked
-      place += len(asked)
-      # The answer is what follows the last word of the question.
-      weights[place - 2] = 1.0
-      group[place - 2] = GROUPS.index(kind)
+    for asked in self._conversation(rng, grid):
+      words = (*asked.words, "?", *asked.answer)
+      tokens[place : place + len(words)] = [number[word] for word in words]
+      place += len(words)
+      # A word of the answer is what follows the word before it.
+      answer = slice(place - 1 - len(asked.answer), place - 1)
+      weights[answer] = 1.0
+      group[answer] = self.groups.index(asked.group)
     return {
-      "image": np.round(image * (255 / 16)).astype(np.uint8),
+      "image": image,
       "tokens": tokens[:-1],
       "targets": tokens[1:],
       "weights": weights,
       "group": group,
     }
 
-  def _ask(
+  def _conversation(
     self, rng: np.random.Generator, grid: np.ndarray
-  ) -> tuple[tuple[str, ...], str, str]:
-    """Draws a question: its words, the answer and its group."""
+  ) -> list[Asked]:
+    """Draws the questions of a row."""
+    result, words = [], set()
+    while len(result) < self.questions:
+      asked = self.ask(rng, grid)
+      if not self.repeats and asked.words in words:
+        continue
+      result.append(asked)
+      words.add(asked.words)
+      if asked.group == LIST:
+        break
+    return result
+
+  def ask(self, rng: np.random.Generator, grid: np.ndarray) -> Asked:
+    """Draws a question about a grid, integers [side, side]."""
     kind = self.kinds[rng.integers(len(self.kinds))]
     if kind == "which":
       row, column = rng.integers(self.side, size=2)
       words = (kind, "row", str(row), "column", str(column))
-      return words, str(grid[row, column]), kind
+      if self.joined:
+        words = (kind, f"row_{row}", f"column_{column}")
+      return Asked(words, (str(grid[row, column]),), kind)
+    if kind == LIST:
+      there = map(str, np.unique(grid))
+      return Asked((kind,), (*there, END), kind)
     counts = np.bincount(grid.ravel(), minlength=10)
     if kind == "how_many":
       digit = rng.integers(10)
-      return (kind, str(digit)), str(counts[digit]), kind
+      return Asked((kind, str(digit)), (str(counts[digit]),), kind)
     # Of the digits that are there or of those that are not.
     there = bool(rng.integers(2))
     digit = rng.choice(np.flatnonzero((counts > 0) == there))
-    answer = ("yes", "present") if there else ("no", "absent")
-    return (kind, str(digit)), *answer
+    answer, group = ("yes", "present") if there else ("no", "absent")
+    return Asked((kind, str(digit)), (answer,), group)
+
+  def _different(self) -> int:
+    """How many questions there are for an image."""
+    each = {"which": self.side**2, "how_many": 10, "is_there": 10, LIST: 1}
+    return sum(each[kind] for kind in set(self.kinds))

@@ -112,7 +112,7 @@ def make_config(
 ) -> ml_collections.ConfigDict:
   """The run of a row."""
   steps, examples = _SIZES[variant]
-  config = vision_language.get_config("digits_grid")
+  config = vision_language.get_config("digits_grid_compressed")
   config.model.update({**_SHARED, **options})
   config.seed = seed
   config.data.eval_examples = examples
