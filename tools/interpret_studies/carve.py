@@ -1,6 +1,8 @@
 """CARVE: does a question's attention, by a general one, say where to look?"""
 
 import functools
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +63,7 @@ _ROWS = {
   "what was asked for, cropped": {"scores": "truth", "use": "crop"},
 }
 SHARE, REGIONS = 0.25, 2
+SIDE = 4  # Of the grid, in digits and in tokens.
 # Questions of each kind.
 _NUMBERS = {"full": 400, "test": 4}
 KINDS = ("which", "is_there")
@@ -164,10 +167,8 @@ def look(subject, questions, kind) -> Looked:
   )
   grids = questions.grids.reshape(len(questions.grids), -1)
   if kind == "which":
-    # Numbers are their own words: "which row r column c ?".
-    place = questions.prompts[:, 2] * subject.source.side
-    place = place + questions.prompts[:, 4]
-    targets = np.arange(grids.shape[1])[None] == place[:, None]
+    places = [place_asked(words, row) for row in questions.prompts]
+    targets = np.arange(grids.shape[1])[None] == np.array(places)[:, None]
   else:
     targets = grids == questions.prompts[:, 1:2]
   maps = [
@@ -177,6 +178,13 @@ def look(subject, questions, kind) -> Looked:
     for p in (questions.prompts, general)
   ]
   return Looked(questions, targets, *maps)
+
+
+def place_asked(words: Sequence[str], prompt: np.ndarray) -> int:
+  """The number of the token that a question "which" is about."""
+  numbers = re.findall(r"\d+", " ".join(words[token] for token in prompt))
+  row, column = map(int, numbers)
+  return row * SIDE + column
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -204,8 +212,7 @@ def scores_of(look: Looked, options, layer: int | None, rng) -> np.ndarray:
   quotient = contrast_crop.contrast(look.question[:, layer], general, offset)
   scores = np.asarray(contrast_crop.fuse(quotient[:, None, None]))
   if options.get("blurred"):
-    side = int(scores.shape[1] ** 0.5)
-    maps = scores.reshape(-1, side, side)
+    maps = scores.reshape(-1, SIDE, SIDE)
     maps = scipy.ndimage.gaussian_filter(maps, 1.0, axes=(1, 2))
     scores = maps.reshape(scores.shape)
   return scores
@@ -258,10 +265,9 @@ def regions_of(
     truth: whether they are 1 for what was asked for, all of which is kept, and
       0; the whole image is, if there is none.
   """
-  side = int(len(scores) ** 0.5)
   share = (scores.mean() or 1.0) if truth else SHARE
   count = len(scores) if truth else REGIONS
-  return image_regions.select(scores.reshape(side, side), share, count)
+  return image_regions.select(scores.reshape(SIDE, SIDE), share, count)
 
 
 def refine(
