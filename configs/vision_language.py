@@ -48,11 +48,15 @@ def _one_digit_a_token(config: ml_collections.ConfigDict) -> None:
   """What the fields of `digits_grid` are beside the model's."""
   config.data.options = ml_collections.ConfigDict(
     {
-      "questions": 8,
-      "kinds": ("which", "which", "how_many", "is_there", "list"),
+      "questions": 10,
+      # By chance one of these, so that each kind has its share.
+      "kinds": ("which",) * 4
+      + ("how_many",) * 2
+      + ("is_there",) * 2
+      + ("list",),
       "listing": True,
       "repeats": False,
-      "joined": True,
+      "terse": True,
     }
   )
 

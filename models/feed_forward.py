@@ -14,6 +14,11 @@ Activation = Callable[[jax.Array], jax.Array]
 exact_gelu = functools.partial(nn.gelu, approximate=False)
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """Returns x sigmoid(1.702 x), CLIP's for GELU (GELU's paper, 1606.08415)."""
+  return x * nn.sigmoid(1.702 * x)
+
+
 def squared_relu(x: jax.Array) -> jax.Array:
   """Returns max(x, 0)^2 (Primer, arXiv 2109.08668)."""
   return jnp.square(nn.relu(x))

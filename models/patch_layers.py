@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 import attention
 from models import layers, lina_layers, normalization, registry, taps
-from models.feed_forward import exact_gelu
+from models.feed_forward import exact_gelu, quick_gelu
 
 Dtype = layers.Dtype
 
@@ -38,6 +38,8 @@ INITS = {
   "pytorch": lambda inputs: (lina_layers.uniform(inputs),) * 2,
 }
 
+ACTIVATIONS = {"gelu": exact_gelu, "quick_gelu": quick_gelu}
+
 
 class _Layer(nn.Module):
   """What all of them have.
@@ -46,12 +48,14 @@ class _Layer(nn.Module):
     weight_init: a key of INITS.
     dropout_rate: probability of dropping a channel of a token, after each dense
       layer of a feed-forward layer and after attention.
+    activation: of feed-forward layers, a key of ACTIVATIONS.
     dtype: dtype of the computation; softmax and statistics are float32.
     param_dtype: dtype of the parameters.
   """
 
   weight_init: str = "normal"
   dropout_rate: float = 0.0
+  activation: str = "gelu"
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
 
@@ -72,12 +76,13 @@ class _Layer(nn.Module):
   @property
   def _shared(self) -> dict[str, Any]:
     """The fields above, for layers within."""
-    names = ("weight_init", "dropout_rate", "dtype", "param_dtype")
+    names = ("weight_init", "dropout_rate", "activation")
+    names += ("dtype", "param_dtype")
     return {name: getattr(self, name) for name in names}
 
 
 class FeedForward(_Layer):
-  """shrink(gelu(expand(x))), of the last axis.
+  """shrink(activation(expand(x))), of the last axis.
 
   Attributes:
     hidden_width: channels between the two.
@@ -90,7 +95,7 @@ class FeedForward(_Layer):
     """Maps [..., width] to an array like it."""
     width = x.shape[-1]
     y = self._dense(width, self.hidden_width, name="expand")(x)
-    y = self._dropped(exact_gelu(y), train)
+    y = self._dropped(ACTIVATIONS[self.activation](y), train)
     y = self._dense(self.hidden_width, width, name="shrink")(y)
     return self._dropped(y, train)
 

@@ -7,6 +7,7 @@ of the other fields. The tests hold the first two to timm's, and the third to a
 second statement of its released code.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -48,6 +49,10 @@ class PatchMixer(Backbone):
       are made of the mean over tokens otherwise.
     position: "learned", a vector of each token that is added, or "none".
     position_scale: standard deviation that those vectors begin with.
+    patch_bias: whether the layer that embeds patches has a bias.
+    embedding_norm: whether embedded tokens are normalised before the first
+      block, as in CLIP.
+    activation: of feed-forward layers, a key of `patch_layers.ACTIVATIONS`.
     last_norm: whether tokens are normalised after the last block.
     normalized_features: whether `features` gives final tokens after that norm;
       probes of masked autoencoders read them before it.
@@ -77,6 +82,9 @@ class PatchMixer(Backbone):
   class_token: bool = True
   position: str = "learned"
   position_scale: float = 0.02
+  patch_bias: bool = True
+  embedding_norm: bool = False
+  activation: str = "gelu"
   last_norm: bool = True
   normalized_features: bool = True
   epsilon: float = 1e-6
@@ -96,12 +104,18 @@ class PatchMixer(Backbone):
       self.class_token,
       self.position == "learned",
       self.position_scale,
+      self.patch_bias,
       self.dropout_rate,
       **dtypes,
     )
+    norm = functools.partial(
+      normalization.LayerNorm, epsilon=self.epsilon, **dtypes
+    )
+    if self.embedding_norm:
+      self.embed_norm = norm()
     self.block = self._blocks()
     if self.last_norm:
-      self.final_norm = normalization.LayerNorm(epsilon=self.epsilon, **dtypes)
+      self.final_norm = norm()
     self.head = Head(self.num_classes, self.weight_init, **dtypes)
 
   def features(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
@@ -113,8 +127,7 @@ class PatchMixer(Backbone):
     """
     self._check_images(x)
     grid = (x.shape[1] // self.patch_size, x.shape[2] // self.patch_size)
-    x = self.embed(x, train)
-    first = x
+    x = first = self._embedded(x, train)
     for block in self.block:
       x = block(x, train)
     if self.last_norm:
@@ -130,12 +143,13 @@ class PatchMixer(Backbone):
   ) -> list[jax.Array]:
     """Returns maps [batch, rows, columns, width] of tokens at every depth.
 
-    The embedded tokens and those after each block, not normalised, without the
-    class token: what is read of a ViT of which there are no logits.
+    The embedded tokens, as the first block reads them, and those after each
+    block, not normalised, without the class token: what is read of a ViT of
+    which there are no logits.
     """
     self._check_images(x)
     grid = (x.shape[1] // self.patch_size, x.shape[2] // self.patch_size)
-    states = [self.embed(x, train)]
+    states = [self._embedded(x, train)]
     for block in self.block:
       states.append(block(states[-1], train))
     return [self._split(state, grid)[1] for state in states]
@@ -159,6 +173,10 @@ class PatchMixer(Backbone):
   def _is_of_one_size(self) -> bool:
     return patch_layers.needs(self.mixer, "token_hidden")
 
+  def _embedded(self, x, train):
+    x = self.embed(x, train)
+    return self.embed_norm(x) if self.embedding_norm else x
+
   def _split(self, x, grid):
     tokens = int(self.class_token)
     token, patches = x[:, :tokens, None], x[:, tokens:]
@@ -168,6 +186,7 @@ class PatchMixer(Backbone):
     shared = {
       "weight_init": self.weight_init,
       "dropout_rate": self.dropout_rate,
+      "activation": self.activation,
       "hidden_width": self.hidden_width,
       "epsilon": self.epsilon,
       **self.dtypes,
@@ -200,6 +219,7 @@ class PatchMixer(Backbone):
       ("mixer", patch_layers.MIXERS),
       ("weight_init", patch_layers.INITS),
       ("position", POSITIONS),
+      ("activation", patch_layers.ACTIVATIONS),
     ):
       if getattr(self, field) not in known:
         raise registry.unknown(field, getattr(self, field), known)
@@ -245,6 +265,7 @@ class Embedding(nn.Module):
   class_token: bool
   positions: bool
   position_scale: float
+  bias: bool
   dropout_rate: float
   dtype: Dtype
   param_dtype: Dtype
@@ -260,6 +281,7 @@ class Embedding(nn.Module):
       padding="VALID",
       kernel_init=init,
       bias_init=init,
+      use_bias=self.bias,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name="conv",

@@ -106,6 +106,9 @@ def from_huggingface(
 ) -> tuple[transformer.Transformer, Variables]:
   """Returns a language model and its variables, from the Hugging Face hub.
 
+  LLaVA's is a `VisionLanguage`, whose image tokens are before all text: its
+  tokens are those after the image's.
+
   Args:
     source: name of a repository, as "openai-community/gpt2", or a folder with
       its config.json and its safetensors, in one file or in shards.
@@ -126,18 +129,22 @@ def from_huggingface(
   folder = weight_files.folder(source)
   config = weight_files.read_json(folder / weight_files.CONFIG)
   try:
-    naming = huggingface.architecture(config).naming
+    architecture = huggingface.architecture(config)
+    naming = architecture.naming
     fields = {**huggingface.fields(config), **overrides}
-    model = registry.build(transformer.Transformer, fields)
+    model = registry.build(architecture.model, fields)
     tensors, remarks = naming.normalise(
       weight_files.read_folder(folder), model.tied_head
     )
     plain = model.clone(scan_layers=False)
-    token = jnp.zeros((1, 1), jnp.int32)
+    example = {"tokens": jnp.zeros((1, 1), jnp.int32)}
+    if hasattr(plain, "image_tokens"):
+      side = plain.vision["image_size"]
+      example["images"] = jnp.zeros((1, side, side, 3))
     variables = from_tensors(
       tensors,
       plain,
-      init=functools.partial(plain.init, tokens=token),
+      init=functools.partial(plain.init, **example),
       weight_map=naming.weight_map(plain),
       remarks=remarks,
     )

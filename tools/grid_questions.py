@@ -26,7 +26,7 @@ class Questions(NamedTuple):
 
   Attributes:
     images: float32 [number, height, width, 1], as the model sees them.
-    prompts: int32 [number, length], which end with "?".
+    prompts: int32 [number, length], whose answer is to follow.
     answers: int32 [number], the first word of the answer, which is all of it
       but for "list".
     grids: int32 [number, side, side], the digits.
@@ -67,7 +67,7 @@ def ask(
     rng = np.random.default_rng((seed, i))
     image, grid = source.draw(rng, split)
     asked = source.ask(rng, grid)
-    prompt = [word[name] for name in (*asked.words, "?")]
+    prompt = [word[name] for name in asked.words]
     drawn.append((image, prompt, word[asked.answer[0]], grid, asked.group))
   images, prompts, answers, grids, groups = zip(*drawn, strict=True)
   return Questions(

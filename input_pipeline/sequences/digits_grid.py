@@ -1,6 +1,7 @@
 """Questions about handwritten digits on a grid, with answers in words."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ class Asked(NamedTuple):
   """A question.
 
   Attributes:
-    words: of the question, without "?".
+    words: of the question.
     answer: words.
     group: of `DigitsGrid.groups`.
   """
@@ -59,9 +60,10 @@ class DigitsGrid:
       model.
     repeats: whether an image may be asked the same twice, which can be answered
       from the text.
-    joined: whether a row and its number are one word, as a column and its
-      number are: "which row_1 column_3 ? 7". A model learns them sooner, as it
-      need not find out which number is of which.
+    terse: whether a question is two words and the answer follows the second,
+      which names all that is asked for: "which row_1_column_3 7", "how_many 7
+      2", "is_there 7 no", and "list 0 3 7 end" has one. A model that has not to
+      gather a place from words before finds it in the image far sooner.
   """
 
   side: int = 4
@@ -69,7 +71,7 @@ class DigitsGrid:
   kinds: Sequence[str] = KINDS
   listing: bool = False
   repeats: bool = True
-  joined: bool = False
+  terse: bool = False
 
   def __post_init__(self):
     """Checks the fields.
@@ -103,9 +105,9 @@ class DigitsGrid:
     words = (*map(str, range(most + 1)), *_WORDS)
     if self.listing:
       words += (LIST, END)
-    if self.joined:
-      for name in ("row", "column"):
-        words += tuple(f"{name}_{i}" for i in range(self.side))
+    if self.terse:
+      places = itertools.product(range(self.side), repeat=2)
+      words += tuple(_place(row, column) for row, column in places)
     return words
 
   @property
@@ -128,9 +130,10 @@ class DigitsGrid:
     """Tokens of a row, were all questions of the longest kind."""
     others = set(self.kinds) != {LIST}
     last = LIST in self.kinds
-    # "list", "?", digits and the end.
-    list_length = 3 + min(_CLASSES, self.side**2) if last else 0
-    longest = 5 if self.joined else 7
+    longest = 3 if self.terse else 7
+    # "list", digits and the end.
+    list_length = (not self.terse) + 2 + min(_CLASSES, self.side**2)
+    list_length *= last
     return max(
       longest * self.questions * others,
       longest * (self.questions - 1) * others + list_length,
@@ -167,7 +170,7 @@ class DigitsGrid:
     weights = np.zeros(self.length, np.float32)
     place = 0
     for asked in self._conversation(rng, grid):
-      words = (*asked.words, "?", *asked.answer)
+      words = (*asked.words, *asked.answer)
       tokens[place : place + len(words)] = [number[word] for word in words]
       place += len(words)
       # A word of the answer is what follows the word before it.
@@ -199,27 +202,32 @@ class DigitsGrid:
 
   def ask(self, rng: np.random.Generator, grid: np.ndarray) -> Asked:
     """Draws a question about a grid, integers [side, side]."""
+    end = () if self.terse else ("?",)
     kind = self.kinds[rng.integers(len(self.kinds))]
     if kind == "which":
       row, column = rng.integers(self.side, size=2)
-      words = (kind, "row", str(row), "column", str(column))
-      if self.joined:
-        words = (kind, f"row_{row}", f"column_{column}")
-      return Asked(words, (str(grid[row, column]),), kind)
+      words = ("row", str(row), "column", str(column))
+      if self.terse:
+        words = (_place(row, column),)
+      return Asked((kind, *words, *end), (str(grid[row, column]),), kind)
     if kind == LIST:
       there = map(str, np.unique(grid))
-      return Asked((kind,), (*there, END), kind)
+      return Asked((kind, *end), (*there, END), kind)
     counts = np.bincount(grid.ravel(), minlength=10)
     if kind == "how_many":
       digit = rng.integers(10)
-      return Asked((kind, str(digit)), (str(counts[digit]),), kind)
+      return Asked((kind, str(digit), *end), (str(counts[digit]),), kind)
     # Of the digits that are there or of those that are not.
     there = bool(rng.integers(2))
     digit = rng.choice(np.flatnonzero((counts > 0) == there))
     answer, group = ("yes", "present") if there else ("no", "absent")
-    return Asked((kind, str(digit)), (answer,), group)
+    return Asked((kind, str(digit), *end), (answer,), group)
 
   def _different(self) -> int:
     """How many questions there are for an image."""
     each = {"which": self.side**2, "how_many": 10, "is_there": 10, LIST: 1}
     return sum(each[kind] for kind in set(self.kinds))
+
+
+def _place(row: int, column: int) -> str:
+  return f"row_{row}_column_{column}"

@@ -67,11 +67,15 @@ class Options:
   Args:
     values: the object in config.json, or one within it.
     prefix: what comes before a key in messages.
+
+  Attributes:
+    kind: the value of "model_type", None without.
   """
 
   def __init__(self, values: Mapping[str, Any], prefix: str = ""):
     self._left = {k: v for k, v in values.items() if k not in WITHOUT_EFFECT}
     self._prefix = prefix
+    self.kind = values.get("model_type")
     self._problems: list[str] = []
 
   def take(
@@ -114,9 +118,16 @@ class Options:
     for key in keys:
       self._left.pop(key, None)
 
-  def within(self, key: str) -> "Options | None":
-    """Returns the keys of an object, None if it is absent or empty."""
+  def within(
+    self, key: str, defaults: Mapping[str, Any] | None = None
+  ) -> "Options | None":
+    """Returns the keys of an object, None if it is absent or empty.
+
+    With `defaults` it has those too where it has no value for them.
+    """
     values = self.take(key, None)
+    if defaults is not None:
+      values = {**defaults, **(values or {})}
     if not values:
       return None
     child = Options(values, f"{self._prefix}{key}.")

@@ -39,6 +39,7 @@ _BLOCK = {
 _OUTSIDE = {
   "attention": {
     "embed/conv": "patch_embed.proj",
+    "embed_norm": "norm_pre",
     "final_norm": "norm",
     "head/logits": "head",
   },

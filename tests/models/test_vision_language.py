@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from models import taps
+from models import decoding, taps
 
 SMALL = {
   "vocabulary_size": 11,
@@ -192,3 +192,57 @@ def test_positions_are_of_the_whole_row(variables, inputs):
   np.testing.assert_array_equal(out, model.apply(variables, *inputs))
   with pytest.raises(ValueError, match=r"positions has shape \(2, 5\)"):
     model.apply(variables, *inputs, positions=places[:, :5])
+
+
+def test_generating_after_images_equals_whole_texts(variables, inputs):
+  """Each token is the likeliest after all before it, in one call."""
+  model, images = _model(**REMEMBER), inputs[1]
+  prompts = [[3, 5, 2], [7, 1, 9]]
+  options = {"max_tokens": 5, "images": images}
+  new = decoding.generate(model, variables, prompts, block=2, **options)
+  tokens = jnp.asarray(
+    [prompt + row[:-1] for prompt, row in zip(prompts, new, strict=True)]
+  )
+  logits = _apply(model, variables, tokens, images)
+  np.testing.assert_array_equal(logits[:, 2:].argmax(-1), new)
+  # The image matters, to each row its own.
+  swapped = decoding.generate(
+    model, variables, prompts, max_tokens=5, images=images[::-1]
+  )
+  assert swapped != new
+  # A prompt of one token, whose cache has the image alone.
+  (alone,) = decoding.generate(
+    model, variables, [[4]], max_tokens=2, images=images[:1]
+  )
+  row = _apply(model, variables, jnp.asarray([[4, alone[0]]]), images[:1])
+  np.testing.assert_array_equal(row[0].argmax(-1), alone)
+
+
+@pytest.mark.parametrize(
+  ("prompts", "options", "message"),
+  [
+    ([[1], [2, 3]], {}, r"prompts have lengths \[1, 2\]"),
+    ([[1]], {}, "images are 2 and prompts 1"),
+    ([[1], [2]], {"cache_length": 7}, "cache_length=7 has room for"),
+  ],
+)
+def test_prompts_that_do_not_fit_images(
+  variables, inputs, prompts, options, message
+):
+  with pytest.raises(ValueError, match=message):
+    decoding.generate(
+      _model(), variables, prompts, max_tokens=3, images=inputs[1], **options
+    )
+
+
+def test_models_without_images_refuse_them(inputs):
+  model = models.create("transformer", vocabulary_size=11, width=8, depth=1)
+  with pytest.raises(ValueError, match="a Transformer, which sees none"):
+    decoding.generate(model, {}, [[1], [2]], max_tokens=1, images=inputs[1])
+
+
+def test_image_tokens_are_squares_of_patches():
+  assert _model().image_tokens((2, 8, 12, 1)) == 2 * 3
+  assert _model(compression=1).image_tokens((2, 8, 12, 1)) == 4 * 6
+  with pytest.raises(ValueError, match="8 x 10; both must be multiples of 4"):
+    _model().image_tokens((2, 8, 10, 1))

@@ -84,8 +84,82 @@ def test_kinds_and_sizes():
     ({"side": 10}, "side is 10, but it must be from 1 to 9"),
     ({"questions": 0}, "questions is 0"),
     ({"kinds": ("what",)}, "must have some of which, how_many, is_there"),
+    ({"kinds": ("list",)}, "is_there, and with listing=True of list"),
+    (
+      {"side": 1, "kinds": ("which",), "questions": 2, "repeats": False},
+      r"questions is 2, but with .* there are 1 different",
+    ),
   ],
 )
 def test_fields_that_do_not_fit(fields, message):
   with pytest.raises(ValueError, match=message):
     DigitsGrid(**fields)
+
+
+OPTIONS = {
+  "questions": 6,
+  "kinds": ("which", "how_many", "is_there", "list"),
+  "listing": True,
+  "repeats": False,
+  "terse": True,
+}
+
+
+def _conversation(source, example):
+  """Questions and answers in words, read off a row."""
+  words = [
+    source.words[i] for i in (*example["tokens"], example["targets"][-1])
+  ]
+  # Place i is a target if weight i - 1 counts.
+  counts = np.concatenate([[0], example["weights"]]) > 0
+  found, question, answer = [], [], []
+  for word, is_answer in zip(words, counts, strict=True):
+    if answer and not is_answer:
+      found.append((question, answer))
+      question, answer = [], []
+    (answer if is_answer else question).append(word)
+  if answer:
+    found.append((question, answer))
+    question = []
+  assert set(question) <= {"?"}
+  return found
+
+
+def test_lists_end_their_rows_and_nothing_is_asked_twice():
+  source = DigitsGrid(**OPTIONS)
+  lists = lengths = 0
+  for seed in range(40):
+    example = source.example(np.random.default_rng(seed), "eval")
+    assert len(example["tokens"]) == source.length == 3 * 5 + 10
+    grid = _read(example["image"], "test")
+    conversation = _conversation(source, example)
+    questions = [tuple(question) for question, _ in conversation]
+    assert len(set(questions)) == len(questions)
+    for i, (question, answer) in enumerate(conversation):
+      if question[0] == "list":
+        assert i == len(conversation) - 1
+        assert answer == [*map(str, sorted(set(grid.ravel()))), "end"]
+        lists, lengths = lists + 1, lengths + len(answer)
+        continue
+      plain = question
+      if question[0] == "which":
+        _, row, _, column = question[1].split("_")
+        plain = ["which", "row", row, "column", column]
+      assert answer == [_answer(grid, plain)]
+    groups = example["group"][example["weights"] > 0]
+    is_list = conversation[-1][0][0] == "list"
+    assert (source.groups[groups[-1]] == "list") == is_list
+  assert lists > 10
+  assert lengths > 4 * lists
+
+
+def test_rows_of_lists_alone():
+  source = DigitsGrid(questions=1, kinds=("list",), listing=True)
+  assert source.length == 11
+  example = source.example(np.random.default_rng(0), "train")
+  ((question, answer),) = _conversation(source, example)
+  assert question == ["list", "?"]
+  assert answer[-1] == "end"
+  # Words are those of all kinds, whichever are asked.
+  assert source.words == DigitsGrid(listing=True).words
+  assert set(DigitsGrid().words) < set(source.words)
