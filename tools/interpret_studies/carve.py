@@ -19,7 +19,7 @@ TITLE = "CARVE (2509.06461): contrast of attention, mask and crop"
 TEXT = """
 The vision-language model is asked for the digit at a row and a column, and
 whether a digit is there. Its attention to the image at the end of the question
-is taken alone, or divided by that under "list ?", which asks for all there is;
+is taken alone, or divided by that under "list", which asks for all there is;
 the offset is the median of the latter, and the bare quotient is what the
 released code has. The layer of each row is the one that pointed best on
 handwriting of training. `pointing` is how often the highest score is on what
@@ -34,7 +34,7 @@ none that were black or magnified; after a crop rows and columns are not what
 they were, so that `which` has no figure there. "With the original" multiplies
 the probabilities of both answers, ours: the released code shows both images to
 the model, the paper's algorithm the refined one. Controls: random tokens, the
-map of "list ?", a blurred map, and the places that were asked for.
+map of "list", a blurred map, and the places that were asked for.
 """
 COLUMNS = (
   ("layer", ".1f"),
@@ -83,7 +83,7 @@ class Looked(NamedTuple):
     targets: bool [number, tokens], which digits they are about; none for one
       that is absent.
     question: float32 [number, layers, tokens], attention at their end.
-    general: likewise, of "list ?" about the same images.
+    general: likewise, of "list" about the same images.
   """
 
   questions: grid_questions.Questions
@@ -161,10 +161,8 @@ def looked(folder: str, seed: int, variant: str):
 def look(subject, questions, kind) -> Looked:
   """Reads the maps of questions, and of the instruction."""
   words = subject.source.words
-  instruction = [words.index("list"), words.index("?")]
-  general = np.tile(
-    np.array(instruction, np.int32), (len(questions.prompts), 1)
-  )
+  instruction = grid_questions.ask(subject.source, "list", 1).prompts
+  general = np.tile(instruction, (len(questions.prompts), 1))
   grids = questions.grids.reshape(len(questions.grids), -1)
   if kind == "which":
     places = [place_asked(words, row) for row in questions.prompts]

@@ -21,7 +21,7 @@ most (its mean over queries and heads, as this ViT has no class token) by alpha,
 of outliers of the same by beta. As that ViT has one block, it stands for the
 paper's first layer and for its last but one. `which` and `present` are
 accuracies, `hallucination` how often an absent digit is said to be there. The
-other columns are of "list ?", decoded with a cache up to 24 words:
+other columns are of "list", decoded with a cache up to 24 words:
 `list_hallucinated` is the mean number of different digits that are not there,
 `recall` the share of an image's digits that are named, `repetition` that of
 words said before in the same answer, which lowers a rate by mentions. The
@@ -180,7 +180,7 @@ def one_word(subject, questions, options, seed) -> jax.Array:
 
 
 def lists(subject, questions, options, seed) -> list[list[int]]:
-  """What is said of each image after "list ?"."""
+  """What is said of each image after "list"."""
   model, variables = boosted(subject, questions, options, seed)
   if "guidance" in options:
     return guided_lists(subject, model, variables, questions, options)
