@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import interpret
-from interpret import tap_names
+from interpret import head_edits, tap_names
 from models import registry
 
 # Name: the tap beneath a mixer that an ablation edits, and its axis of heads.
@@ -67,23 +67,6 @@ def averaged(
   """
   means = means[None, None].astype(head_outputs.dtype)
   return jnp.where(heads[None, None, :, None], means, head_outputs)
-
-
-def evened(
-  weights: jax.Array, heads: jax.Array, visible: jax.Array
-) -> jax.Array:
-  """Returns a map in which some heads attend to all visible keys alike.
-
-  Args:
-    weights: [batch, heads, queries, keys].
-    heads: bool [heads], which.
-    visible: bool, broadcasts to the weights. A query that sees nothing has no
-      weights.
-  """
-  visible = jnp.broadcast_to(visible, weights.shape)
-  count = jnp.sum(visible, axis=-1, keepdims=True)
-  even = (visible / jnp.maximum(count, 1)).astype(weights.dtype)
-  return jnp.where(heads[None, :, None, None], even, weights)
 
 
 def edit(
@@ -277,7 +260,7 @@ def _ablated(kind, value, chosen, site, means) -> jax.Array:
     return averaged(value, chosen, means)
   # A module that says nothing of it, as a ViT's, hides nothing.
   visible = site.facts.get("visible", jnp.ones((1, 1, 1, 1), bool))
-  return evened(value, chosen, visible)
+  return head_edits.uniform_heads(value, chosen, visible)
 
 
 def _real(outputs: jax.Array, positions: jax.Array | None) -> jax.Array:

@@ -153,13 +153,6 @@ def test_the_formulas_have_gradients():
   np.testing.assert_array_equal(gradient[0][:, :, 1], jnp.zeros((2, 3, 5)))
   np.testing.assert_array_equal(gradient[0][:, :, 0], jnp.ones((2, 3, 5)))
   np.testing.assert_allclose(gradient[1][1], 6 * jnp.ones(5), rtol=1e-2)
-  visible = jnp.asarray(np.tri(3, 4, 1, dtype=bool))[None, None]
-  weights = jnp.asarray(rng.dirichlet(np.ones(4), (1, 2, 3)), jnp.float32)
-  even = ablation.evened(weights, heads, visible)
-  np.testing.assert_allclose(even[0, 1], np.tri(3, 4, 1) / [[2], [3], [4]])
-  np.testing.assert_array_equal(even[0, 0], weights[0, 0])
-  unseen = ablation.evened(weights, heads, jnp.zeros((1, 1, 3, 4), bool))
-  np.testing.assert_array_equal(unseen[0, 1], jnp.zeros((3, 4)))
 
 
 def test_errors():
