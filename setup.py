@@ -69,6 +69,7 @@ setup(
     "orbax-checkpoint>=0.11.30",
     "pillow>=11",
     "scikit-learn>=1.5",
+    "scipy>=1.14",
     "simplejpeg>=1.8",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9",
