@@ -199,7 +199,7 @@ def start(
     slots: tokens that the cache has room for.
     images: as of `stream`; then `padded` is the length of all prompts less one.
   """
-  if not padded and taps.remembers(model):
+  if images is None and not padded and taps.remembers(model):
     # What edits remember is made in the call that fills the cache.
     padded, slots = 1, slots + 1
   tokens, positions = left_pad([p[:-1] for p in prompts], padded)

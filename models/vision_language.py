@@ -33,6 +33,8 @@ KIND = "vision_language"
 SHARDING_RULES = (*transformer.SHARDING_RULES, *patch_mixers.SHARDING_RULES)
 REMEMBER = ("none", *REGIONS)
 PROJECTORS = ("mean", "shuffle")
+# Modules that calls without images do not run.
+_OF_IMAGES = ("vision_trunk/", "image_projector/", "remembers_")
 
 
 class VisionLanguage(transformer.Transformer):
@@ -170,6 +172,24 @@ class VisionLanguage(transformer.Transformer):
       "images": jnp.zeros((1, side, side, 1)),
     }
 
+  @nn.nowrap
+  def apply(self, variables, *args, **options):
+    """Does as Flax's; edits of what only images have rest in other calls.
+
+    So a model with an edit of its ViT can decode. Patterns that begin with the
+    names of these modules are meant.
+    """
+    images = options.get("images", args[1] if len(args) > 1 else None)
+    resting = [name.startswith(_OF_IMAGES) for name, _ in self.edits]
+    if images is not None or "method" in options or not any(resting):
+      return super().apply(variables, *args, **options)
+    # In their places, as what edits remember is kept by their numbers.
+    active = tuple(
+      ("logits", _unchanged) if rests else pair
+      for rests, pair in zip(resting, self.edits, strict=True)
+    )
+    return self.clone(edits=active).apply(variables, *args, **options)
+
   def image_tokens(self, shape: Sequence[int]) -> int:
     """How many tokens stand before the text, of images of a shape.
 
@@ -228,6 +248,11 @@ class VisionLanguage(transformer.Transformer):
         f"{self.residual!r}; with images they must be another than 'learned', "
         "and 'sum'"
       )
+
+
+def _unchanged(value, site):
+  del site
+  return value
 
 
 class Projector(nn.Module):

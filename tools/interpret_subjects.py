@@ -67,12 +67,7 @@ def digits_grid_config(seed: int, variant: str) -> ml_collections.ConfigDict:
   config.seed = seed
   if variant == "test":
     config.model.update(_SMALL)
-    config.data.update(train_examples=16, eval_examples=4)
-    config.batch_size = config.eval_batch_size = 4
-    config.train_for = config.evaluate_every = config.checkpoint.every = (
-      "2 steps"
-    )
-    config.optimizer.warmup = "0 steps"
+    config.data.eval_examples = config.eval_batch_size = 4
   return config
 
 

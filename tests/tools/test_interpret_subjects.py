@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+import interpret
 from input_pipeline.sequences import digits_grid
+from models import decoding
 from tools import grid_questions, interpret_subjects
 
 
@@ -96,3 +98,44 @@ def test_scores_of_lists():
 def test_a_kind_that_the_source_lacks():
   with pytest.raises(ValueError, match="with listing=True of list"):
     grid_questions.ask(digits_grid.DigitsGrid(), "list", 1)
+
+
+@pytest.mark.parametrize(
+  "name", ["layer_1/mixer/head_outputs", "vision_trunk/block_0/hidden_state"]
+)
+def test_lists_are_decoded_with_edits(subject, name):
+  """As if each word were told of the whole text so far, with the edit."""
+  questions = grid_questions.ask(subject.source, "list", 3)
+
+  def reverse(value, site):
+    del site
+    return -3 * value[..., ::-1]
+
+  model = interpret.edited(subject.model, {name: reverse})
+  options = {"max_tokens": 4, "stop": ()}
+  said = decoding.generate(
+    model,
+    subject.variables,
+    questions.prompts.tolist(),
+    images=questions.images,
+    **options,
+  )
+  text = np.concatenate([questions.prompts, np.array(said)[:, :-1]], axis=1)
+  logits, _ = interpret.run(
+    subject.model,
+    subject.variables,
+    (text, questions.images),
+    edit={name: reverse},
+  )
+  np.testing.assert_array_equal(np.asarray(logits).argmax(-1), said)
+  plain = subject.model.apply(subject.variables, text, questions.images)
+  assert abs(logits - plain).max() > 1e-3
+
+
+def test_a_wrong_name_in_the_vit_is_refused(subject):
+  questions = grid_questions.ask(subject.source, "list", 1)
+  model = interpret.edited(
+    subject.model, {"vision_trunk/block_7/hidden_state": lambda x, site: x}
+  )
+  with pytest.raises(ValueError, match="no tap to edit 'vision_trunk/block_7"):
+    grid_questions.listed(model, subject.variables, questions, subject.source)
