@@ -14,17 +14,20 @@ def test_the_label_that_is_asked_is_the_most_frequent_one():
   assert lists.tokens.shape == (500, key_label_lists.LENGTH)
   assert (lists.tokens[:, 0] == key_label_lists.BOS).all()
   assert (lists.tokens[:, 3::3] == key_label_lists.NEWLINE).all()
-  right, told = 0, []
+  right, told = 0.0, []
   for row, label in zip(lists.tokens, lists.labels, strict=True):
     pairs = row[1:-1].reshape(-1, 3)
     assert len(set(pairs[:, 0])) <= key_label_lists.KEYS_OF_A_ROW
     labels = pairs[pairs[:, 0] == row[-1], 1]
     assert len(labels) >= 2
     told += list(labels == label)
-    right += collections.Counter(labels).most_common(1)[0][0] == label
-  assert 0.75 < np.mean(told) < 0.85
+    count = collections.Counter(labels)
+    best = [name for name in count if count[name] == max(count.values())]
+    right += (label in best) / len(best)
+  assert 0.65 < np.mean(told) < 0.75
+  np.testing.assert_allclose(key_label_lists.most_frequent(lists), right / 500)
   # More than one label tells.
-  assert right / 500 > np.mean(told)
+  assert right / 500 > np.mean(told) + 0.05
   first = key_label_lists.FIRST_LABEL
   assert set(lists.labels) == set(range(first, key_label_lists.VOCABULARY))
 
