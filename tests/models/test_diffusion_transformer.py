@@ -486,7 +486,7 @@ def test_joint_attention_reads_the_label():
   assert "text_mlp" not in last
   assert "text_mlp" in variables["params"]["block_0"]
   out, values = taps.read(
-    model, variables, x, time, label, names=["block_1/*attention*"]
+    model, variables, x, time, label, names=["block_1/*weights"]
   )
   (weights,) = values.values()
   # 12 places, the start token and two labels.

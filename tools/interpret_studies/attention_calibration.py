@@ -77,9 +77,7 @@ _NUMBERS = {"full": 1000, "test": 8}
 
 def rows(variant: str) -> list[tuple[str, dict[str, Any]]]:
   """The names of rows, heads and fields of the edit; of a test, two."""
-  names = (
-    tuple(_ROWS) if variant == "full" else ("chosen heads", "random heads")
-  )
+  names = tuple(_ROWS) if variant == "full" else ("chosen", "random")
   return [(name, _ROWS[name]) for name in names]
 
 
