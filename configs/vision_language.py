@@ -7,7 +7,7 @@ Variants, of digits on a grid of 4 x 4:
 - `digits_grid`: 16 tokens, a digit each, and short questions of all kinds,
   lists too. A place is told right in 94.7 % of images of unseen handwriting,
   10.0 % if it is shown another image; absent digits are said to be there in
-  9.5 % (docs/vision_language.md; one seed, 5 min 48 s on two busy cores).
+  9.5 % (docs/vision_language.md; one seed), after two minutes on two cores.
 - `digits_grid_compressed`: 4 tokens, each made of the mean of 4 x 4 patches.
 - `digits_grid_remember`: the same, which look at the features of their own
   patches after layers 1, 2 and 3 (Vision Remember, arXiv 2506.03928).
