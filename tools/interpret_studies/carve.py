@@ -28,13 +28,14 @@ as there are), `overlap` the intersection by union of the mask with it. A
 quarter of the tokens and at most two regions are kept; all else is black, and
 the model is asked again. `which` and `present` are accuracies, `hallucination`
 how often an absent digit is said to be there. The paper has gains of 1 to 36
-points, of large models, images that are much larger than what is asked for,
-and crops that show more pixels. Here an image token is a digit and training had
+points, of large models, images that are much larger than what is asked for, and
+crops that show more pixels. Here an image token is a digit and training had
 none that were black or magnified; after a crop rows and columns are not what
 they were, so that `which` has no figure there. "With the original" multiplies
 the probabilities of both answers, ours: the released code shows both images to
 the model, the paper's algorithm the refined one. Controls: random tokens, the
-map of "list", a blurred map, and the places that were asked for.
+map of "list", a blurred map, and the places that were asked for; of a digit
+that is absent there is none, and the whole image is kept.
 """
 COLUMNS = (
   ("layer", ".1f"),

@@ -19,20 +19,21 @@ Scores of image tokens are raised from the last token of the prompt on, z + g
 |z|, in all layers but the first: of the quarter that the ViT's block attends to
 most (its mean over queries and heads, as this ViT has no class token) by alpha,
 of outliers of the same by beta. As that ViT has one block, it stands for the
-paper's first layer and for its last but one. `which` and `present` are
-accuracies, `hallucination` how often an absent digit is said to be there. The
-other columns are of "list", decoded with a cache up to 24 words:
-`list_hallucinated` is the mean number of different digits that are not there,
-`recall` the share of an image's digits that are named, `repetition` that of
-words said before in the same answer, which lowers a rate by mentions. The
-paper's drop in hallucination comes with captions that loop: at its best gains
-over a third of those it released do. `image_mass` and `first_token` are the
-weights of all image tokens and of the first one at the end of "which", of the
-layers that are boosted, after the boost. Controls: as many random tokens, PAI
-(all image tokens), the image mass of the boost with no token preferred (ours),
-and lists that are cut to the lengths of the boosted ones. Guidance, of which
-the paper's figures have 1.1, is apart: away from what the model says without an
-image, which training never showed it.
+paper's first layer and for its last but one; spatial tokens would be the local
+ones again, and have no row. `which` and `present` are accuracies,
+`hallucination` how often an absent digit is said to be there. The other columns
+are of "list", decoded with a cache up to 24 words: `list_hallucinated` is the
+mean number of different digits that are not there, `recall` the share of an
+image's digits that are named, `repetition` that of words said before in the
+same answer, which lowers a rate by mentions. The paper's drop in hallucination
+comes with captions that loop: at its best gains over a third of those it
+released do. `image_mass` and `first_token` are the weights of all image tokens
+and of the first one at the end of "which", of the layers that are boosted,
+after the boost. Controls: as many random tokens, PAI (all image tokens), the
+image mass of the boost with no token preferred (ours), and lists that are cut
+to the lengths of the boosted ones. Guidance, of which the paper's figures have
+1.1, is apart: away from what the model says without an image, which training
+never showed it.
 """
 COLUMNS = (
   ("which", ".1%"),
@@ -53,7 +54,6 @@ _ROWS = {
     for alpha in (0.1, 0.3, 0.5, 0.7, 0.9)
   },
   "alpha 0.7, beta 0": {"alpha": 0.7, "beta": 0.0},
-  "alpha 0.7, beta 0.4, spatial 0.05": {**_PAINT, "spatial_share": 0.05},
   "random tokens, 0.7 and 0.4": {**_PAINT, "tokens": "random"},
   "PAI 0.5": {"alpha": 0.5, "tokens": "all"},
   "image mass of 0.7 and 0.4": {**_PAINT, "uniform": True},
@@ -121,9 +121,7 @@ def boosted(subject, questions, options, seed):
   seen = received(
     decoding.hashable(subject.model), subject.variables, questions.images
   )
-  local, summary = token_selection.select(
-    seen, seen, spatial=seen, spatial_share=options.get("spatial_share", 0.0)
-  )
+  local, summary = token_selection.select(seen, seen)
   if options.get("tokens") == "random":
     key = jax.random.key(seed)
     local, summary = token_selection.random_like(key, local, summary)
