@@ -123,7 +123,7 @@ def pairs(edits: Edits) -> tuple[tuple[str, Edit], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Planned:
-  """An edit for a value: its number, and of scanned layers which ones."""
+  """An edit for a value: its number, and which scanned layers, if not all."""
 
   number: int
   edit: Edit
@@ -151,7 +151,8 @@ class Plan:
       by_path.setdefault(path, {})[index] = name
     self.paths: dict[Path, list[_Planned]] = {}
     self.names = {}
-    self._numbers = {}
+    # The numbers of scanned layers, at the values that are edited.
+    self.layers: dict[Path, jax.Array] = {}
     for number, (pattern, edit) in enumerate(edits):
       matches = set(fnmatch.filter(places, pattern))
       if not matches:
@@ -162,19 +163,13 @@ class Plan:
           continue
         scanned = () not in names
         all_layers = [layer_of(name) for name in names.values()]
-        layers = tuple(all_layers[i] for i in mine) if scanned else None
         if scanned:
-          self._numbers[path] = jnp.asarray(all_layers, jnp.int32)
-        if layers is not None and len(mine) == len(names):
-          layers = None
+          self.layers[path] = jnp.asarray(all_layers, jnp.int32)
+        some = scanned and len(mine) < len(names)
+        layers = tuple(all_layers[i] for i in mine) if some else None
         planned = _Planned(number, edit, layers)
         self.paths.setdefault(path, []).append(planned)
         self.names[path] = _common(list(names.values()))
-
-  @property
-  def layers(self) -> dict[Path, jax.Array]:
-    """The numbers of scanned layers, at the values that are edited."""
-    return self._numbers
 
 
 def layer_of(name: str) -> int | None:

@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from etils import epath
 
+import storage
+
 # Tokens [batch, length] and where the loss counts, bool of the same shape.
 Rows = tuple[np.ndarray, np.ndarray]
 Params = Mapping[str, Any]
@@ -84,7 +86,5 @@ def kept(path: epath.Path, make: Callable[[], Params]) -> Params:
     return flax.serialization.msgpack_restore(path.read_bytes())
   params = make()
   path.parent.mkdir(parents=True, exist_ok=True)
-  beside = path.with_suffix(".new")
-  beside.write_bytes(flax.serialization.msgpack_serialize(params))
-  beside.rename(path)
+  storage.write_whole(path, flax.serialization.msgpack_serialize(params))
   return params
