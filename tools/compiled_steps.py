@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -92,24 +93,25 @@ def compile_step(
   started = time.perf_counter()
   lowered = STEPS[step](config, devices, info)
   middle = time.perf_counter()
-  compiled = None
-  needed = lowered.argument_bytes
-  try:
-    with jax.set_mesh(lowered.mesh):
-      compiled = lowered.program.compile()
-  except jax.errors.JaxRuntimeError as error:
-    if _NO_ROOM not in str(error):
-      raise
-    needed = _required_bytes(str(error)) or needed
-  ended = time.perf_counter()
   report = None
-  if compiled is not None:
-    report = program_report.read(compiled, lowered.mesh)
-    needed = report.argument_bytes + report.temporary_bytes
+  needed = lowered.argument_bytes
+  with tempfile.TemporaryDirectory(prefix="program_") as dump:
+    try:
+      with jax.set_mesh(lowered.mesh):
+        compiled = lowered.program.compile(program_report.dumping(dump))
+    except jax.errors.JaxRuntimeError as error:
+      if _NO_ROOM not in str(error):
+        raise
+      needed = _required_bytes(str(error)) or needed
+      ended = time.perf_counter()
+    else:
+      ended = time.perf_counter()
+      report = program_report.read(compiled, lowered.mesh, dump)
+      needed = report.argument_bytes + report.temporary_bytes
   kind = devices[0].device_kind
   chip = topologies.CHIPS.get(kind)
   return Outcome(
-    fits=compiled is not None,
+    fits=report is not None,
     needed_bytes=needed,
     available_bytes=chip and chip.memory,
     lower_seconds=middle - started,

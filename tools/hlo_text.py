@@ -108,7 +108,7 @@ def parse(text: str) -> Program:
   entry = root = name = ""
   instructions: dict[str, Instruction] = {}
   for line in text.splitlines():
-    if line == "}":
+    if line.startswith("}"):
       computations[name] = Computation(name, instructions, root)
     elif line[:1] in "%E" and (header := _HEADER.match(line)):
       name, instructions, root = header[2], {}, ""

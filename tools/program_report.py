@@ -20,6 +20,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 
 from tools import hlo_text, program_costs, topologies
 
@@ -89,14 +90,24 @@ class Report:
   dearest: list[tuple[str, int, int]]
 
 
+def dumping(folder: str) -> dict[str, Any]:
+  """Options with which the compiler of TPUs writes programs to `folder`."""
+  return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+
+
 def read(
-  compiled: jax.stages.Compiled, mesh: jax.sharding.Mesh | None = None
+  compiled: jax.stages.Compiled,
+  mesh: jax.sharding.Mesh | None = None,
+  dump: str | None = None,
 ) -> Report:
   """Reads a compiled program.
 
   Args:
     compiled: for a TPU; of other chips most is unknown.
     mesh: whose axes collectives are named after; that of the arguments if None.
+    dump: a folder that had nothing but what `dumping` had the compiler write of
+      this program, read where jaxlib cannot print it. A program out of a cache
+      has written nothing.
   """
   shardings = jax.tree.leaves(compiled.input_shardings)
   if mesh is None:
@@ -109,9 +120,11 @@ def read(
   try:
     text = compiled.as_text()
   except jax.errors.JaxRuntimeError as error:
-    # An older jaxlib cannot print all that a newer libtpu writes: with jax
+    # An older jaxlib cannot print all that a newer libtpu makes: with jax
     # 0.10.2 large steps for chips with sparse cores, v5p and v6e.
-    return _without_text(str(error).partition("\n")[0], counted, memory)
+    text = dump and _dumped(dump)
+    if not text:
+      return _without_text(str(error).partition("\n")[0], counted, memory)
   return of_text(
     text,
     counted=counted,
@@ -119,6 +132,13 @@ def read(
     axes={} if mesh is None else dict(mesh.shape),
     chip=chip,
   )
+
+
+def _dumped(folder: str) -> str | None:
+  """The program that the compiler wrote itself."""
+  # One program, as it is when nothing of it changes any more.
+  found = list(epath.Path(folder).glob("*.after_codegen.txt"))
+  return found[0].read_text() if len(found) == 1 else None
 
 
 def _without_text(

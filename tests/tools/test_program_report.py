@@ -258,3 +258,42 @@ def test_of_a_program_that_cannot_be_printed_the_rest_is_known():
   assert report.seconds is report.kernels is report.collectives is None
   (unknown,) = report.unknown
   assert unknown.endswith("(INTERNAL: RET_CHECK failure)")
+
+
+# Of v5p: rows are gathered beside the rest, by a core of its own.
+GATHERED = """HloModule jit_step
+
+%beside (p: f32[50,768], i: s32[16]) -> f32[16,768] {
+  %p = f32[50,768]{1,0:T(8,128)} parameter(0)
+  %i = s32[16]{0:T(128)} parameter(1)
+  ROOT %g = f32[16,768]{1,0:T(8,128)} custom-call(%p, %i), \
+custom_call_target="gathers"
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: f32[50,768], b: s32[16]) -> f32[16,768] {
+  %a = f32[50,768]{1,0:T(8,128)} parameter(0)
+  %b = s32[16]{0:T(128)} parameter(1)
+  %s = ((), (), s32[]) async-start(), async_execution_thread="sparsecore", \
+calls=%beside
+  %u = ((), f32[16,768]{1,0:T(8,128)}, s32[]) async-update(%s, %a, %b)
+  %d = f32[16,768]{1,0:T(8,128)} async-done(%u)
+  ROOT %r = f32[16,768]{1,0:T(8,128)} negate(%d), "estimated_cycles":"70"
+}
+""".replace("\\\n", "")
+
+
+def test_what_jaxlib_cannot_print_is_read_from_what_the_compiler_wrote(
+  tmp_path,
+):
+  (tmp_path / "module_0000.jit_step.after_codegen.txt").write_text(GATHERED)
+  (tmp_path / "module_0000.jit_step.before_optimizations.txt").write_text("-")
+  found = program_report.read(Unprintable(), dump=str(tmp_path))
+  assert (found.flops, found.cycles) == (12, 70)
+  assert found.unknown == ["1 x custom call gathers, 0.0 MB"]
+  assert found.kernels == found.collectives == []
+
+
+def test_a_program_of_the_cache_has_written_nothing(tmp_path):
+  found = program_report.read(Unprintable(), dump=str(tmp_path))
+  assert found.cycles is None
+  assert "cannot be read" in found.unknown[0]
