@@ -49,13 +49,7 @@ def options_of(
   Raises:
     ValueError: for an option that does not fit.
   """
-  for name in given:
-    if name not in OPTIONS:
-      raise ValueError(f"{name} is none of {', '.join(OPTIONS)}.")
-  options = {name: default for name, (default, _) in OPTIONS.items()} | given
-  for name, value in config.evaluation.items():
-    if options[name] == OPTIONS[name][0]:
-      options[name] = value
+  options = sample_evaluation.filled(OPTIONS, config.evaluation, given)
   options |= diffusion_options.of_sampling(
     config.sampling,
     **{name: options[name] for name in ("guidance", "steps", "solver")},
@@ -63,8 +57,6 @@ def options_of(
   options["method_options"] = diffusion_options.parse_options(
     options["method_options"]
   )
-  if options["num_samples"] < 0:
-    raise ValueError(f"num_samples={options['num_samples']} must be 0 or more.")
   return options
 
 

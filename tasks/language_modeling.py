@@ -15,21 +15,15 @@ import numpy as np
 
 import storage
 from input_pipeline import text
-from tasks import losses, text_sampling
-from tasks.base import (
-  Batch,
-  Shown,
-  Task,
-  Variables,
-  apply_in_training,
-  create_model,
-)
+from tasks import text_sampling
+from tasks.base import Batch, Shown, Variables, create_model
+from tasks.token_task import TokenTask
 from training import evaluation
 
 TOKENIZER = "tokenizer.json"
 
 
-class LanguageModeling(Task):
+class LanguageModeling(TokenTask):
   """Predicts each token of text; sums are over targets with weight 1.
 
   Rows of several documents bring their segments and positions to the model.
@@ -85,41 +79,16 @@ class LanguageModeling(Task):
     shape = (rows, self.config.data.length)
     return {n: jax.ShapeDtypeStruct(shape, dtype) for n, dtype in names.items()}
 
-  def init(self, key: jax.Array) -> Variables:
-    """Initial variables of the model."""
-    return self.model.init(key, jnp.zeros((1, 1), jnp.int32))
-
-  def weight(self, batch: Batch) -> jax.Array:
-    """How many targets count."""
-    return batch["weights"].sum()
-
-  def loss(
-    self, variables: Variables, batch: Batch, key: jax.Array
-  ) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
-    """The summed cross entropy in nats, and moving averages as they move."""
-    logits, collections = apply_in_training(
-      self.model,
-      variables,
-      batch["tokens"],
-      **_places(batch),
-      rngs={"dropout": key},
-    )
-    loss = _cross_entropy(logits, batch)
-    sums = {"weight": self.weight(batch), "loss": loss}
-    return loss, (collections, sums)
-
   def evaluate_step(
     self, variables: Variables, batch: Batch
   ) -> dict[str, jax.Array]:
     """Sums over targets: weight, loss in nats, accuracy, and bytes."""
-    logits = self.model.apply(
-      variables, batch["tokens"], **_places(batch), train=False
-    )
+    logits = self.logits(variables, batch)
     weights = batch["weights"]
     right = logits.argmax(-1) == batch["targets"]
     return {
       "weight": self.weight(batch),
-      "loss": _cross_entropy(logits, batch),
+      "loss": self.nats(logits, batch),
       "accuracy": (weights * right).sum(),
       "bytes": (weights * batch["bytes"]).sum(),
     }
@@ -213,18 +182,6 @@ class LanguageModeling(Task):
   def sample(self, variables: Variables, **options: Any) -> None:
     """Writes prompts and how the model goes on from them; see OPTIONS."""
     text_sampling.write(self.model, variables, self.info.tokenizer, **options)
-
-
-def _places(batch: Batch) -> dict[str, jax.Array]:
-  """What a batch has of segments and positions, [rows, length]."""
-  return {n: batch[n] for n in ("segments", "positions") if n in batch}
-
-
-def _cross_entropy(logits: jax.Array, batch: Batch) -> jax.Array:
-  """Nats of all targets that count together."""
-  return losses.weighted_cross_entropy(
-    logits, batch["targets"], batch["weights"]
-  )
 
 
 def _check_model(model: Any, length: int) -> None:

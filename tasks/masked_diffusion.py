@@ -15,19 +15,13 @@ import storage
 from input_pipeline import sequences
 from input_pipeline.sequences import records, sources
 from tasks import record_filling
-from tasks.base import (
-  Batch,
-  Shown,
-  Task,
-  Variables,
-  apply_in_training,
-  create_model,
-)
+from tasks.base import Batch, Shown, Variables, create_model
+from tasks.token_task import TokenTask
 from training import evaluation
 from training.ranges import Number
 
 
-class MaskedDiffusion(Task):
+class MaskedDiffusion(TokenTask):
   """A language model that fills in masked tokens, in any order.
 
   The loss of a row is a bound of -log p(x | prompt) in nats (LLaDA, arXiv
@@ -110,10 +104,6 @@ class MaskedDiffusion(Task):
       spec["index"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
     return spec
 
-  def init(self, key: jax.Array) -> Variables:
-    """Initial variables of the model."""
-    return self.model.init(key, jnp.zeros((1, 1), jnp.int32))
-
   def prepare(self, key: jax.Array, batch: Batch) -> Batch:
     """Draws t and masks of each row, with a key of its own.
 
@@ -132,19 +122,18 @@ class MaskedDiffusion(Task):
     least = self.config.masking.least
     return self._masked(mask_keys, batch, least + (1 - least) * part)
 
-  def weight(self, batch: Batch) -> jax.Array:
-    """How many tokens count, masked or not."""
-    return batch["weights"].sum()
+  def inputs(
+    self, batch: Batch
+  ) -> tuple[Sequence[jax.Array], Mapping[str, jax.Array]]:
+    """What is left of the tokens: rows are filled, and have no places."""
+    return (batch["masked"],), {}
 
-  def loss(
-    self, variables: Variables, batch: Batch, key: jax.Array
-  ) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
-    """The summed bound in nats, and collections as they move."""
-    logits, collections = apply_in_training(
-      self.model, variables, batch["masked"], rngs={"dropout": key}
+  def nats(self, logits: jax.Array, batch: Batch) -> jax.Array:
+    """The bound: the sum of scaled cross entropies, the mask left out."""
+    nats = optax.softmax_cross_entropy_with_integer_labels(
+      logits[..., : self.mask], batch["tokens"]
     )
-    loss = self._nats(logits, batch)
-    return loss, (collections, {"weight": self.weight(batch), "loss": loss})
+    return (nats * batch["scale"]).sum()
 
   def evaluate_step(
     self, variables: Variables, batch: Batch
@@ -163,11 +152,11 @@ class MaskedDiffusion(Task):
       t = jnp.full(len(keys), (number + 0.5) / times)
       of_time = jax.vmap(jax.random.fold_in, in_axes=(0, None))
       made = self._masked(of_time(keys, number), batch, t)
-      logits = self.model.apply(variables, made["masked"], train=False)
+      logits = self.logits(variables, made)
       counted = made["scale"] > 0
       told = logits[..., : self.mask].argmax(-1) == batch["tokens"]
       return {
-        "loss": self._nats(logits, made) / times,
+        "loss": self.nats(logits, made) / times,
         "masks": counted.sum(dtype=jnp.float32),
         "accuracy": (counted & told).sum(dtype=jnp.float32),
       }
@@ -186,13 +175,6 @@ class MaskedDiffusion(Task):
       "masked": jnp.where(hidden, self.mask, batch["tokens"]),
       "scale": jnp.where(hidden, batch["weights"] / t[:, None], 0.0),
     }
-
-  def _nats(self, logits: jax.Array, batch: Batch) -> jax.Array:
-    """The sum of scaled cross entropies, the mask left out."""
-    nats = optax.softmax_cross_entropy_with_integer_labels(
-      logits[..., : self.mask], batch["tokens"]
-    )
-    return (nats * batch["scale"]).sum()
 
   def summarize(self, totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The bound per token, accuracy on masked tokens, and how many count.

@@ -10,9 +10,8 @@ import ml_collections
 import numpy as np
 
 from models import router, taps
-from tasks import losses
 from tasks.base import Batch, Variables
-from tasks.sequence_labeling import SequenceLabeling, inputs_of, places_of
+from tasks.sequence_labeling import SequenceLabeling
 from training import durations, paths, ranges
 from training.ranges import Number
 
@@ -114,9 +113,7 @@ class Routing(SequenceLabeling):
     logits, sparsity = self._read(
       variables, batch, self.temperature(step), rngs={"routing": key}
     )
-    loss = losses.weighted_cross_entropy(
-      logits, batch["targets"], batch["weights"]
-    )
+    loss = self.nats(logits, batch)
     each = self._penalty(variables["params"][_PARAMS], sparsity, batch["group"])
     penalty = (batch["share"] * each).sum()
     collections = {n: x for n, x in variables.items() if n != "params"}
@@ -185,12 +182,13 @@ class Routing(SequenceLabeling):
   def _read(self, variables, batch, temperature, **options):
     """Returns logits of targets, and each row's sparsity [rows]."""
     variables = {n: x for n, x in variables.items() if n != _STATE}
+    given, named = self.inputs(batch)
     with router.routing(prompt=_prompt(batch), temperature=temperature):
       logits, routes = taps.read(
         self.model,
         variables,
-        inputs_of(batch),
-        **places_of(batch),
+        *given,
+        **named,
         names=["*/route"],
         **options,
       )

@@ -54,25 +54,45 @@ def options_of(
   Raises:
     ValueError: for an option that does not fit.
   """
-  for name in given:
-    if name not in OPTIONS:
-      raise ValueError(f"{name} is none of {', '.join(OPTIONS)}.")
-  options = {name: default for name, (default, _) in OPTIONS.items()} | given
   fields = {**config.evaluation, "steps": config.sampling.steps}
-  for name, value in fields.items():
-    if options[name] == OPTIONS[name][0]:
-      options[name] = value
+  options = filled(OPTIONS, fields, given)
   options["guidance"] = (
     image_options.parse_guidance(options["guidance"])
     if options["guidance"]
     else config.sampling.guidance
   )
-  if options["num_samples"] < 0:
-    raise ValueError(f"num_samples={options['num_samples']} must be 0 or more.")
   plan = masked_sampling.schedule(options["steps"], options["steps"])
   masked_sampling.guidance_weights(
     options["guidance"], config.sampling.min_guidance, plan, options["steps"]
   )
+  return options
+
+
+def filled(
+  known: Mapping[str, tuple[Any, str]],
+  fields: Mapping[str, Any],
+  given: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Fills options of samples that are as by default from a config.
+
+  Args:
+    known: the default of each option, and what it is; "num_samples" is one.
+    fields: of a config, by the names of options.
+    given: options with their values.
+
+  Raises:
+    ValueError: for an option that there is not, or a negative number of
+      samples.
+  """
+  for name in given:
+    if name not in known:
+      raise ValueError(f"{name} is none of {', '.join(known)}.")
+  options = {name: default for name, (default, _) in known.items()} | given
+  for name, value in fields.items():
+    if options[name] == known[name][0]:
+      options[name] = value
+  if options["num_samples"] < 0:
+    raise ValueError(f"num_samples={options['num_samples']} must be 0 or more.")
   return options
 
 

@@ -11,28 +11,19 @@ import ml_collections
 import numpy as np
 
 from input_pipeline import sequences
-from tasks import losses
-from tasks.base import (
-  Batch,
-  Task,
-  Variables,
-  apply_in_training,
-  create_model,
-)
+from tasks.base import Batch, Variables, create_model
+from tasks.token_task import TokenTask
 from training import evaluation
 
-_PLACES = ("positions", "segments")
 # What examples are told apart by, which training does not read.
 _EVALUATED = ("group", "elements")
 
 
-class SequenceLabeling(Task):
+class SequenceLabeling(TokenTask):
   """Tells labels of sequences; sums are over targets by their weights.
 
-  The model is a language model, causal or not. A label of the whole sequence
-  is told by the mean of the logits of its tokens, padding left out. Labels
-  that are not all tokens need a model with `tied_head=False`, whose `classes`
-  they give.
+  The model is a language model, causal or not. Labels that are not all tokens
+  need a model with `tied_head=False`, whose `classes` they give.
   """
 
   room = sequences
@@ -82,30 +73,6 @@ class SequenceLabeling(Task):
       if not (train and name in _EVALUATED)
     }
 
-  def init(self, key: jax.Array) -> Variables:
-    """Initial variables of the model."""
-    return self.model.init(key, jnp.zeros((1, 1), jnp.int32))
-
-  def weight(self, batch: Batch) -> jax.Array:
-    """How many labels count."""
-    return batch["weights"].sum()
-
-  def loss(
-    self, variables: Variables, batch: Batch, key: jax.Array
-  ) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
-    """The summed cross entropy in nats, and collections as they move."""
-    logits, collections = apply_in_training(
-      self.model,
-      variables,
-      inputs_of(batch),
-      **places_of(batch),
-      rngs={"dropout": key},
-    )
-    loss = losses.weighted_cross_entropy(
-      _of_targets(logits, batch), batch["targets"], batch["weights"]
-    )
-    return loss, (collections, {"weight": self.weight(batch), "loss": loss})
-
   def evaluate_step(
     self, variables: Variables, batch: Batch
   ) -> dict[str, jax.Array]:
@@ -114,17 +81,14 @@ class SequenceLabeling(Task):
     With groups also group_weight and group_accuracy, [groups]; with elements
     element_weight and element_accuracy.
     """
-    logits = self.model.apply(
-      variables, inputs_of(batch), **places_of(batch), train=False
-    )
-    return self._sums(_of_targets(logits, batch), batch)
+    return self._sums(self.logits(variables, batch), batch)
 
   def _sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     targets, weights = batch["targets"], batch["weights"]
     right = weights * (logits.argmax(-1) == targets)
     sums = {
       "weight": self.weight(batch),
-      "loss": losses.weighted_cross_entropy(logits, targets, weights),
+      "loss": self.nats(logits, batch),
       "accuracy": right.sum(),
     }
     if self.info.groups:
@@ -206,24 +170,3 @@ def _of_elements(
     "element_weight": count.sum().astype(jnp.float32),
     "element_accuracy": right.sum().astype(jnp.float32),
   }
-
-
-def inputs_of(batch: Batch) -> jax.Array:
-  """Tokens, or mixtures of them."""
-  return batch["inputs"] if "inputs" in batch else batch["tokens"]
-
-
-def places_of(batch: Batch) -> dict[str, jax.Array]:
-  """Segments and positions, where a batch has them."""
-  return {name: batch[name] for name in _PLACES if name in batch}
-
-
-def _of_targets(logits: jax.Array, batch: Batch) -> jax.Array:
-  """Logits of the places, or their mean where one label is of the whole."""
-  if batch["targets"].shape[1] == logits.shape[1]:
-    return logits
-  if "positions" not in batch:
-    return logits.mean(1, keepdims=True)
-  kept = (batch["positions"] >= 0)[..., None]
-  total = jnp.where(kept, logits, 0.0).sum(1, keepdims=True)
-  return total / jnp.maximum(kept.sum(1, keepdims=True), 1)

@@ -81,7 +81,7 @@ def fit(
 
 
 def kept(path: epath.Path, make: Callable[[], Params]) -> Params:
-  """Parameters from a file, or made and put there."""
+  """Parameters, or all variables, from a file, or made and put there."""
   if path.exists():
     return flax.serialization.msgpack_restore(path.read_bytes())
   params = make()

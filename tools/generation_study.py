@@ -13,7 +13,7 @@ study has no table. `--variant=test` goes through all of it with very small
 models.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -25,20 +25,6 @@ from tools import (
   study,
   study_command,
 )
-
-
-def names() -> list[str]:
-  """The studies there are."""
-  return measured_studies.names(generation_studies)
-
-
-def find(name: str) -> Any:
-  """The module of a study.
-
-  Raises:
-    ValueError: if there is no such study.
-  """
-  return measured_studies.find(generation_studies, name)
 
 
 class Study(measured_studies.Study):
@@ -90,52 +76,13 @@ class Study(measured_studies.Study):
     return self._subjects[name]
 
 
-def run(
-  out: epath.Path,
-  chosen: Sequence[str],
-  *,
-  variant: str = "full",
-  seeds: Sequence[int] | None = None,
-  subjects: epath.Path | None = None,
-  report: epath.Path | None = None,
-) -> list[str]:
-  """Does studies and tabulates them.
-
-  Args:
-    out: the folder of results.
-    chosen: names of studies.
-    variant: of `study_command.VARIANTS`.
-    seeds: of each row: of samples, or of training where a row trains; three
-      if None.
-    subjects: the folder of trained models; within `out` if None.
-    report: Markdown with marks for each study. Lines of studies that are not
-      chosen stay in the file of lines beside it.
-
-  Returns:
-    A sentence on each row that failed.
-
-  Raises:
-    ValueError: if there is no such study, or the report has no marks.
-  """
-  return measured_studies.run(
-    Study(out, variant, subjects),
-    {name: find(name) for name in chosen},
-    seeds,
-    lambda module: report,
-  )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-  """Reads the command line, does what is left to do and tabulates."""
-  study_command.main(
-    __doc__,
-    names(),
-    run,
-    argv,
-    folders={"subjects": "folder of trained models"},
-  )
-
+COMMAND = study_command.Command(
+  __doc__,
+  generation_studies,
+  Study,
+  folders={"subjects": "folder of trained models"},
+)
 
 if __name__ == "__main__":
   study_command.quiet()
-  main()
+  COMMAND.main()

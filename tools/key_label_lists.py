@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
-from flax import serialization
 
 import models
+from tools import array_training
 
 BOS, NEWLINE = 0, 1
 KEYS, LABELS = 16, 6
@@ -107,17 +107,15 @@ def trained(folder: epath.Path, seed: int, variant: str = "full") -> Subject:
     variant: "full", or "test" for two steps of a very small one.
   """
   model = make_model(variant)
-  variables = jax.jit(model.init)(
-    jax.random.key(seed), jnp.zeros((1, LENGTH), jnp.int32)
-  )
-  path = epath.Path(folder) / f"key_label_lists_{seed}.msgpack"
-  if path.exists():
-    return Subject(
-      model, serialization.from_bytes(variables, path.read_bytes())
+
+  def make():
+    variables = jax.jit(model.init)(
+      jax.random.key(seed), jnp.zeros((1, LENGTH), jnp.int32)
     )
-  variables = train(model, variables, seed, 2 if variant == "test" else STEPS)
-  path.write_bytes(serialization.to_bytes(variables))
-  return Subject(model, variables)
+    return train(model, variables, seed, 2 if variant == "test" else STEPS)
+
+  path = epath.Path(folder) / f"key_label_lists_{seed}.msgpack"
+  return Subject(model, array_training.kept(path, make))
 
 
 def train(model, variables, seed: int, steps: int) -> dict[str, Any]:

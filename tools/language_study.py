@@ -12,10 +12,7 @@ tables. Tables are printed, and put in place of those of `--report`, beside
 which the lines are copied. `--variant=test` has one step of very small models.
 """
 
-import hashlib
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,34 +21,12 @@ import ml_collections
 from etils import epath
 
 import experiment
-import storage
 from experiment.weights import load_weights
-from models import registry
 from tools import studies, study, study_command
-from training import console, metrics
-
-COST = "cost"
+from training import metrics
 
 
-def names() -> list[str]:
-  """The studies there are."""
-  return sorted(
-    module.name for module in pkgutil.iter_modules(studies.__path__)
-  )
-
-
-def find(name: str) -> Any:
-  """The module of a study.
-
-  Raises:
-    ValueError: if there is no such study, or names of its rows are not its own.
-  """
-  if name not in names():
-    raise registry.unknown("study", name, names())
-  return importlib.import_module(f"{studies.__name__}.{name}")
-
-
-class Study:
+class Study(study_command.Study):
   """Does what is not done of studies, in one folder."""
 
   def __init__(self, out: epath.Path, variant: str):
@@ -61,63 +36,41 @@ class Study:
       out: the folder of runs and results.
       variant: of the studies.
     """
+    results = study.Results(out / "results.jsonl", "language_study")
+    super().__init__(results, variant)
     self._runs = out / "runs"
-    self._results = study.Results(out / "results.jsonl", "language_study")
-    self._variant = variant
 
-  def lines(self, name: str, seeds: Sequence[int]) -> tuple[list, list[str]]:
-    """Does a study.
+  def rows(self, module: Any) -> list[tuple[str, study.Row]]:
+    """Rows by name."""
+    return [(row.name, row) for row in module.rows(self._variant)]
 
-    Args:
-      name: of the study.
-      seeds: of the runs of each row.
+  def tables(
+    self, name: str, module: Any, lines: Sequence[study.Line]
+  ) -> Mapping[str, str]:
+    """Those that the study makes."""
+    del name
+    return module.tables(lines)
 
-    Returns:
-      (lines, failures): a line for each row and seed, of what was measured,
-      and a sentence on each run that failed.
-
-    Raises:
-      ValueError: if two rows have one name, or a run was stopped: others do
-        not begin then.
-    """
-    module = find(name)
-    rows = module.rows(self._variant)
-    if len({row.name for row in rows}) < len(rows):
-      raise ValueError(
-        f"study {name}: rows are {[row.name for row in rows]}, of which two "
-        "have one name."
-      )
-    lines, failures = [], []
-    for row in rows:
-      for seed in seeds:
-        try:
-          lines.append(self._line(name, module, row, seed))
-        except study.StoppedError:
-          raise
-        except study_command.ERRORS as error:
-          what = f"{name}, {row.name}, seed {seed}"
-          failures.append(f"{what}: {type(error).__name__}: {error}")
-    return lines, failures
-
-  def _line(
-    self, name: str, module: Any, row: study.Row, seed: int
+  def line(
+    self, name: str, module: Any, row: str, options: study.Row, seed: int
   ) -> study.Line:
-    key = {"study": name, "row": row.name, "seed": seed}
+    """Trains and measures a row; of both, what is not done."""
+    key = {"study": name, "row": row, "seed": seed}
     key |= {"variant": self._variant, "config": None}
     run = {}
-    if row.config is not None:
-      config, folder = self._prepared(row, seed)
+    if options.config is not None:
+      config, folder = self._prepared(options, seed)
       key["config"] = folder
       run = self._trained(config, folder)
     measured = {"cpu_seconds": 0.0, "seconds": 0.0}
     if hasattr(module, "measure"):
       # What is measured otherwise is measured anew.
-      key["measure"] = _digest_of(module.measure)
+      key["measure"] = study.text_digest(inspect.getsource(module.measure))
 
       def measure() -> Mapping[str, Any]:
-        if row.config is None:
-          return module.measure(study.Run(row, seed))
-        return self._measured(module.measure, row, seed, config, folder)
+        if options.config is None:
+          return module.measure(study.Run(options, seed))
+        return self._measured(module.measure, options, seed, config, folder)
 
       measured = self._results.find_or_make(key, measure)
     spent = {
@@ -177,10 +130,6 @@ def _with_seed(
   return config
 
 
-def _digest_of(function: Callable[..., Any]) -> str:
-  return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:12]
-
-
 def _last_evaluation(workdir: str) -> study.Line:
   """The metrics of the last evaluation of a run."""
   evaluated = [
@@ -193,60 +142,8 @@ def _last_evaluation(workdir: str) -> study.Line:
   }
 
 
-def _pictures(module: Any, lines: Sequence[study.Line]) -> Mapping[str, bytes]:
-  return module.pictures(lines) if hasattr(module, "pictures") else {}
-
-
-def run(
-  out: epath.Path,
-  chosen: Sequence[str],
-  *,
-  variant: str = "full",
-  seeds: Sequence[int] = study_command.SEEDS,
-  report: epath.Path | None = None,
-) -> list[str]:
-  """Does studies and tabulates them.
-
-  Args:
-    out: the folder of runs and results.
-    chosen: names of studies.
-    variant: of `study_command.VARIANTS`.
-    seeds: of the runs of each row.
-    report: Markdown with marks for the tables; pictures go beside it. Lines of
-      studies that are not chosen stay in the file of lines beside it.
-
-  Returns:
-    A sentence on each run that failed.
-
-  Raises:
-    ValueError: if there is no such study, or the report has no marks.
-  """
-  for name in chosen:
-    find(name)
-  work, failures, done = Study(out, variant), [], []
-  for name in chosen:
-    lines, failed = work.lines(name, seeds)
-    failures += failed
-    if failed:
-      continue
-    made = find(name).tables(lines)
-    for mark, table in made.items():
-      console.say(f"\n{mark}\n\n{table}")
-    done += lines
-    if report is not None:
-      study.write_tables(report, made)
-      for picture, content in _pictures(find(name), lines).items():
-        storage.write_whole(report.parent / picture, content)
-  if report is not None and done:
-    study.keep(report, done, COST)
-  return failures
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-  """Reads the command line, does what is left to do and tabulates."""
-  study_command.main(__doc__, names(), run, argv)
-
+COMMAND = study_command.Command(__doc__, studies, Study)
 
 if __name__ == "__main__":
   study_command.quiet()
-  main()
+  COMMAND.main()

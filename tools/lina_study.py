@@ -11,15 +11,12 @@ that was stopped goes on. The tables are printed, and put in place of those of
 
 import argparse
 import itertools
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 from etils import epath
 
 import experiment
@@ -29,11 +26,10 @@ from eval import evaluate
 from experiment.weights import load_weights
 from sample_metrics import features, measure, nearness, reference
 from tasks import image_decoding, image_sampling
-from tools import lina_tables, study
+from tools import lina_tables, study, study_command
 from tools.lina_tables import Row
-from training import checkpoints, cli, console, host_memory, metrics, reporting
+from training import console
 
-SEEDS = (0, 1, 2)
 GUIDANCE = (1.0, 2.4)
 # Raw weights are judged too: an average may lag behind in a short run.
 AVERAGED = (True, False)
@@ -171,15 +167,12 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--out", required=True, help="folder of the runs")
   parser.add_argument("--report", help="Markdown file with marks for tables")
   parser.add_argument("--variant", default="digits", help="of configs/lina.py")
-  parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+  parser.add_argument(
+    "--seeds", type=int, nargs="+", default=study_command.SEEDS
+  )
   parser.add_argument("--samples", type=int, default=1000)
   args = parser.parse_args(argv)
-  out = storage.path(args.out)
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-      # The seeds of a row are one program.
-      jax.config.update("jax_compilation_cache_dir", str(out / "compiled"))
+  with study_command.results_in(args.out) as out:
     measured = run(out, args.variant, args.seeds, args.samples)
     tables = lina_tables.tables(measured)
     for name, table in tables.items():
@@ -188,17 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
       report = storage.path(args.report)
       study.write_tables(report, tables)
       study.write_lines(report.with_suffix(".jsonl"), measured)
-  except (
-    *cli.USER_ERRORS,
-    checkpoints.CheckpointError,
-    metrics.MetricsError,
-    reporting.NonFiniteError,
-  ) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
-  # Orbax warns of options that are given on purpose.
-  logging.set_verbosity(logging.ERROR)
-  host_memory.keep_freed_memory()
+  study_command.quiet()
   main()

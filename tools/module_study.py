@@ -12,64 +12,17 @@ end, and its study has no table. `--variant=test` goes through all of it with
 very small models.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
-from etils import epath
+import functools
 
 from tools import measured_studies, module_studies, study_command
 
-
-def names() -> list[str]:
-  """The studies there are."""
-  return measured_studies.names(module_studies)
-
-
-def find(name: str) -> Any:
-  """The module of a study.
-
-  Raises:
-    ValueError: if there is no such study.
-  """
-  return measured_studies.find(module_studies, name)
-
-
-def run(
-  out: epath.Path,
-  chosen: Sequence[str],
-  *,
-  variant: str = "full",
-  seeds: Sequence[int] | None = None,
-  report: epath.Path | None = None,
-) -> list[str]:
-  """Does studies and tabulates them.
-
-  Args:
-    out: the folder of results.
-    chosen: names of studies.
-    variant: of `study_command.VARIANTS`.
-    seeds: of each row; those of the study if None.
-    report: the folder of the groups' pages, with marks for each study.
-
-  Returns:
-    A sentence on each row that failed.
-
-  Raises:
-    ValueError: if there is no such study, or a page has no marks.
-  """
-  return measured_studies.run(
-    measured_studies.SharingStudy(out, variant, "module_study"),
-    {name: find(name) for name in chosen},
-    seeds,
-    lambda module: report and report / f"{module.GROUP}.md",
-  )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-  """Reads the command line, does what is left to do and tabulates."""
-  study_command.main(__doc__, names(), run, argv)
-
+COMMAND = study_command.Command(
+  __doc__,
+  module_studies,
+  functools.partial(measured_studies.SharingStudy, tool="module_study"),
+  page=lambda report, module: report / f"{module.GROUP}.md",
+)
 
 if __name__ == "__main__":
   study_command.quiet()
-  main()
+  COMMAND.main()

@@ -11,13 +11,11 @@ from typing import Any
 import jax
 import ml_collections
 from etils import epath
-from flax import serialization
 
 import experiment
-import storage
 import tasks
 from experiment import batches, weights
-from tools import study
+from tools import array_training, study
 from training import evaluation
 
 
@@ -35,12 +33,8 @@ def trained(
   """
   task = experiment.create_evaluation(config).task
   path = folder / f"{study.digest(config)}.msgpack"
-  if path.exists():
-    return task, serialization.msgpack_restore(path.read_bytes())
-  variables = jax.device_get(_train(config))
-  folder.mkdir(parents=True, exist_ok=True)
-  storage.write_whole(path, serialization.msgpack_serialize(variables))
-  return task, variables
+  make = lambda: jax.device_get(_train(config))
+  return task, array_training.kept(path, make)
 
 
 def _train(config: ml_collections.ConfigDict) -> dict[str, Any]:

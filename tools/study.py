@@ -122,8 +122,12 @@ def cpu_seconds() -> float:
 
 def digest(config: ml_collections.ConfigDict) -> str:
   """Returns what tells a config from others, 12 hexadecimal digits."""
-  text = config.to_json(sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
+  return text_digest(config.to_json(sort_keys=True))
+
+
+def text_digest(*texts: str) -> str:
+  """Returns what tells texts from others, 12 hexadecimal digits."""
+  return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
 
 
 def train(

@@ -1,12 +1,11 @@
 """What makes examples, by name: `config.data.source`."""
 
-import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from input_pipeline import choices
 from input_pipeline.sequences.cited_facts import CitedFacts
 from input_pipeline.sequences.digits import Digits
 from input_pipeline.sequences.digits_grid import DigitsGrid
@@ -78,17 +77,4 @@ def create(name: str, options: Mapping[str, Any]) -> Source:
     ValueError: if there is no such source, it has no such field, or a value
       does not fit.
   """
-  if name not in SOURCES:
-    raise _unknown("source", name, SOURCES)
-  cls = SOURCES[name]
-  fields = [field.name for field in dataclasses.fields(cls)]
-  for option in options:
-    if option not in fields:
-      raise _unknown(f"option of the source {name!r}", option, fields)
-  return cls(**options)
-
-
-def _unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
-  near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-  hint = f"did you mean {' or '.join(near)}?" if near else f"known: {[*known]}"
-  return ValueError(f"there is no {kind} {name!r}; {hint}")
+  return choices.create("source", SOURCES, name, options)

@@ -1,6 +1,5 @@
 """Studies of diffusion models: each one tried, and what is done once."""
 
-import pathlib
 import types
 
 import numpy as np
@@ -8,9 +7,8 @@ import pytest
 from etils import epath
 
 from sample_metrics import classifier, frames
-from tools import generation_study, generation_subject, study
-
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "results" / "generation.md"
+from tests.tools import tried_studies
+from tools import generation_study, generation_subject, study, study_command
 
 
 @pytest.fixture(scope="module")
@@ -31,29 +29,17 @@ def _quick_classifiers():
 
 
 @pytest.mark.slow  # It trains a subject and samples from it, if in few steps.
-@pytest.mark.parametrize("name", generation_study.names())
-def test_every_study_goes_through(name, folder, tmp_path, monkeypatch):
-  module = generation_study.find(name)
-  # The others are the same code with other options.
-  last = module.rows("test")[-1]
-  monkeypatch.setattr(module, "rows", lambda variant: [last])
-  report = epath.Path(tmp_path / "generation.md")
-  report.write_text(PAGE.read_text())
-  failures = generation_study.run(
+@pytest.mark.parametrize("name", generation_study.COMMAND.names())
+def test_every_study_goes_through(name, folder, tmp_path):
+  values = tried_studies.check(
+    generation_study.COMMAND,
+    name,
+    tried_studies.RESULTS / "generation.md",
+    epath.Path(tmp_path),
     tmp_path,
-    [name],
-    variant="test",
-    seeds=[0],
     subjects=folder,
-    report=report,
   )
-  assert failures == []
-  lines = study.read_lines(report.with_suffix(".jsonl"))
-  assert [line["row"] for line in lines] == [last[0]]
-  figures = [lines[0].get(figure) for figure, _ in module.COLUMNS]
-  values = [figure for figure in figures if figure is not None]
   assert len(values) >= 2
-  assert np.isfinite(values).all()
 
 
 def made_up(**fields):
@@ -77,14 +63,16 @@ def test_lines_are_kept_and_become_a_table(tmp_path, monkeypatch):
 
   rows = [("dense", {"share": 1.0}), ("sparse", {"share": 0.25})]
   module = made_up(rows=lambda variant: rows, measure=measure)
-  monkeypatch.setattr(generation_study, "find", lambda name: module)
+  monkeypatch.setattr(
+    study_command.Command, "find", lambda command, name: module
+  )
   report = epath.Path(tmp_path / "report.md")
   marks = ("made_up", "cost")
   report.write_text(
     "".join(f"<!-- begin: {m} -->\n<!-- end: {m} -->\n" for m in marks)
   )
   for _ in range(2):
-    failures = generation_study.run(
+    failures = generation_study.COMMAND.run(
       epath.Path(tmp_path), ["made_up"], variant="test", report=report
     )
     assert failures == []
@@ -95,7 +83,7 @@ def test_lines_are_kept_and_become_a_table(tmp_path, monkeypatch):
   assert "| made_up | 6 |" in text
   # Other options are another measurement.
   rows[1] = ("sparse", {"share": 0.5})
-  generation_study.run(
+  generation_study.COMMAND.run(
     epath.Path(tmp_path), ["made_up"], variant="test", report=report
   )
   assert asked[6:] == [("sparse", s) for s in (0, 1, 2)]
@@ -110,11 +98,13 @@ def test_a_row_that_fails_is_told_and_others_go_on(tmp_path, monkeypatch):
   module = made_up(
     rows=lambda variant: [("bad", {}), ("good", {})], measure=measure
   )
-  monkeypatch.setattr(generation_study, "find", lambda name: module)
-  (failure,) = generation_study.run(
-    epath.Path(tmp_path), ["made_up"], variant="test", seeds=[0]
+  monkeypatch.setattr(
+    study_command.Command, "find", lambda command, name: module
   )
-  assert failure == "made_up, bad, seed 0: ValueError: window=3 fits not"
+  arguments = [f"--out={tmp_path}", f"--subjects={tmp_path}", "--seeds", "0"]
+  failure = "made_up, bad, seed 0: ValueError: window=3 fits not"
+  with pytest.raises(SystemExit, match=f"failed:\n{failure}$"):
+    generation_study.COMMAND.main([*arguments, "--studies", "made_up"])
   done = study.read_lines(epath.Path(tmp_path) / "results.jsonl")
   assert [line["row"] for line in done] == ["good"]
 

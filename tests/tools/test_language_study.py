@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from configs import language
-from tools import language_study, study
+from tools import language_study, study, study_command
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "results" / "language.md"
 
@@ -28,16 +28,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow  # A study trains several models, if for one step.
-@pytest.mark.parametrize("name", language_study.names())
+@pytest.mark.parametrize("name", language_study.COMMAND.names())
 def test_every_study_goes_through(name, folder, tmp_path):
   report = epath.Path(tmp_path / "language.md")
   report.write_text(PAGE.read_text())
-  failures = language_study.run(
+  failures = language_study.COMMAND.run(
     folder, [name], variant="test", seeds=[0], report=report
   )
   assert failures == []
   lines = study.read_lines(report.with_suffix(".jsonl"))
-  rows = language_study.find(name).rows("full")
+  rows = language_study.COMMAND.find(name).rows("full")
   assert [line["row"] for line in lines] == [row.name for row in rows]
   assert report.read_text() != PAGE.read_text()
 
@@ -61,8 +61,9 @@ def put(monkeypatch):
   """A function that puts studies in place of those there are."""
 
   def put(**modules):
-    monkeypatch.setattr(language_study, "names", lambda: sorted(modules))
-    monkeypatch.setattr(language_study, "find", modules.__getitem__)
+    command = study_command.Command
+    monkeypatch.setattr(command, "names", lambda command: sorted(modules))
+    monkeypatch.setattr(command, "find", lambda command, name: modules[name])
 
   return put
 
@@ -100,7 +101,7 @@ def test_what_is_done_is_not_done_again(tmp_path, trained, put):
   ]
   report.write_text("".join(marks))
   arguments = [f"--out={tmp_path}", f"--report={report}", "--seeds"]
-  language_study.main([*arguments, "0"])
+  language_study.COMMAND.main([*arguments, "0"])
   assert len(trained) == len(set(trained)) == 2
   lines = epath.Path(report).with_suffix(".jsonl")
   plain, gelu, none, same = kept = study.read_lines(lines)
@@ -112,11 +113,11 @@ def test_what_is_done_is_not_done_again(tmp_path, trained, put):
   text = report.read_text()
   assert f"| same | {same['loss']:.3f} |" in text
   assert "| one | 2 |" in text
-  language_study.main([*arguments, "0"])
+  language_study.COMMAND.main([*arguments, "0"])
   assert len(trained) == 2
   assert report.read_text() == text
   # Lines of a study that is not chosen stay.
-  language_study.main([*arguments, "1", "--studies", "other"])
+  language_study.COMMAND.main([*arguments, "1", "--studies", "other"])
   assert len(trained) == 3
   *kept_ones, _, same = study.read_lines(lines)
   assert kept_ones == [plain, gelu]
@@ -144,7 +145,7 @@ def test_a_run_begins_with_another_and_measures_alone(tmp_path, trained, put):
   ]
   put(one=make_study(rows, measure=look))
   out = epath.Path(tmp_path)
-  assert language_study.run(out, ["one"], seeds=[3]) == []
+  assert language_study.COMMAND.run(out, ["one"], seeds=[3]) == []
   assert len(trained) == 3
   assert trained[0] == study.digest(language_study._with_seed(first, 3))
   equal = lambda a, b: all(
@@ -167,10 +168,10 @@ def test_a_run_that_fails_is_told_and_the_others_are_done(
   put(one=make_study(rows), other=make_study([study.Row("plain", small())]))
   arguments = [f"--out={tmp_path}", "--seeds", "0"]
   with pytest.raises(SystemExit, match=r"one, wrong, seed 0: .*none\.txt"):
-    language_study.main([*arguments, "--studies", "one", "other"])
+    language_study.COMMAND.main([*arguments, "--studies", "one", "other"])
   assert len(trained) == 2
   pathlib.Path(wrong.data.files).write_text("to be or not to be " * 20)
-  language_study.main([*arguments, "--studies", "one", "other"])
+  language_study.COMMAND.main([*arguments, "--studies", "one", "other"])
   assert len(trained) == 3
   lines = (tmp_path / "results.jsonl").read_text().splitlines()
   assert len({json.loads(line)["config"] for line in lines}) == 2
@@ -188,14 +189,14 @@ def test_nothing_begins_after_a_run_that_was_stopped(
   )
   put(one=make_study([study.Row("a", small()), study.Row("b", small(depth=2))]))
   with pytest.raises(SystemExit, match=r"stopped at step 0 of 1 steps"):
-    language_study.main([f"--out={tmp_path}", "--studies", "one"])
+    language_study.COMMAND.main([f"--out={tmp_path}", "--studies", "one"])
   assert len(calls) == 1
   assert not (tmp_path / "results.jsonl").exists()
 
 
 def test_names_that_do_not_fit(tmp_path, put):
   with pytest.raises(SystemExit, match="study 'tailor'"):
-    language_study.main([f"--out={tmp_path}", "--studies", "tailor"])
+    language_study.COMMAND.main([f"--out={tmp_path}", "--studies", "tailor"])
   put(one=make_study([study.Row("a", None), study.Row("a", None)]))
   with pytest.raises(SystemExit, match="two have one name"):
-    language_study.main([f"--out={tmp_path}", "--studies", "one"])
+    language_study.COMMAND.main([f"--out={tmp_path}", "--studies", "one"])

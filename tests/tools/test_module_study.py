@@ -1,16 +1,12 @@
 """Studies of modules: each one tried, on the page of its group."""
 
-import pathlib
-import shutil
 import types
 
-import numpy as np
 import pytest
 from etils import epath
 
-from tools import module_study, study
-
-PAGES = pathlib.Path(__file__).parents[2] / "docs" / "results"
+from tests.tools import tried_studies
+from tools import module_study, study, study_command
 
 
 @pytest.fixture(scope="module")
@@ -20,25 +16,11 @@ def out(tmp_path_factory):
 
 
 @pytest.mark.slow  # It trains a very small model.
-@pytest.mark.parametrize("name", module_study.names())
-def test_every_study_goes_through(name, out, tmp_path, monkeypatch):
-  module = module_study.find(name)
-  # The others are the same code with other options.
-  last = module.rows("test")[-1]
-  monkeypatch.setattr(module, "rows", lambda variant: [last])
-  report = epath.Path(tmp_path)
-  page = report / f"{module.GROUP}.md"
-  shutil.copy(PAGES / page.name, page)
-  failures = module_study.run(
-    out, [name], variant="test", seeds=[0], report=report
+@pytest.mark.parametrize("name", module_study.COMMAND.names())
+def test_every_study_goes_through(name, out, tmp_path):
+  tried_studies.check(
+    module_study.COMMAND, name, tried_studies.RESULTS, out, tmp_path
   )
-  assert failures == []
-  lines = study.read_lines(page.with_suffix(".jsonl"))
-  assert [(line["study"], line["row"]) for line in lines] == [(name, last[0])]
-  figures = [lines[0].get(figure) for figure, _ in module.COLUMNS]
-  values = [figure for figure in figures if figure is not None]
-  assert values
-  assert np.isfinite(values).all()
 
 
 def test_a_mean_has_its_sign_and_a_deviation_none():
@@ -65,13 +47,15 @@ def test_a_study_has_its_own_seeds_and_finds_what_it_kept(
     rows=lambda variant: [("first", {}), ("second", {})],
     measure=measure,
   )
-  monkeypatch.setattr(module_study, "find", lambda name: module)
+  monkeypatch.setattr(
+    study_command.Command, "find", lambda command, name: module
+  )
   page = epath.Path(tmp_path / "made_up.md")
   marks = ("study", "cost")
   page.write_text(
     "".join(f"<!-- begin: {m} -->\n<!-- end: {m} -->\n" for m in marks)
   )
-  failures = module_study.run(
+  failures = module_study.COMMAND.run(
     epath.Path(tmp_path), ["study"], report=epath.Path(tmp_path)
   )
   assert failures == []

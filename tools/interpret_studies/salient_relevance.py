@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
-from flax import serialization
 from scipy import ndimage
 
 from input_pipeline import digits
 from interpret import context_saliency, localization, relevance
 from interpret import relevance_layers as kinds
 from interpret import relevance_rules as rules
+from tools import array_training
 
 TITLE = "Salient Relevance (1712.08268)"
 TEXT = """\
@@ -234,10 +234,12 @@ def _functions(widths):
 def _trained(folder, widths, seed, variant):
   """The network of a seed, of its file if there is one."""
   path = folder / f"canvas_network_{variant}_{seed}.msgpack"
+  return array_training.kept(path, lambda: _train(widths, seed, variant))
+
+
+def _train(widths, seed, variant):
   model = make_model(widths)
   variables = _functions(widths)[0](seed)
-  if path.exists():
-    return serialization.from_bytes(variables, path.read_bytes())
   steps = _SIZES[variant][0]
   optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
   state = optimizer.init(variables)
@@ -257,7 +259,6 @@ def _trained(folder, widths, seed, variant):
   for i in range(steps):
     batch = canvases("train", _BATCH, (seed, 0, i))
     variables, state = step(variables, state, batch["image"], batch["label"])
-  path.write_bytes(serialization.to_bytes(variables))
   return variables
 
 
