@@ -51,7 +51,7 @@ def train_on(job, meshes, folder):
   [
     ("digits", ("all", "model")),
     ("lina", ("all",)),
-    ("language", ("data", "all", "model")),
+    ("language", ("data", "all", "model", "sequence")),
   ],
 )
 def test_eight_devices_train_as_one_and_resume_what_one_saved(

@@ -86,6 +86,8 @@ def test_decoding_and_evaluation():
   assert "decode" not in row["step"]
 
 
+# A generator's decoder is compiled for it.
+@pytest.mark.slow
 def test_a_step_of_a_generator_and_of_a_chip_without_a_clock():
   config = lina.get_config("test")
   row = compile_report.report(config, "v6e-4", step="decode")
