@@ -85,6 +85,25 @@ def test_nothing_sees_what_comes_later(row):
   assert differs[1:4].all()
 
 
+def test_layers_without_attention_are_read_and_edited():
+  model, variables, states, _ = made("rhn_coupled")
+  name = f"layer_{model.depth - 1}/hidden_state"
+
+  @jax.jit
+  def run(variables, states, factor):
+    edit = {name: lambda x, site: factor * x}
+    (out, _), values = taps.read(
+      model, variables, states, names=["*"], edit=edit
+    )
+    return out, values
+
+  out, values = run(variables, states, 1.0)
+  assert values[name].shape == (2, TIME, model.width)
+  other, halved = run(variables, states, 0.5)
+  np.testing.assert_allclose(halved[name], 0.5 * values[name], rtol=1e-6)
+  assert np.abs(other - out).max() > 1e-3
+
+
 def test_a_forecast_is_the_model_on_its_own_output():
   for row in ("rhn_coupled", "transformer_input_dependent"):
     model, variables, states, apply = made(row)
