@@ -64,7 +64,7 @@ def sample(
   state = {} if state is None else state
   walk = range(count)
   for n in walk if progress is None else progress(walk, count):
-    x, before, state = _step(
+    x, before, state = take_step(
       denoisers[which[n]],
       x,
       before,
@@ -118,7 +118,7 @@ def invert(
   on_the_way, before = [x], jnp.zeros_like(x)
   walk = range(len(table))
   for n in walk if progress is None else progress(walk, len(table)):
-    x, before, state = _step(
+    x, before, state = take_step(
       denoise,
       x,
       before,
@@ -148,8 +148,26 @@ def check_which(which: Sequence[int], steps: int) -> tuple[int, ...]:
 
 
 @functools.partial(jax.jit, static_argnames="path")
-def _step(denoise, x, before, state, time, coefficients, *, path):
-  """One step.
+def take_step(
+  denoise: Denoise,
+  x: jax.Array,
+  before: jax.Array,
+  state: Any,
+  time: float,
+  coefficients: tuple[float, ...],
+  *,
+  path: Path,
+) -> tuple[jax.Array, jax.Array, Any]:
+  """One step, the program that `sample` and `invert` repeat.
+
+  Args:
+    denoise: what predicts, a pytree.
+    x: [batch, ...], where it begins.
+    before: what the step before returned as `clean`; zeros at the first.
+    state: of `denoise`.
+    time: of x.
+    coefficients: a row of `solvers.coefficients`.
+    path: of what `denoise` was trained on.
 
   Returns:
     (x, clean, state), where `clean` is what the next takes as `before`.

@@ -344,7 +344,7 @@ class ForecastingLayer(nn.Module):
         **dtypes,
       )(self._read(x, "mlp"))
       x = merging.Merge(self.gate, name="mlp_gate", **dtypes)(x, y)
-    return x.astype(jnp.float32), after
+    return taps.tap(self, "hidden_state", x.astype(jnp.float32)), after
 
   def _read(self, x: jax.Array, name: str) -> jax.Array:
     """The normalised stream, as products take it."""

@@ -7,6 +7,7 @@ factors of that bias, so that it is never read as [tokens, tokens]; the sizes
 there are 256 hidden channels and rank 96, the networks those of its code.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -175,12 +176,25 @@ class PairLayer(nn.Module):
     )
     gate = layers.DenseGeneral(q.shape[3:], name="gate", **dtypes)(y)
     # All rows of all examples are the batch of the attention.
-    out = attention.dot_product_attention(
-      *(z.reshape(-1, *z.shape[2:]) for z in (q, k, v)),
-      score_mods=score_mods,
-      finish=finishes.gate(gate.reshape(-1, *gate.shape[2:])),
-      implementation=self.implementation,
+    rows = [z.reshape(-1, *z.shape[2:]) for z in (q, k, v)]
+    gated = finishes.gate(gate.reshape(rows[0].shape))
+    look = functools.partial(
+      attention.attention_weights, *rows[:2], score_mods=score_mods
     )
+
+    def attend():
+      return attention.dot_product_attention(
+        *rows,
+        score_mods=score_mods,
+        finish=gated,
+        implementation=self.implementation,
+      )
+
+    def apply(weights):
+      seen = attention.apply_attention_weights(weights, rows[2])
+      return gated.apply(seen.astype(jnp.float32), None).astype(seen.dtype)
+
+    out = taps.with_open_map(self, attend, look, apply, scores=True)
     out = out.reshape(q.shape)
     x += layers.DenseGeneral(width, axis=(-2, -1), name="out", **dtypes)(out)
     y = _norm(self, name="ffn_norm")(x)

@@ -42,6 +42,7 @@ MESHES = {
   "data": {"data": 8},
   "all": {"slice": 2, "fsdp": 2, "model": 2},
   "model": {"fsdp": 2, "model": 4},
+  "sequence": {"fsdp": 2, "sequence": 2, "model": 2},
 }
 
 

@@ -51,7 +51,7 @@ def train_on(job, meshes, folder):
   [
     ("digits", ("all", "model")),
     ("lina", ("all",)),
-    ("language", ("data", "all", "model")),
+    ("language", ("data", "all", "model", "sequence")),
   ],
 )
 def test_eight_devices_train_as_one_and_resume_what_one_saved(
@@ -157,11 +157,20 @@ MODELS = {
   "halonet_h0": (dict(num_classes=2), (64, 64, 3)),
   "flowformer_224": (dict(widths=(24,), depths=(1,)), (32, 32, 3)),
   "vit_tiny_16_224": (dict(depth=1), (32, 32, 3)),
+  "hat_s_x2": (dict(depths=(2,)), (16, 16, 3)),
+}
+SAMPLERS = {
+  "dit_s_2": [
+    dict(width=16, depth=1, heads=2, conditioning=conditioning)
+    for conditioning in ("cross", "joint")
+  ],
+  "dimr_xl_2r": [dict(widths=(16, 8), depths=(1, 1), heads=2)],
 }
 
 
-def names_of(model, *args):
-  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *args))
+def names_of(model, *args, **inputs):
+  init = lambda: model.init(jax.random.key(0), *args, **inputs)
+  variables = jax.eval_shape(init)
   return list(paths.flatten_with_names(variables))
 
 
@@ -180,6 +189,10 @@ def every_name(family):
   if family == "lina":
     made = create_small("lina", {"data": 4}, jax.devices())
     return list(paths.flatten_with_names(made.state.params))
+  if family in SAMPLERS:
+    made = [models.create(family, **fields) for fields in SAMPLERS[family]]
+    named = [names_of(model, **model.example_inputs()) for model in made]
+    return [name for names in named for name in names]
   fields, shape = MODELS[family]
   model = models.create(family, **fields)
   return names_of(model, jnp.zeros((1, *shape)))
@@ -192,6 +205,9 @@ def every_name(family):
     ("halonet_h0", "halonet_h0"),
     ("flowformer_224", "flowformer_224"),
     ("vit_tiny_16_224", "vit_base_16_224"),
+    ("hat_s_x2", "hat_l_x4"),
+    ("dit_s_2", "dit_xl_2"),
+    ("dimr_xl_2r", "dimr_g_2r"),
     ("lina", "lina_d48w768"),
     ("transformer", "transformer"),
   ],

@@ -17,10 +17,15 @@ KINDS = (
   "ragged-all-to-all",
   "reduce-scatter",
 )
+# What a send between slices is a part of; its receiving half is not counted.
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 def kind(instruction: Instruction) -> str | None:
   """The kind of a collective, None for what is none or only ends one."""
+  if instruction.opcode == "send":
+    part = _BETWEEN_SLICES.search(instruction.rest)
+    return part[1].lower().replace("_", "-") if part else None
   found = instruction.opcode.removesuffix("-start")
   return found if found in KINDS else None
 
@@ -36,6 +41,8 @@ def axis(instruction: Instruction, axes: Mapping[str, int]) -> str:
     As "data" or "data+fsdp"; "part of data" where not all devices along them
     belong together, "none" where each device is alone.
   """
+  if instruction.opcode == "send":
+    return "slice"
   sizes = tuple(axes.values())
   groups = _groups(instruction.rest, math.prod(sizes))
   # [groups, members, axes]

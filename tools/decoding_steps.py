@@ -1,5 +1,6 @@
-"""Lowers steps of decoding, rows over the whole mesh, before there are any."""
+"""Lowers steps of decoding and sampling, rows over the mesh, without arrays."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -7,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import experiment
-import models
+from generation import denoiser, sampler, template_decoding
 from models import decoding, masked_sampling, token_sampling
 from training import sharding
 
@@ -19,29 +21,28 @@ def lower(made: experiment.Evaluation) -> tuple[jax.stages.Lowered, Any]:
   """Lowers a step of decoding of `eval_batch_size` rows.
 
   Of a language model it draws one token of each row, with a cache of
-  `data.length` tokens; of a generator of images it is the dearest of a batch's
-  steps, with guidance.
+  `data.length` tokens, or of an image's and a row's of the data; of a
+  masked-diffusion model it fills rows of which every place is open. Of LINA it
+  is the dearest of a batch's steps, and of a diffusion model any of its steps,
+  both with the guidance of `config.sampling`.
 
   Returns:
     (lowered, arguments): the arrays of these as `jax.ShapeDtypeStruct`s.
 
   Raises:
-    ValueError: if the model makes nothing up.
+    ValueError: if the task makes nothing up.
   """
-  config = made.config
-  kind = models.kind(config.model.name)
-  if kind == "generation":
-    return _lower_masked(made)
-  if config.task != "language_modeling":
+  task = made.config.task
+  if task not in _LOWER:
     raise ValueError(
-      f"task={config.task!r} has no decoding step: step='decode' is for "
-      "language_modeling and masked_generation."
+      f"task={task!r} has no decoding step: step='decode' is for "
+      f"{', '.join(_LOWER)}."
     )
-  return _lower_token(made)
+  return _LOWER[task](made)
 
 
 def _lower_token(made):
-  model, length = made.task.model, made.config.data.length
+  model, length = made.task.model, _cache_length(made)
 
   def rows(number):
     whole = functools.partial(jax.ShapeDtypeStruct, (number,))
@@ -67,6 +68,66 @@ def _lower_token(made):
       length=1,
     )
   return program, (made.variables, state)
+
+
+def _cache_length(made) -> int:
+  """Tokens that the cache has room for."""
+  if made.config.task == "language_modeling":
+    return made.config.data.length
+  arrays = made.task.info.arrays
+  image = made.task.model.image_tokens((1, *arrays["image"].shape))
+  return image + len(arrays["tokens"])
+
+
+def _lower_template(made):
+  task = made.task
+  length = task.info.arrays["tokens"].shape[0]
+
+  def rows(number):
+    return jax.ShapeDtypeStruct((number, length), jnp.int32)
+
+  tokens = _placed(rows, made.config.eval_batch_size, made.mesh)
+
+  @jax.jit
+  def fill(variables, tokens):
+    return template_decoding.decode(
+      functools.partial(task.model.apply, variables),
+      tokens[:, :0],
+      tokens,
+      np.ones(length, bool),
+      steps=1,
+      mask=task.mask,
+    )
+
+  with jax.set_mesh(made.mesh):
+    lowered = fill.lower(made.variables, tokens)
+  return lowered, (made.variables, tokens)
+
+
+def _lower_denoising(made):
+  task, guidance = made.task, made.config.sampling.guidance
+  model = task.model
+
+  def rows(number):
+    spec = task.batch_spec(number, train=False)
+    names = {"label", "text", "text_length"} & spec.keys()
+    given = {name: spec[name] for name in names}
+    make = functools.partial(
+      denoiser.create_denoiser, model, {}, guidance=guidance
+    )
+    shape = number, *model.sample_shape, model.channels
+    return (
+      jax.eval_shape(lambda given: make(**given), given),
+      jax.ShapeDtypeStruct(shape, jnp.float32),
+    )
+
+  denoise, x = _placed(rows, made.config.eval_batch_size, made.mesh)
+  denoise = dataclasses.replace(denoise, variables=made.variables)
+  with jax.set_mesh(made.mesh):
+    lowered = sampler.take_step.lower(
+      denoise, x, x, {}, 0.0, (0.0,) * 4, path=task.path
+    )
+  return lowered, (denoise, x, x)
 
 
 def _lower_masked(made):
@@ -133,3 +194,13 @@ def _placed(make: Callable[[int], Any], rows: int, mesh: Mesh) -> Any:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
 
   return jax.tree.map(place, make(rows), make(2 * rows))
+
+
+_LOWER = {
+  "language_modeling": _lower_token,
+  "vision_language": _lower_token,
+  "masked_diffusion": _lower_template,
+  "masked_generation": _lower_masked,
+  "diffusion": _lower_denoising,
+  "distillation": _lower_denoising,
+}

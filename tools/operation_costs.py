@@ -16,6 +16,8 @@ FREE = frozenset(
     *("copy-start", "copy-done", "slice-start", "slice-done", "after-all"),
     *("partition-id", "replica-id", "opt-barrier", "domain"),
     *("add-dependency", "async-update", "async-done"),
+    # What comes from another slice is counted where it is sent.
+    "recv",
   )
 )
 _FREE_CALLS = frozenset(

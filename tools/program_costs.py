@@ -172,7 +172,7 @@ class _Walk:
     given = (computation.instructions.get(o) for o in instruction.operands)
     sizes = [array.bytes for array in instruction.arrays]
     # What starts makes a tuple of what it was given and what there will be.
-    starts = instruction.opcode.endswith("-start")
+    starts = instruction.opcode.endswith(("-start", "send"))
     size = max(sizes) if starts else sum(sizes)
     size = max(size, sum(each.bytes for each in given if each))
     axis = networks.axis(instruction, self.axes) if self.axes else ""

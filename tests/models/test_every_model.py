@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import interpret
 import models
 from models import registry
 
@@ -328,6 +329,28 @@ CONTRACTS = {
 @pytest.mark.parametrize("name", models.list())
 def test_the_contract_of_a_model(name):
   CONTRACTS[models.kind(name)](name)
+
+
+@pytest.mark.parametrize(
+  ("name", "fields"),
+  [
+    ("autoencoder_digits", {"width": 8, "groups": 4, "blocks": 1}),
+    ("dimr_xl_2r", {"widths": (16, 8), "depths": (1, 1), "heads": 2}),
+    ("dit_s_2", {"width": 16, "depth": 1, "heads": 2}),
+    ("escaip_md22", {"width": 16, "heads": 2, "depth": 1}),
+    ("forecasting_lstm", {"size": 5}),
+    ("lina_d48w768", SMALL_GENERATION),
+    ("pair_attention", {"classes": 5}),
+  ],
+)
+def test_values_of_any_model_can_be_read(name, fields):
+  model = models.create(name, **fields)
+  example = model.example_inputs()
+  init = functools.partial(model.init, **example)
+  variables = jax.eval_shape(init, jax.random.key(0))
+  named = interpret.list_taps(model, variables, example)
+  ends = {name.rpartition("/")[2] for name in named}
+  assert ends & {"hidden_state", "attention_weights"}
 
 
 def test_unknown_sizes():

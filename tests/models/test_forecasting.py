@@ -85,6 +85,27 @@ def test_nothing_sees_what_comes_later(row):
   assert differs[1:4].all()
 
 
+def test_layers_without_attention_are_read_and_edited():
+  model, variables, states, _ = made("rhn_coupled")
+  name = f"layer_{model.depth - 1}/hidden_state"
+
+  @jax.jit
+  def run(variables, states, amount):
+    # Of one channel, as a norm behind takes away what all have.
+    edit = {name: lambda x, site: x.at[..., 0].add(amount)}
+    (out, _), values = taps.read(
+      model, variables, states, names=["*"], edit=edit
+    )
+    return out, values[name]
+
+  out, state = run(variables, states, 0.0)
+  assert state.shape == (2, TIME, model.width)
+  other, moved = run(variables, states, 2.0)
+  np.testing.assert_allclose(moved[..., 0] - state[..., 0], 2.0, atol=1e-5)
+  np.testing.assert_array_equal(moved[..., 1:], state[..., 1:])
+  assert np.abs(other - out).max() > 1e-2
+
+
 def test_a_forecast_is_the_model_on_its_own_output():
   for row in ("rhn_coupled", "transformer_input_dependent"):
     model, variables, states, apply = made(row)

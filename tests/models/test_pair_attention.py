@@ -156,6 +156,26 @@ def test_biases_are_read_and_replaced():
   np.testing.assert_allclose(out, applied("none"), atol=1e-5)
 
 
+def test_maps_of_rows_are_read_and_edited():
+  model = PairModel(**NETWORKS)
+  name = "layer_0/attention_weights"
+
+  @jax.jit
+  def run(variables, share):
+    mix = lambda x, site: (1 - share) * x + share / N
+    return taps.read(
+      model, variables, TOKENS, PAIRS, names=[name], edit={name: mix}
+    )
+
+  out, values = run(variables_of(), 0.0)
+  np.testing.assert_allclose(out, applied("pair"), atol=1e-5)
+  assert values[name].shape == (B * N, 2, N, N)
+  np.testing.assert_allclose(values[name].sum(-1), 1, atol=1e-5)
+  other, values = run(variables_of(), 1.0)
+  np.testing.assert_allclose(values[name], 1 / N, atol=1e-6)
+  assert np.abs(other - out).max() > 1e-3
+
+
 def test_half_precision_is_near():
   model = PairModel(**NETWORKS, bias="factors", dtype=jnp.bfloat16, remat=True)
   out = jax.jit(model.apply)(variables_of(), TOKENS, PAIRS)

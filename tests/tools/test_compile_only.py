@@ -4,13 +4,30 @@ import json
 
 import pytest
 
-from configs import digits, language, lina
+from configs import (
+  diffusion,
+  digits,
+  language,
+  lina,
+  masked_diffusion,
+  vision_language,
+)
 
-pytestmark = pytest.mark.compile
+pytestmark = [
+  pytest.mark.compile,
+  # Without a chip JAX cannot read what an earlier run kept, and says so.
+  pytest.mark.filterwarnings("ignore:Error reading persistent compilation"),
+]
 pytest.importorskip("libtpu")
 
 # The first sets what libtpu reads.
-from tools import compile_only, compile_report, topologies  # noqa: E402, F401
+from tools import (  # noqa: E402
+  absent_data,
+  compile_only,  # noqa: F401
+  compile_report,
+  compiled_steps,
+  topologies,
+)
 
 # What others rely on, see docs/pods.md.
 KEYS = (
@@ -69,6 +86,8 @@ def test_decoding_and_evaluation():
   assert "decode" not in row["step"]
 
 
+# A generator's decoder is compiled for it.
+@pytest.mark.slow
 def test_a_step_of_a_generator_and_of_a_chip_without_a_clock():
   config = lina.get_config("test")
   row = compile_report.report(config, "v6e-4", step="decode")
@@ -76,6 +95,40 @@ def test_a_step_of_a_generator_and_of_a_chip_without_a_clock():
   assert row["kernel_share"] is None
   assert any("linear_attention" in k["name"] for k in row["kernels"])
   assert "time: unknown" in compile_report.describe(row)
+
+
+def lowered(config):
+  devices = topologies.devices("v5e-4")
+  info = absent_data.info(config)
+  return compiled_steps.STEPS["decode"](config, devices, info)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_a_step_of_sampling_has_both_halves_of_guidance(guidance):
+  config = diffusion.get_config("test")
+  config.eval_batch_size = 12
+  config.sampling.guidance = guidance
+  text = lowered(config).program.as_text()
+  sample = "x".join(map(str, absent_data.info(config).image_shape))
+  assert f"tensor<12x{sample}xf32>" in text
+  assert (f"tensor<24x{sample}xf32>" in text) == (guidance != 1)
+
+
+def test_a_cache_has_room_for_an_image_before_the_text():
+  config = vision_language.get_config("digits_grid")
+  made = lowered(config)
+  # In the program keys are [rows of a chip, tokens, heads, dim], of which the
+  # image's are 16.
+  tokens = 16 + len(absent_data.info(config).arrays["tokens"])
+  assert f"tensor<100x{tokens}x" in made.program.as_text()
+
+
+def test_a_masked_diffusion_model_fills_whole_rows():
+  config = masked_diffusion.get_config("test")
+  length = len(absent_data.info(config).arrays["tokens"])
+  assert f"tensor<{config.eval_batch_size}x{length}xi32>" in (
+    lowered(config).program.as_text()
+  )
 
 
 def test_what_there_is_not_is_refused():

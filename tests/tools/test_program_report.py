@@ -176,6 +176,29 @@ def test_collectives_are_named_after_axes(groups, axis):
   assert collectives.axis(instruction, mesh) == axis
 
 
+SLICES = """HloModule made_up, is_scheduled=true
+
+ENTRY %main (a: f32[10,300]) -> f32[10,300] {
+  %a = ARRAY parameter(0)
+  %none = token[] after-all()
+  %send = (ARRAY, u32[], token[]) send(%a, %none), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (ARRAY, u32[], token[]) recv(%none), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=4
+  %came = (ARRAY, token[]) recv-done(%recv), channel_id=3
+  ROOT %r = ARRAY get-tuple-element(%came), index=0
+}
+"""  # noqa: E501, as libtpu writes it for two slices.
+
+
+def test_what_goes_between_slices_is_a_collective_over_them():
+  text = SLICES.replace("ARRAY", SHORT["ARRAY"])
+  found = report(text, axes={"slice": 2, "data": 4})
+  assert found.collectives == [
+    program_report.Collective("all-reduce", "slice", 1, 16 * 384 * 4, False)
+  ]
+  assert found.unknown == ["1 x collective, 0.0 MB"]
+
+
 @pytest.mark.compile
 def test_a_program_for_a_pod():
   pytest.importorskip("libtpu")
