@@ -12,12 +12,13 @@ SEGMENTS = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2], [3] * 9], np.int32)
 KEPT = np.array([[True] * 9, [False] * 4 + [True] * 5])
 
 
-def by_loop(x, kernel):
+def by_loop(x, kernel, ahead=0):
   size, out = len(kernel), np.zeros(x.shape)
   for b, t, d in np.ndindex(*x.shape[:2], size):
-    seen = t >= d and KEPT[b, t - d] and SEGMENTS[b, t - d] == SEGMENTS[b, t]
-    if seen:
-      out[b, t] += kernel[size - 1 - d] * x[b, t - d]
+    at = t + ahead - d
+    seen = 0 <= at < x.shape[1] and KEPT[b, at]
+    if seen and SEGMENTS[b, at] == SEGMENTS[b, t]:
+      out[b, t] += kernel[size - 1 - d] * x[b, at]
   return out / (1 + np.exp(-out))
 
 
@@ -47,6 +48,23 @@ def test_is_the_loop_as_a_whole_and_in_pieces(size):
     outs.append(out)
   out = np.concatenate(outs, axis=1)
   np.testing.assert_allclose(out[KEPT], expected[KEPT], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_without_order_it_sees_both_sides(size):
+  rng = np.random.default_rng(size)
+  x = rng.standard_normal((2, 9, 3)).astype(np.float32)
+  module = short_convolution.ShortConvolution(size, "silu", causal=False)
+  variables = module.init(jax.random.key(0), x)
+  kernel = np.asarray(variables["params"]["kernel"], np.float64)
+  expected = by_loop(x, kernel, size // 2)
+  x[~KEPT] = np.nan
+  out, nothing = jax.jit(module.apply)(variables, x, SEGMENTS, KEPT)
+  assert nothing is None
+  np.testing.assert_allclose(out[KEPT], expected[KEPT], atol=1e-6)
+  recent = short_convolution.init_recent(2, size, (3,), jnp.float32)
+  with pytest.raises(ValueError, match="recent is given, but causal is False"):
+    module.apply(variables, x, SEGMENTS, KEPT, recent)
 
 
 def test_dtypes():
