@@ -1,5 +1,6 @@
 """The short convolution against a loop, whole and in pieces."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +13,12 @@ SEGMENTS = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2], [3] * 9], np.int32)
 KEPT = np.array([[True] * 9, [False] * 4 + [True] * 5])
 
 
-def by_loop(x, kernel, ahead=0):
+def by_loop(x, kernel):
   size, out = len(kernel), np.zeros(x.shape)
   for b, t, d in np.ndindex(*x.shape[:2], size):
-    at = t + ahead - d
-    seen = 0 <= at < x.shape[1] and KEPT[b, at]
-    if seen and SEGMENTS[b, at] == SEGMENTS[b, t]:
-      out[b, t] += kernel[size - 1 - d] * x[b, at]
+    seen = t >= d and KEPT[b, t - d] and SEGMENTS[b, t - d] == SEGMENTS[b, t]
+    if seen:
+      out[b, t] += kernel[size - 1 - d] * x[b, t - d]
   return out / (1 + np.exp(-out))
 
 
@@ -50,18 +50,47 @@ def test_is_the_loop_as_a_whole_and_in_pieces(size):
   np.testing.assert_allclose(out[KEPT], expected[KEPT], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [2, 5])
-def test_without_order_it_sees_both_sides(size):
+def test_without_order_it_sees_both_sides(size, dtype):
+  """Values and gradients, by which filter of a token sees which other."""
   rng = np.random.default_rng(size)
-  x = rng.standard_normal((2, 9, 3)).astype(np.float32)
-  module = short_convolution.ShortConvolution(size, "silu", causal=False)
+  x = jnp.asarray(rng.standard_normal((2, 9, 3)), dtype)
+  module = short_convolution.ShortConvolution(size, "silu", dtype, causal=False)
   variables = module.init(jax.random.key(0), x)
-  kernel = np.asarray(variables["params"]["kernel"], np.float64)
-  expected = by_loop(x, kernel, size // 2)
-  x[~KEPT] = np.nan
-  out, nothing = jax.jit(module.apply)(variables, x, SEGMENTS, KEPT)
-  assert nothing is None
-  np.testing.assert_allclose(out[KEPT], expected[KEPT], atol=1e-6)
+  places = np.arange(9)
+  filters = places[:, None] + size // 2 - np.arange(size)
+  seen = filters[..., None] == places
+  seen = seen & (SEGMENTS[:, :, None, None] == SEGMENTS[:, None, None, :])
+  seen = (seen & KEPT[:, None, None, :]).astype(np.float32)
+  cotangent = KEPT[..., None] * rng.standard_normal(x.shape)
+
+  def restated(kernel, x):
+    y = jnp.einsum("btds,dc,bsc->btc", seen, kernel[::-1], x)
+    return nn.silu(y)
+
+  def own(kernel, x):
+    params = {"params": {"kernel": kernel}}
+    out, nothing = module.apply(params, x, SEGMENTS, KEPT)
+    assert nothing is None
+    return out
+
+  def both(function, x):
+    def total(kernel, x):
+      out = function(kernel, x)
+      return (out * cotangent).sum(), out
+
+    of = jax.value_and_grad(total, (0, 1), has_aux=True)
+    (_, out), gradients = jax.jit(of)(variables["params"]["kernel"], x)
+    return [np.where(KEPT[..., None], out, 0), *gradients]
+
+  rough = 1e-6 if dtype == "float32" else 2e-2
+  expected = both(restated, x.astype(jnp.float32))
+  for a, b in zip(both(own, x), expected, strict=True):
+    largest = np.abs(b).max()
+    assert largest > 0.1
+    a = np.asarray(a, np.float32)
+    np.testing.assert_allclose(a, b, atol=rough * largest)
   recent = short_convolution.init_recent(2, size, (3,), jnp.float32)
   with pytest.raises(ValueError, match="recent is given, but causal is False"):
     module.apply(variables, x, SEGMENTS, KEPT, recent)
