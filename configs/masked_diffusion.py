@@ -2,24 +2,26 @@ r"""Masked-diffusion language models: sentences into records.
 
   python train.py --config=configs/masked_diffusion.py:records \
     --workdir=runs/records
-  python sample.py --weights=runs/records --prompt="pet xyu,job abq"
+  python sample.py --weights=runs/records --prompt="p CAB,j D"
 
 Variants:
-- `records` (the default): a sentence, and what it says of five fields as JSON.
-- `study`: the same in fewer steps; see docs/results/interpret.md.
+- `records` (the default): a sentence, and what it says of three fields as JSON.
 - `test`: a few steps of a very small model.
 
-How far 5000 steps take `records` has not been measured. After 1600 steps of
-batches of 16, with full attention in all layers, 0.319 nats per token were near
-what a model has that knows which fields are said and how long they are, and
-copies no letters.
+After 500 of its 1500 steps `records` has 0.016 to 0.020 nats per token and at
+its end 0.0001: it copies, with all of three seeds. The data are small for that.
+With four fields, or with eight kinds of letters, some seeds copied after 400
+steps and others had not after 400 to 1800; with names of three letters none
+did. See docs/masked_diffusion.md.
 """
 
 import ml_collections
 
 from configs import common
 
-VARIANTS = ("records", "study", "test")
+VARIANTS = ("records", "test")
+# Of one letter each, none of those that values have.
+FIELDS = ("w", "j", "p")
 
 
 def get_config(variant: str = "records") -> ml_collections.ConfigDict:
@@ -34,30 +36,31 @@ def get_config(variant: str = "records") -> ml_collections.ConfigDict:
   config.optimizer.weight_decay = 0.1
   config.optimizer.b2 = 0.99
   config.optimizer.decay_exclude = ("scale", "bias")
-  {"records": _records, "study": _study, "test": _test}[variant](config)
+  {"records": _records, "test": _test}[variant](config)
   return config
 
 
 def _records(config: ml_collections.ConfigDict) -> None:
-  config.model.update(dict(width=64, depth=4, heads=4, mlp_width=128))
-  # Which letter of which field a place is, its neighbours tell.
-  config.model.update(dict(mixers=("sliding", "full"), window=12))
-  config.model.init_scale = 0.1
+  # Few fields and kinds of letters; see above.
+  config.data.options.update(fields=FIELDS, least=2, most=3)
+  config.data.options.update(budget=3, letters=4)
   config.data.eval_examples = 200
-  config.batch_size = 16
+  config.model.update(dict(width=64, depth=4, heads=4, mlp_width=128))
+  # Which letter of which field a place is, its neighbours tell in the sentence
+  # and its position does in a record that is filled up.
+  config.model.mixers = ("convolution", "full")
+  config.model.mixer_options = {"convolution": {"size": 5}}
+  config.model.update(dict(position_encoding="learned", max_length=128))
+  config.model.init_scale = 0.125
+  # Where few tokens are masked there is little to be copied.
+  config.masking.least = 0.5
+  config.batch_size = 32
   config.eval_batch_size = 50
-  config.train_for = "5000 steps"
-  config.evaluate_every = config.checkpoint.every = "1000 steps"
+  config.train_for = "1500 steps"
+  config.evaluate_every = config.checkpoint.every = "500 steps"
   config.optimizer.learning_rate = 3e-3
   config.optimizer.final_learning_rate = 1e-4
   config.optimizer.warmup = "5 percent"
-
-
-def _study(config: ml_collections.ConfigDict) -> None:
-  _records(config)
-  config.data.eval_examples = 50
-  config.train_for = "1500 steps"
-  config.evaluate_every = config.checkpoint.every = "1500 steps"
 
 
 def _test(config: ml_collections.ConfigDict) -> None:

@@ -11,9 +11,9 @@ class GatedConvolution(mixer_base.SequenceMixer):
   """out(silu(convolve(u)) * w), with u and w the halves of a projection.
 
   What most layers of BASED are (arXiv 2402.18668; its `BaseConv`, without the
-  residual that Zoology's has within): tokens see those right before them, and
-  other layers see what is farther. It has no positions and no scores, and of
-  the gates that all mixers share none.
+  residual that Zoology's has within): tokens see those right before them, or
+  around them if not causal (ours), and other layers see what is farther. It has
+  no positions and no scores, and of the gates that all mixers share none.
 
   Attributes:
     size: tokens that one sees, its own included; at least 2.
@@ -43,18 +43,19 @@ class GatedConvolution(mixer_base.SequenceMixer):
     """Mixes tokens; see `SequenceMixer`.
 
     Raises:
-      ValueError: if it is not causal, or a field does not fit.
+      ValueError: if a field does not fit, or there is a cache and the mixer is
+        not causal.
     """
     del train
-    if not self.causal:
-      raise ValueError(
-        "causal is False; the mixer 'convolution' sees what is before a token "
-        "only"
-      )
     kept = None if positions is None else positions >= 0
     halves = self._dense((2, self._channels), "in")(x)
     y, recent = short_convolution.ShortConvolution(
-      self.size, "silu", self.dtype, self.param_dtype, name="convolution"
+      self.size,
+      "silu",
+      self.dtype,
+      self.param_dtype,
+      self.causal,
+      name="convolution",
     )(halves[..., 0, :], segments, kept, cache)
     out = layers.Dense(
       x.shape[-1],

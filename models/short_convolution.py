@@ -1,4 +1,4 @@
-"""A causal convolution over a few tokens, each channel with its own filter.
+"""A convolution over a few tokens, each channel with its own filter.
 
 In front of a recurrent mixer it lets a token be compared with those right
 before it, as in DeltaNet (arXiv 2406.06484) and Mamba (arXiv 2312.00752).
@@ -19,19 +19,24 @@ Recent = dict[str, jax.Array]
 
 
 class ShortConvolution(nn.Module):
-  """y_i = activation(sum_(d < size) kernel_(size - 1 - d) x_(i - d)).
+  """y_i = activation(sum_(d < size) kernel_(size - 1 - d) x_(i + a - d)).
+
+  a is 0, or size // 2 if it is not causal.
 
   Attributes:
     size: tokens that one sees, its own included; at least 2.
     activation: a key of ACTIVATIONS.
     dtype: dtype of the result; sums are float32.
     param_dtype: dtype of the filters.
+    causal: whether its own is the last of the tokens that one sees; otherwise
+      `size // 2` come after it.
   """
 
   size: int
   activation: str = "none"
   dtype: layers.Dtype = jnp.float32
   param_dtype: layers.Dtype = jnp.float32
+  causal: bool = True
 
   @nn.compact
   def __call__(
@@ -65,6 +70,11 @@ class ShortConvolution(nn.Module):
     )
     if kept is not None:
       x = jnp.where(kept.reshape(*kept.shape, *(1,) * (x.ndim - 2)), x, 0)
+    ahead = 0 if self.causal else self.size // 2
+    if ahead and recent is not None:
+      raise ValueError(
+        "recent is given, but causal is False: a token sees those that follow"
+      )
     before = recent
     if before is None:
       before = init_recent(x.shape[0], self.size, x.shape[2:], x.dtype)
@@ -77,7 +87,11 @@ class ShortConvolution(nn.Module):
     if recent is not None:
       length = x.shape[1]
       recent = {"inputs": inputs[:, length:], "segments": places[:, length:]}
-    y = ACTIVATIONS[self.activation](convolve(inputs, kernel, places))
+    if ahead:
+      # Of the zeros before the row as many come after it.
+      inputs = jnp.roll(inputs, -ahead, axis=1)
+      places = None if places is None else jnp.roll(places, -ahead, axis=1)
+    y = ACTIVATIONS[self.activation](convolve(inputs, kernel, places, ahead))
     return y.astype(self.dtype), recent
 
 
@@ -92,25 +106,31 @@ def init_recent(
 
 
 def convolve(
-  x: jax.Array, kernel: jax.Array, segments: jax.Array | None = None
+  x: jax.Array,
+  kernel: jax.Array,
+  segments: jax.Array | None = None,
+  ahead: int = 0,
 ) -> jax.Array:
-  """Sums products with a filter that reaches back, where it is whole.
+  """Sums products with a filter, where it is whole.
 
   Args:
     x: [batch, length, ...].
-    kernel: [size, ...], the last is for the token itself.
+    kernel: [size, ...]; behind the one for the token itself are `ahead`.
     segments: integers [batch, length]; tokens of others count as zeros.
+    ahead: how many tokens after it a token sees.
 
   Returns:
-    float32 [batch, length - size + 1, ...], for the tokens from `size - 1` on.
+    float32 [batch, length - size + 1, ...], for the tokens from
+    `size - 1 - ahead` on.
   """
   size = kernel.shape[0]
   length = x.shape[1] - size + 1
   out = jnp.zeros((), jnp.float32)
+  own = size - 1 - ahead
   for i in range(size):
     part = x[:, i : i + length].astype(jnp.float32)
-    if segments is not None and i < size - 1:
-      seen = segments[:, i : i + length] == segments[:, size - 1 :]
+    if segments is not None and i != own:
+      seen = segments[:, i : i + length] == segments[:, own : own + length]
       part = jnp.where(seen.reshape(*seen.shape, *(1,) * (x.ndim - 2)), part, 0)
     out = out + part * kernel[i][None, None].astype(jnp.float32)
   return out

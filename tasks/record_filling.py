@@ -21,7 +21,7 @@ from models import decoding
 OPTIONS: Mapping[str, tuple[Any, str]] = {
   "prompt": (
     (),
-    "A sentence such as 'pet XYU,job ABQ'; several are several records. None: "
+    "A sentence such as 'p CAB,j D'; several are several records. None: "
     "some that were not trained on.",
   ),
   "scaffold": (True, "Give the skeleton of the JSON; otherwise all is masked."),

@@ -187,7 +187,9 @@ def test_decoding_in_bfloat16(kv_heads):
   language.assert_same_tokens(language.unpacked(out), expected, tolerance)
 
 
-@pytest.mark.parametrize("mixer", ["full", "sliding", "linear", "flow"])
+@pytest.mark.parametrize(
+  "mixer", ["full", "sliding", "linear", "flow", "convolution"]
+)
 def test_a_mixer_sees_what_it_says(mixer):
   """By the gradient of a token's output with respect to all inputs."""
   length, token = 9, 6
@@ -206,6 +208,9 @@ def test_a_mixer_sees_what_it_says(mixer):
     expected = np.ones(length, bool) if not causal else offset <= 0
     if mixer == "sliding":
       expected &= np.abs(offset) < 3
+    elif mixer == "convolution":
+      # Three, its own the last or in their middle.
+      expected &= np.abs(offset) < (3 if causal else 2)
     np.testing.assert_array_equal(seen, expected)
 
 
@@ -218,6 +223,7 @@ def test_a_mixer_sees_what_it_says(mixer):
       {"branchings": (2, 2), "self_term": False, "output_gate": "headwise"},
     ),
     ("hierarchical", {"branchings": ()}),
+    ("convolution", {"size": 5}),
   ],
 )
 def test_bidirectional_attention_leaves_padding_and_other_segments_out(
@@ -404,7 +410,6 @@ ERRORS = [
   ("full", {"head_dim": 5, "position_encoding": "rotary"}, "head_dim 5 is 5"),
   ("sliding", {}, "window is 0.*at least 1"),
   ("linear", {"feature_map": "tailor"}, r"feature_map.*taylor"),
-  ("convolution", {"causal": False}, "'convolution' sees what is before"),
   ("convolution", {"size": 1}, "convolution is 1; it must be at least"),
   ("hierarchical", {}, "no causal form is defined; it needs causal=False"),
   (

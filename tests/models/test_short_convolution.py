@@ -1,5 +1,6 @@
 """The short convolution against a loop, whole and in pieces."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +48,52 @@ def test_is_the_loop_as_a_whole_and_in_pieces(size):
     outs.append(out)
   out = np.concatenate(outs, axis=1)
   np.testing.assert_allclose(out[KEPT], expected[KEPT], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [2, 5])
+def test_without_order_it_sees_both_sides(size, dtype):
+  """Values and gradients, by which filter of a token sees which other."""
+  rng = np.random.default_rng(size)
+  x = jnp.asarray(rng.standard_normal((2, 9, 3)), dtype)
+  module = short_convolution.ShortConvolution(size, "silu", dtype, causal=False)
+  variables = module.init(jax.random.key(0), x)
+  places = np.arange(9)
+  filters = places[:, None] + size // 2 - np.arange(size)
+  seen = filters[..., None] == places
+  seen = seen & (SEGMENTS[:, :, None, None] == SEGMENTS[:, None, None, :])
+  seen = (seen & KEPT[:, None, None, :]).astype(np.float32)
+  cotangent = KEPT[..., None] * rng.standard_normal(x.shape)
+
+  def restated(kernel, x):
+    y = jnp.einsum("btds,dc,bsc->btc", seen, kernel[::-1], x)
+    return nn.silu(y)
+
+  def own(kernel, x):
+    params = {"params": {"kernel": kernel}}
+    out, nothing = module.apply(params, x, SEGMENTS, KEPT)
+    assert nothing is None
+    return out
+
+  def both(function, x):
+    def total(kernel, x):
+      out = function(kernel, x)
+      return (out * cotangent).sum(), out
+
+    of = jax.value_and_grad(total, (0, 1), has_aux=True)
+    (_, out), gradients = jax.jit(of)(variables["params"]["kernel"], x)
+    return [np.where(KEPT[..., None], out, 0), *gradients]
+
+  rough = 1e-6 if dtype == "float32" else 2e-2
+  expected = both(restated, x.astype(jnp.float32))
+  for a, b in zip(both(own, x), expected, strict=True):
+    largest = np.abs(b).max()
+    assert largest > 0.1
+    a = np.asarray(a, np.float32)
+    np.testing.assert_allclose(a, b, atol=rough * largest)
+  recent = short_convolution.init_recent(2, size, (3,), jnp.float32)
+  with pytest.raises(ValueError, match="recent is given, but causal is False"):
+    module.apply(variables, x, SEGMENTS, KEPT, recent)
 
 
 def test_dtypes():

@@ -312,6 +312,6 @@ def test_every_variant_has_a_model_that_sees_both_sides(variant):
   task = create(configs.get_config(variant))
   assert task.model.vocabulary_size == task.info.vocabulary_size + 1
   assert task.mask == task.info.vocabulary_size
-  assert task.units_per_example == (32 if variant == "test" else 74)
+  assert task.units_per_example == (32 if variant == "test" else 44)
   with pytest.raises(ValueError, match="has no variant 'record'"):
     configs.get_config("record")

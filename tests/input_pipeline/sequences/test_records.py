@@ -2,6 +2,7 @@
 
 import collections
 import json
+import string
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from input_pipeline.sequences import records, sources
   [
     {},
     {"fields": ("a", "long", "it"), "least": 0, "most": 2, "budget": 3},
-    {"fields": ("a",), "least": 1, "most": 1, "budget": 1},
+    {"fields": ("a",), "least": 1, "most": 1, "budget": 1, "letters": 3},
   ],
 )
 def test_the_json_has_what_the_sentence_says(fields):
   source = sources.create("records", fields)
   rng = np.random.default_rng(0)
-  said, sizes, forms = collections.Counter(), collections.Counter(), set()
+  said, sizes = collections.Counter(), collections.Counter()
+  forms, letters = set(), set()
   for _ in range(300):
     example = source.example(rng, "train")
     tokens = example["tokens"]
@@ -57,9 +59,11 @@ def test_the_json_has_what_the_sentence_says(fields):
     assert source.least <= len(told) <= source.most
     said.update([*told])
     sizes.update(map(len, told.values()))
+    letters.update("".join(told.values()))
   assert forms == {"-", "+"}
   assert set(said) == set(source.fields)
   assert set(sizes) == set(range(1, source.budget + 1))
+  assert letters == set(string.ascii_uppercase[: source.letters])
 
 
 def test_the_longest_sentence_fits():
@@ -83,6 +87,8 @@ def test_the_longest_sentence_fits():
     ({"most": 0}, "most is 0, but"),
     ({"least": -1}, "least is -1"),
     ({"budget": 0}, "budget is 0"),
+    ({"letters": 0}, "letters is 0"),
+    ({"letters": 27}, "letters is 27, but the alphabet has 26"),
   ],
 )
 def test_fields_that_do_not_fit(fields, message):
