@@ -68,6 +68,34 @@ def test_sums_are_those_of_answers(task):
   assert task.units_per_example == 3
 
 
+def test_images_behind_words():
+  """Loss and sums are of the rows as they are, each with its image's place."""
+  config = _config("digits_grid_compressed")
+  config.data.options.preamble = 3
+  task = tasks.create(config, sequences.dataset_info(config.data))
+  variables = jax.jit(task.init)(jax.random.key(0))
+  (batch, *_) = sequences.eval_batches(task.config.data, batch_size=4)
+  batch = {name: np.asarray(x) for name, x in batch.items()}
+  assert len(set(batch["image_start"].tolist())) > 1
+  images = batch["image"] / np.float32(127.5) - 1
+  loss = 0.0
+  for row, start in enumerate(batch["image_start"].tolist()):
+    one = slice(row, row + 1)
+    logits = task.model.apply(
+      variables, batch["tokens"][one], images[one], start
+    )
+    log = np.asarray(jax.nn.log_softmax(logits[0]))
+    told = log[np.arange(len(log)), batch["targets"][row]]
+    loss -= (told * batch["weights"][row]).sum()
+  sums = jax.jit(task.evaluate_step)(variables, batch)
+  np.testing.assert_allclose(sums["loss"], loss, rtol=1e-5)
+  trained, _ = jax.jit(task.loss)(variables, batch, jax.random.key(1))
+  np.testing.assert_allclose(trained, loss, rtol=1e-5)
+  first = {k: x for k, x in batch.items() if k != "image_start"}
+  other = jax.jit(task.evaluate_step)(variables, first)
+  assert abs(other["loss"] - loss) > 1e-4
+
+
 def test_hallucination_is_of_absent_digits(task):
   totals = {
     "weight": np.float64(10),
