@@ -181,7 +181,7 @@ def test_words_before_the_image():
     rest = slice(before, before + plain.length)
     moved = {k: example[k][rest] for k in ("tokens", "targets", "weights")}
     for question, answer in _conversation(source, moved):
-      assert _answer(grid, question) == answer
+      assert [_answer(grid, question)] == answer
   assert places == {0, 1, 2, 3}
   with pytest.raises(ValueError, match="preamble is -1"):
     DigitsGrid(preamble=-1)
