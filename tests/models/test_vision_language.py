@@ -178,8 +178,9 @@ def test_shuffled_squares_keep_their_patches_side_by_side(inputs):
 
 def test_bfloat16_and_remat(variables, inputs):
   model = _model(**REMEMBER, dtype="bfloat16", remat=True)
-  out = _apply(model, variables, *inputs)
-  expected = _apply(_model(**REMEMBER), variables, *inputs)
+  seen = (*inputs, jnp.array([1, 4]))
+  out = _apply(model, variables, *seen)
+  expected = _apply(_model(**REMEMBER), variables, *seen)
   assert out.dtype == jnp.float32
   np.testing.assert_allclose(out, expected, atol=0.3)
 

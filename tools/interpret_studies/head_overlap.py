@@ -64,7 +64,7 @@ _PAIRS = {
 
 def rows(variant: str) -> list[tuple[str, dict[str, Any]]]:
   """The names of rows and what they compare; of a test, one."""
-  names = list(_PAIRS) if variant == "full" else ["seed, Ships"]
+  names = list(_PAIRS) if variant == "full" else ["ablation, Ships"]
   pairs = [(name, [each._asdict() for each in _PAIRS[name]]) for name in names]
   return [(name, {"pair": pair}) for name, pair in pairs]
 
