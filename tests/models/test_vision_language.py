@@ -284,6 +284,9 @@ def test_generating_with_words_before_images(variables, inputs):
     images=images,
     image_start=starts,
   )
+  # By positions, which padding does not move.
+  span = state.cache[image_places.SPAN]
+  np.testing.assert_array_equal(span, [[3, 9], [1, 7]])
   step = {"positions": state.position[:, None], "cache": state.cache}
   apply = jax.jit(model.apply)
   begun, _ = apply(variables, state.token[:, None], **step)
