@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import taps
+from models import image_places, taps
 
 
 def image_maps(
@@ -26,10 +26,11 @@ def image_maps(
   variables: Mapping[str, Any],
   inputs: Sequence[Any],
   layers: Sequence[int],
-  image: slice,
   query: int | jax.Array = -1,
 ) -> jax.Array:
   """Reads what one query sees of an image in some layers of a language model.
+
+  Where a row's image is, the model says: `image_places.SPAN`.
 
   Under jit, layers after the last of these are not computed. Maps of a general
   instruction depend on the image alone, and can be kept.
@@ -37,25 +38,34 @@ def image_maps(
   Args:
     model: with taps "layer_<i>/mixer/attention_weights".
     variables: of it.
-    inputs: what it is called with, as (prompts, images).
+    inputs: what it is called with, (prompts, images) and, if they are not the
+      first, before which token images stand.
     layers: their numbers.
-    image: the keys that are image tokens, `slice(0, n)` if they are first.
     query: see `image_attention`.
 
   Returns:
     float32 [batch, layers, image tokens].
 
   Raises:
-    ValueError: if there is no such layer, or as `image_attention`.
+    ValueError: if there is no image or no such layer.
   """
+  if len(inputs) < 2 or inputs[1] is None:
+    raise ValueError(
+      f"inputs has {len(inputs)} arrays and no image; it must be (prompts, "
+      "images), or (prompts, images, image_start)"
+    )
   names = [f"layer_{i}/mixer/attention_weights" for i in layers]
-  _, maps = taps.read(model, variables, *inputs, names=names)
-  seen = [image_attention(maps[name], image, query) for name in names]
+  span = image_places.SPAN
+  _, values = taps.read(model, variables, *inputs, names=[*names, span])
+  # No cache and no padding: keys stand where their positions say.
+  tokens = jnp.arange(model.image_tokens(inputs[1].shape))
+  keys = values[span][:, :1] + tokens[None]
+  seen = [image_attention(values[name], keys, query) for name in names]
   return jnp.stack(seen, axis=1)
 
 
 def image_attention(
-  weights: jax.Array, image: slice, query: int | jax.Array = -1
+  weights: jax.Array, image: jax.Array, query: int | jax.Array = -1
 ) -> jax.Array:
   """What a query's heads, averaged, see of an image.
 
@@ -64,7 +74,7 @@ def image_attention(
 
   Args:
     weights: [batch, heads, queries, keys], those of one layer.
-    image: the keys that are image tokens.
+    image: which keys are image tokens, int32 [batch or 1, image tokens].
     query: which query, of all rows or int32 [batch] one for each; the last, as
       published, says the next token.
 
@@ -72,19 +82,20 @@ def image_attention(
     float32 [batch, image tokens].
 
   Raises:
-    ValueError: if weights have other axes, or the slice has no token of them.
+    ValueError: if weights or image have other axes.
   """
   if weights.ndim != 4:
     raise ValueError(
       f"weights have shape {weights.shape}; they must be [batch, heads, "
       "queries, keys]"
     )
-  if not range(weights.shape[3])[image]:
+  if image.ndim != 2 or image.shape[0] not in (1, len(weights)):
     raise ValueError(
-      f"image is {image}, which has none of the {weights.shape[3]} keys of "
-      "weights; it must be the slice of the image's tokens"
+      f"image has shape {image.shape}; for weights of shape {weights.shape} it "
+      f"must be [{len(weights)} or 1, image tokens], the places of keys"
     )
-  seen = weights.astype(jnp.float32).mean(1)[:, :, image]
+  seen = weights.astype(jnp.float32).mean(1)
+  seen = jnp.take_along_axis(seen, image[:, None], axis=2)
   if isinstance(query, int):
     return seen[:, query]
   return jnp.take_along_axis(seen, query[:, None, None], axis=1)[:, 0]

@@ -254,6 +254,29 @@ def ships(
   return ships_kl(logits[:1], logits[1:]).reshape(*shape, -1)
 
 
+def overlap(
+  heads: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]
+) -> float:
+  """The share of some heads that are among as many others.
+
+  Of sets that chance draws it is their size by the number of heads there are.
+
+  Args:
+    heads: (layer, head) of each.
+    others: likewise, as many.
+
+  Raises:
+    ValueError: if they are not as many, none, or one is named twice.
+  """
+  one, other = set(heads), set(others)
+  if not len(heads) == len(others) == len(one) == len(other) or not one:
+    raise ValueError(
+      f"heads is {list(heads)} and others {list(others)}; they must be as "
+      "many, at least one, and all different"
+    )
+  return len(one & other) / len(one)
+
+
 def share_touched(
   count: int, width: int, head_dim: int, parameters: int
 ) -> float:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from interpret import attention_calibration, attention_redistribution
-from models import taps
+from models import image_places, taps
 
 PATTERN = "layer_*/mixer/attention_weights"
 
@@ -21,17 +21,17 @@ PATTERN = "layer_*/mixer/attention_weights"
 class _ImageSinks(taps.StatefulEdit):
   """Finds the sinks of what enters a layer, of every token when it comes.
 
+  Where a row's image is, the model says: `image_places.SPAN`.
+
   Attributes:
     dimensions: channels that are large in sinks.
     threshold: the paper's tau.
-    image: (start, stop), positions of image tokens.
     at_random: a control, as many other image tokens in the place of those of
       the image that are sinks; `site.given["draw"]`, an integer, seeds it.
   """
 
   dimensions: tuple[int, ...]
   threshold: float
-  image: tuple[int, int]
   at_random: bool = False
 
   def init(self, value: jax.Array, site: taps.Site) -> jax.Array:
@@ -45,7 +45,8 @@ class _ImageSinks(taps.StatefulEdit):
     """Returns weights, and which slots have sinks."""
     own = _own(value, site, state.shape[-1])
     queries = site.facts["query_positions"]
-    in_image = self._in_image(queries)
+    span = site.value(image_places.SPAN)
+    in_image = image_places.within(queries, span)
     found = attention_redistribution.sink_mask(
       site.value("input_state"), self.dimensions, self.threshold
     )
@@ -54,13 +55,9 @@ class _ImageSinks(taps.StatefulEdit):
       found = jnp.where(in_image, drawn, found)
     new = (own & found[:, :, None]).any(axis=1)
     sinks = jnp.where(own.any(axis=1), new, state)
-    image = self._in_image(site.facts["key_positions"])
+    image = image_places.within(site.facts["key_positions"], span)
     changed = self._changed(value, image, sinks, (queries >= 0) & ~in_image)
     return changed, sinks
-
-  def _in_image(self, positions) -> jax.Array:
-    start, stop = self.image
-    return (positions >= start) & (positions < stop)
 
   def _changed(self, weights, image, sinks, queries) -> jax.Array:
     raise NotImplementedError

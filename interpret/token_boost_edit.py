@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from interpret import token_boost
-from models import taps
+from models import image_places, taps
 
 SCORES = "layer_*/mixer/attention_scores"
 
@@ -24,7 +24,7 @@ class Boost:
 
   It finds in `site.given`:
   - "token_gains" [batch or 1, image tokens], by `token_boost.token_gains` or
-    `pai_gains`, of the tokens at the positions 0, 1, ... of the text;
+    `pai_gains`. Where a row's image is, the model says: `image_places.SPAN`;
   - "first_position" int32 [batch or 1], if it is there: rows at this position
     and later are boosted. With that of a prompt's last token a pass over a
     whole text equals decoding with a cache. Without it the last query of each
@@ -73,7 +73,11 @@ class Boost:
       )
     if isinstance(site.layer, int) and site.layer < self.first_layer:
       return scores
-    gains, image = _of_keys(given["token_gains"], facts["key_positions"])
+    gains, image = _of_keys(
+      given["token_gains"],
+      facts["key_positions"],
+      site.value(image_places.SPAN),
+    )
     raised = token_boost.boost_logits(scores, gains, given.get("head_gains"))
     # Hidden keys may have scores that are finite.
     raised = jnp.where(facts["visible"], raised, scores)
@@ -88,12 +92,12 @@ class Boost:
     return jnp.where(site.layer >= self.first_layer, raised, scores)
 
 
-def _of_keys(gains, positions) -> tuple[jax.Array, jax.Array]:
+def _of_keys(gains, positions, span) -> tuple[jax.Array, jax.Array]:
   """Gains of keys and whether they are image tokens, [batch, keys]."""
   tokens = gains.shape[1]
-  image = (positions >= 0) & (positions < tokens)
+  image = image_places.within(positions, span)
   gains = jnp.broadcast_to(gains, (len(positions), tokens))
-  places = jnp.clip(positions, 0, tokens - 1)
+  places = jnp.clip(positions - span[:, :1], 0, tokens - 1)
   return jnp.where(image, jnp.take_along_axis(gains, places, 1), 0.0), image
 
 

@@ -9,9 +9,8 @@ once, for which no logits are needed; then blocks of steps run, each block one
 `lax.scan` in one call, and between blocks the host looks at what there is. A
 row that has ended goes on as padding and keeps still.
 
-Images, for models that see them, go into the cache before the text, in the call
-that brings the prompt; their tokens take the first positions. No padding can
-stand between an image and its text, so those prompts are of one length.
+Images, for models that see them, go into the cache with the prompt, before it
+or behind some words of it; padding is before both.
 """
 
 import collections
@@ -27,7 +26,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from models import taps, token_sampling
-from models.prompts import check_prompts, left_pad, prompt_lengths
+from models.prompts import (
+  check_prompts,
+  image_starts,
+  left_pad,
+  prompt_lengths,
+)
 
 
 class State(NamedTuple):
@@ -81,6 +85,7 @@ def stream(
   cache_length: int | None = None,
   block: int = 16,
   images: Any = None,
+  image_start: int | Sequence[int] = 0,
 ) -> Iterator[list[list[int]]]:
   """Goes on from prompts and yields new tokens as they come.
 
@@ -108,6 +113,8 @@ def stream(
     block: steps between two looks of the host.
     images: floats [rows, height, width, channels], an image for each prompt, as
       the model takes them; None for text alone.
+    image_start: how many tokens of a prompt are before its image, of all or of
+      each; see `image_places.from_placeholders`.
 
   Yields:
     For each row the tokens that are new since the last time, none if it has
@@ -116,7 +123,7 @@ def stream(
   Raises:
     ValueError: an option is out of its range, a prompt is empty or has a token
       that the model does not know, or prompt and new tokens do not fit; with
-      images, the model sees none, or prompts are not of one length.
+      images, the model sees none, or a prompt does not go on behind its own.
   """
   how = token_sampling.sampling(temperature, top_k, top_p, min_p)
   for name, value in (("max_tokens", max_tokens), ("block", block)):
@@ -124,7 +131,7 @@ def stream(
       raise ValueError(f"{name}={value} is not an integer that is 1 or more.")
   check_prompts(model, prompts)
   padded, slots = prompt_lengths(
-    model, prompts, max_tokens, cache_length, images
+    model, prompts, max_tokens, cache_length, images, image_start
   )
   stop = [stop] if isinstance(stop, int | str) else stop
   strings = [s for s in stop if isinstance(s, str)]
@@ -146,7 +153,13 @@ def stream(
     length=min(block, max_tokens),
   )
   state = start(
-    model, variables, prompts, padded=padded, slots=slots, images=images
+    model,
+    variables,
+    prompts,
+    padded=padded,
+    slots=slots,
+    images=images,
+    image_start=image_start,
   )
   return _blocks(step, state, strings, decode)
 
@@ -188,6 +201,7 @@ def start(
   padded: int,
   slots: int,
   images: Any = None,
+  image_start: int | Sequence[int] = 0,
 ) -> State:
   """The state before the first step: all but the last tokens in the cache.
 
@@ -197,20 +211,29 @@ def start(
     prompts: a row of tokens each.
     padded: the length that prompts without their last tokens are padded to.
     slots: tokens that the cache has room for.
-    images: as of `stream`; then `padded` is the length of all prompts less one.
+    images: as of `stream`.
+    image_start: as there.
   """
   if images is None and not padded and taps.remembers(model):
     # What edits remember is made in the call that fills the cache.
     padded, slots = 1, slots + 1
-  tokens, positions = left_pad([p[:-1] for p in prompts], padded)
-  seen = 0
+  bodies, seen, at = [p[:-1] for p in prompts], 0, {}
+  tokens, positions = left_pad(bodies, padded)
   if images is not None:
     images = jnp.asarray(images)
-    # The model counts from the image's first token.
-    seen, positions = model.image_tokens(images.shape), None
+    seen = model.image_tokens(images.shape)
+    # Those of the whole row; what pads it is before both text and image.
+    _, positions = left_pad(
+      [[0] * (seen + len(p)) for p in bodies], seen + padded
+    )
+    pads = np.array([padded - len(p) for p in bodies], np.int32)
+    at = {
+      "images": images,
+      "image_start": pads + image_starts(prompts, image_start),
+    }
   state = State(
     cache=_prefill(
-      hashable(model), variables, tokens, positions, images, slots=slots
+      hashable(model), variables, tokens, positions, at, slots=slots
     ),
     token=jnp.asarray([p[-1] for p in prompts], jnp.int32),
     position=jnp.asarray([seen + len(p) - 1 for p in prompts], jnp.int32),
@@ -243,14 +266,18 @@ def beside(variables, state):
 
 @functools.partial(jax.jit, static_argnames=("model", "slots"))
 def _prefill(model, variables, tokens, positions, images=None, *, slots):
+  """Fills a cache; `images` has arguments of the model for them, if any."""
   cache = model.init_cache(tokens.shape[0], slots)
-  if images is not None:
-    return model.apply(variables, tokens, images, cache=cache, train=False)[1]
-  if not tokens.shape[1]:
+  if not tokens.shape[1] and not images:
     return cache
   # Nobody takes the logits, so the compiler drops the head.
   return model.apply(
-    variables, tokens, positions=positions, cache=cache, train=False
+    variables,
+    tokens,
+    positions=positions,
+    cache=cache,
+    train=False,
+    **(images or {}),
   )[1]
 
 

@@ -106,8 +106,9 @@ def from_huggingface(
 ) -> tuple[transformer.Transformer, Variables]:
   """Returns a language model and its variables, from the Hugging Face hub.
 
-  LLaVA's is a `VisionLanguage`, whose image tokens are before all text: its
-  tokens are those after the image's.
+  LLaVA's is a `VisionLanguage`, whose tokens are those of the text alone; the
+  placeholders that its tokenizer writes for an image say where that stands, see
+  `image_places.from_placeholders`.
 
   Args:
     source: name of a repository, as "openai-community/gpt2", or a folder with

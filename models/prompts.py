@@ -36,8 +36,11 @@ def prompt_lengths(
   max_tokens: int,
   cache_length: int | None = None,
   images: Any = None,
+  image_start: Any = 0,
 ) -> tuple[int, int]:
   """What to pad prompts without their last tokens to, and slots of the cache.
+
+  The tokens of images are in the slots, but not in what prompts are padded to.
 
   Args:
     model: with `max_length` as a limit if its `position_encoding` is "learned".
@@ -45,19 +48,19 @@ def prompt_lengths(
     max_tokens: the most that is added to each.
     cache_length: slots of the cache; what is needed if not given.
     images: an array [prompts, ...], the image of each; None for text alone.
+    image_start: how many tokens of a prompt are before its image, one number
+      for all or one for each.
 
   Raises:
     ValueError: prompt and new tokens do not fit; says what would. With images,
-      the model sees none, or prompts are not one for each, of one length.
+      the model sees none, or prompts are not one for each, or have no token
+      behind their image.
   """
   longest = max(map(len, prompts))
+  seen = 0
   if images is not None:
     seen = _image_tokens(model, prompts, images)
-    needed = seen + longest - 1 + max_tokens
-    if cache_length is not None:
-      _check_fits(seen + longest, max_tokens, "cache_length", cache_length)
-      return longest - 1, cache_length
-    return longest - 1, -(-needed // _CACHE_MULTIPLE) * _CACHE_MULTIPLE
+    image_starts(prompts, image_start)
   before = longest - 1
   padded = 1 << (before - 1).bit_length() if before else 0
   if getattr(model, "position_encoding", None) == "learned":
@@ -65,11 +68,39 @@ def prompt_lengths(
     # A call may not be longer either, padding or not.
     padded = min(padded, model.max_length)
   if cache_length is not None:
-    _check_fits(longest, max_tokens, "cache_length", cache_length)
+    _check_fits(seen + longest, max_tokens, "cache_length", cache_length)
   if cache_length is None:
-    needed = padded + max_tokens
+    needed = seen + padded + max_tokens
     return padded, -(-needed // _CACHE_MULTIPLE) * _CACHE_MULTIPLE
-  return min(padded, cache_length - max_tokens), cache_length
+  return min(padded, cache_length - max_tokens - seen), cache_length
+
+
+def image_starts(prompts: Prompts, image_start: Any) -> np.ndarray:
+  """How many tokens of each prompt are before its image, int32 [prompts].
+
+  Args:
+    prompts: a row of tokens each.
+    image_start: one number for all, or one for each.
+
+  Raises:
+    ValueError: if they are neither, or an image has no token behind it: a model
+      goes on from a token.
+  """
+  starts = np.asarray(image_start)
+  if starts.shape not in ((), (len(prompts),)) or starts.dtype.kind not in "iu":
+    raise ValueError(
+      f"image_start is {image_start}; it must be an integer, or one for each "
+      f"of {len(prompts)} prompts"
+    )
+  starts = np.broadcast_to(starts, (len(prompts),)).astype(np.int32)
+  for i, (start, prompt) in enumerate(zip(starts, prompts, strict=True)):
+    if not 0 <= start < len(prompt):
+      raise ValueError(
+        f"image_start is {start} for prompts[{i}], which has {len(prompt)} "
+        "tokens; it must be 0 or more and leave a token behind the image, from "
+        "which to go on"
+      )
+  return starts
 
 
 def _image_tokens(model: nn.Module, prompts: Prompts, images: Any) -> int:
@@ -83,13 +114,6 @@ def _image_tokens(model: nn.Module, prompts: Prompts, images: Any) -> int:
     raise ValueError(
       f"images are {len(images)} and prompts {len(prompts)}; each prompt needs "
       "its own"
-    )
-  lengths = sorted({len(prompt) for prompt in prompts})
-  if len(lengths) > 1:
-    raise ValueError(
-      f"prompts have lengths {lengths}; with images those of one call must be "
-      "of one length, as no padding can stand between an image and its text: "
-      "make a call for each length"
     )
   return model.image_tokens(images.shape)
 

@@ -12,17 +12,15 @@ have all values at once of `mutable=["intermediates"]`, goes too.
 
 import dataclasses
 import fnmatch
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
 
-from models import edits, insertion, registry
+from models import edits, insertion, registry, scanned_names
 from models.edits import Edits, Site, StatefulEdit
 
 __all__ = [
@@ -52,9 +50,6 @@ COLLECTIONS = (
   edits.LAYERS,
   edits.STATE,
 )
-# The module of scanned layers, and one of the layers that it repeats.
-_SCANNED = "layers"
-_LAYER = re.compile(r"layer_(\d+)")
 
 
 def read(
@@ -96,7 +91,7 @@ def read(
     known_edits = getattr(model, "edits", ())
     model = _Edited(model, (*known_edits, *more))
   known = _known(model, variables, inputs, options)
-  places = _places(known)
+  places = scanned_names.places(known)
   wanted = {}
   for name in names:
     matches = fnmatch.filter(places, name)
@@ -117,7 +112,7 @@ def list_names(
   model: nn.Module, variables: Mapping[str, Any], *inputs: Any, **options: Any
 ) -> list[str]:
   """The names of all values that `read` gives for the same arguments."""
-  return sorted(_places(_known(model, variables, inputs, options)))
+  return sorted(scanned_names.places(_known(model, variables, inputs, options)))
 
 
 def list_taps(
@@ -331,7 +326,7 @@ def _apply_edited(model, known, variables, *args, **options):
   asked = getattr(model, "edits", ())
   if not asked:
     return _apply(model, variables, *args, **options)
-  places = _places(known)
+  places = scanned_names.places(known)
   plan = edits.Plan(
     asked,
     places,
@@ -385,45 +380,6 @@ def _known(model, variables, inputs, options) -> dict[str, tuple[int, ...]]:
   state = jax.eval_shape(trace, dict(variables), inputs)
   known = _flatten(state.get("tap_names", {}))
   return {path: number.shape for path, number in known.items()}
-
-
-def _places(known: Mapping[str, tuple[int, ...]]) -> dict[str, edits.Place]:
-  """Where the value of each name is."""
-  repeated = {}
-  for path in known:
-    stem, found = _scanned_layer(path)
-    if found:
-      repeated.setdefault(stem, set()).add(found)
-  places = {}
-  for path, layers in known.items():
-    for index in np.ndindex(layers):
-      name = _name(path, index, repeated) if layers else path
-      places[name] = (path, index)
-  return places
-
-
-def _scanned_layer(path: str) -> tuple[str, str]:
-  """What stands before "layers/layer_0/...", and "layer_0"; or ""."""
-  parts = path.split("/")
-  if _SCANNED not in parts[:-1]:
-    return "", ""
-  at = parts.index(_SCANNED)
-  found = parts[at + 1]
-  return "/".join(parts[:at]), found if _LAYER.fullmatch(found) else ""
-
-
-def _name(path, index, repeated) -> str:
-  """The name that the value of a scanned layer would have outside of a scan."""
-  parts = path.split("/")
-  if len(index) != 1 or _SCANNED not in parts[:-1]:
-    return "/".join((path, *map(str, index)))
-  at, (number,) = parts.index(_SCANNED), index
-  rest = parts[at + 1 :]
-  stem, found = _scanned_layer(path)
-  if found:
-    own = int(_LAYER.fullmatch(found)[1])
-    number, rest = number * len(repeated[stem]) + own, rest[1:]
-  return "/".join((*parts[:at], f"layer_{number}", *rest))
 
 
 def _nest(by_path: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """A model of images and text: a ViT, a projector and the decoder.
 
-As LLaVA (arXiv 2304.08485) has it: tokens of the image stand before those of
-the text, and are made of the ViT's patches by a perceptron; here of a square of
-patches each, as efficient models compress them. `models.vision_remember` stands
-between the decoder's layers where it is asked for. With causal layers an image
-token has not seen the text that follows it, so what it remembers does not
-depend on the question.
+As LLaVA (arXiv 2304.08485) has it: tokens of the image stand among those of the
+text, first or behind some words (`models.image_places`), and are made of the
+ViT's patches by a perceptron; here of a square of patches each, as efficient
+models compress them. `models.vision_remember` stands between the decoder's
+layers where it is asked for. With causal layers an image token has not seen the
+text that follows it, so what it remembers does not depend on a question behind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import FrozenDict
 
 from models import (
   feed_forward,
+  image_places,
   layers,
   patch_mixers,
   registry,
@@ -90,33 +92,43 @@ class VisionLanguage(transformer.Transformer):
     self,
     tokens: jax.Array,
     images: jax.Array | None = None,
+    image_start: image_places.Start = 0,
     *,
     positions: jax.Array | None = None,
     segments: jax.Array | None = None,
     cache: transformer.Cache | None = None,
     train: bool = False,
   ) -> jax.Array | tuple[jax.Array, transformer.Cache]:
-    """Maps tokens after an image to logits.
+    """Maps tokens of a text with an image in it to logits.
 
     Args:
       tokens: integers [batch, length], the text.
       images: floats [batch, height, width, channels], normalised; None for a
         text without, or that goes on from a cache that has its image: images
         are seen, and features remembered, in the call that brings them only.
-      positions: integers [batch, image tokens + length], as
-        `transformer.Transformer` has them.
+      image_start: before which token the image stands, an integer or, of each
+        row, integers [batch]; padding counts. 0 has the image first.
+      positions: integers [batch, image tokens + length], of the text with its
+        image, as `transformer.Transformer` has them.
       segments: integers, likewise.
-      cache: as there; it holds the image tokens too.
+      cache: as there; it holds the image tokens too, and where they are. It
+        has room for one image a row.
       train: whether dropout drops; it takes its bits from "dropout".
 
     Returns:
-      float32 [batch, length, classes], and the new cache if one was given.
+      float32 [batch, length, classes], of the text, and the new cache if one
+      was given. What the image's last token says is not among them.
 
     Raises:
-      ValueError: if the fields contradict each other, or an argument has
-        another shape or dtype.
+      ValueError: if the fields contradict each other, an argument has another
+        shape or dtype, the image cannot stand there, or it is a second one.
     """
     if images is None:
+      if not isinstance(image_start, int) or image_start:
+        raise ValueError(
+          f"image_start is {image_start}, but images is None; it is the place "
+          "of an image"
+        )
       return super().__call__(
         tokens,
         positions=positions,
@@ -131,6 +143,8 @@ class VisionLanguage(transformer.Transformer):
       segments=None,
       token_types=None,
     )
+    start = image_places.checked(image_start, tokens)
+    _check_first_image(cache)
     maps = self.vision_trunk.hidden_maps(images, train=train)
     levels = [maps[level] for level in self.vision_levels]
     seen = self.image_projector(levels[-1])
@@ -138,7 +152,7 @@ class VisionLanguage(transformer.Transformer):
     x = self.embed(tokens)
     if self.embedding_scale != 1.0:
       x = x * jnp.asarray(self.embedding_scale, x.dtype)
-    x = jnp.concatenate([seen.reshape(len(x), count, -1), x], axis=1)
+    x = image_places.joined(x, seen.reshape(len(x), count, -1), start)
     x = rows.by_rows(x, tokens=True)
     if cache is not None and positions is None:
       begun = written(cache)
@@ -155,14 +169,40 @@ class VisionLanguage(transformer.Transformer):
     def between(i, x):
       if self.remember == "none" or i + 1 not in self.remember_layers:
         return x
-      h = x[:, :count].reshape(len(x), *grid, -1)
+      h = image_places.image_of(x, start, count).reshape(len(x), *grid, -1)
       h = self.remembers[str(i + 1)](h, jnp.concatenate(levels, axis=-1))
-      h = h.reshape(len(x), count, -1)
-      return jnp.concatenate([h, x[:, count:]], axis=1)
+      text = image_places.text_of(x, start, count)
+      return image_places.joined(text, h.reshape(len(x), count, -1), start)
 
-    x, cache = self._through(x, positions, segments, cache, train, between)
-    logits = self._logits(x[:, count:])
+    span = image_places.span(start, count, len(x), positions)
+    x, cache = self._through(
+      x, positions, segments, cache, train, between, span
+    )
+    logits = self._logits(image_places.text_of(x, start, count))
     return logits if cache is None else (logits, cache)
+
+  def _through(
+    self,
+    x,
+    positions,
+    segments,
+    cache,
+    train,
+    between=lambda i, x: x,
+    span=None,
+  ):
+    """As the decoder's; says where the image is, in this call or before."""
+    if span is None:
+      none = jnp.zeros((len(x), 2), jnp.int32)
+      span = none if cache is None else cache[image_places.SPAN]
+    span = taps.tap(self, image_places.SPAN, span)
+    x, new = super()._through(x, positions, segments, cache, train, between)
+    return x, None if new is None else {**new, image_places.SPAN: span}
+
+  def init_cache(self, batch: int, length: int) -> transformer.Cache:
+    """As the decoder's, with where the image is: nowhere yet."""
+    span = jnp.zeros((batch, 2), jnp.int32)
+    return {**super().init_cache(batch, length), image_places.SPAN: span}
 
   def example_inputs(self) -> dict[str, jax.Array]:
     """Arrays of one grey image and one token, to initialise with."""
@@ -191,7 +231,7 @@ class VisionLanguage(transformer.Transformer):
     return self.clone(edits=active).apply(variables, *args, **options)
 
   def image_tokens(self, shape: Sequence[int]) -> int:
-    """How many tokens stand before the text, of images of a shape.
+    """How many tokens there are of an image, of images of a shape.
 
     Args:
       shape: [batch, height, width, channels].
@@ -248,6 +288,18 @@ class VisionLanguage(transformer.Transformer):
         f"{self.residual!r}; with images they must be another than 'learned', "
         "and 'sum'"
       )
+
+
+def _check_first_image(cache: transformer.Cache | None) -> None:
+  """Raises if a row has an image already, as far as that can be known."""
+  span = None if cache is None else cache[image_places.SPAN]
+  if span is None or isinstance(span, jax.core.Tracer):
+    return
+  if np.asarray(span).any():
+    raise ValueError(
+      f"images are given to a cache with images at {span.tolist()}; a row has "
+      "one"
+    )
 
 
 def _unchanged(value, site):

@@ -17,7 +17,8 @@ class VisionLanguage(SequenceLabeling):
   """Tells the words of a text that count, of an image and the words before.
 
   Sums are over words by their weights. Data are sources of
-  `input_pipeline.sequences` that have images.
+  `input_pipeline.sequences` that have images, and say by "image_start" before
+  which token of its text each stands, if not before all.
   """
 
   unit = "answer"
@@ -64,6 +65,7 @@ class VisionLanguage(SequenceLabeling):
       variables,
       batch["tokens"],
       pixels(batch["image"]),
+      batch.get("image_start", 0),
       rngs={"dropout": key},
     )
     loss = losses.weighted_cross_entropy(
@@ -79,7 +81,11 @@ class VisionLanguage(SequenceLabeling):
     An answer is right if its word is the likeliest of all words.
     """
     logits = self.model.apply(
-      variables, batch["tokens"], pixels(batch["image"]), train=False
+      variables,
+      batch["tokens"],
+      pixels(batch["image"]),
+      batch.get("image_start", 0),
+      train=False,
     )
     return self._sums(logits, batch)
 

@@ -64,6 +64,8 @@ class DigitsGrid:
       which names all that is asked for: "which row_1_column_3 7", "how_many 7
       2", "is_there 7 no", and "list 0 3 7 end" has one. A model that has not to
       gather a place from words before finds it in the image far sooner.
+    preamble: how many words "?" that ask nothing may stand before the image: by
+      chance none, or as many as this, or any number between.
   """
 
   side: int = 4
@@ -72,6 +74,7 @@ class DigitsGrid:
   listing: bool = False
   repeats: bool = True
   terse: bool = False
+  preamble: int = 0
 
   def __post_init__(self):
     """Checks the fields.
@@ -84,6 +87,10 @@ class DigitsGrid:
     if self.questions < 1:
       raise ValueError(
         f"questions is {self.questions}, but it must be positive."
+      )
+    if self.preamble < 0:
+      raise ValueError(
+        f"preamble is {self.preamble}, but it must be 0 or more."
       )
     known = (*KINDS, LIST) if self.listing else KINDS
     if not self.kinds or not set(self.kinds) <= set(known):
@@ -134,7 +141,7 @@ class DigitsGrid:
     # "list", digits and the end.
     list_length = (not self.terse) + 2 + min(_CLASSES, self.side**2)
     list_length *= last
-    return max(
+    return self.preamble + max(
       longest * self.questions * others,
       longest * (self.questions - 1) * others + list_length,
     )
@@ -168,7 +175,10 @@ class DigitsGrid:
     tokens = np.full(self.length + 1, number["?"], np.int32)
     group = np.zeros(self.length, np.int32)
     weights = np.zeros(self.length, np.float32)
-    place = 0
+    place, before = 0, {}
+    if self.preamble:
+      place = int(rng.integers(self.preamble + 1))
+      before = {"image_start": np.int32(place)}
     for asked in self._conversation(rng, grid):
       words = (*asked.words, *asked.answer)
       tokens[place : place + len(words)] = [number[word] for word in words]
@@ -183,6 +193,7 @@ class DigitsGrid:
       "targets": tokens[1:],
       "weights": weights,
       "group": group,
+      **before,
     }
 
   def _conversation(

@@ -38,7 +38,8 @@ def llava(options: Options) -> dict[str, Any]:
     projector_hidden_act="gelu",
     multimodal_projector_bias=True,
   )
-  # Which token a tokenizer writes for an image; ours are before the text.
+  # Which token a tokenizer writes for an image, and how often: it says where
+  # images stand, `image_places.from_placeholders`, and is in no text of ours.
   options.drop("image_token_index", "image_token_id", "image_seq_length")
   layer = options.take("vision_feature_layer", -2)
   # Older files have it beside that of the text.

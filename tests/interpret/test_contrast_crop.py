@@ -107,27 +107,30 @@ def test_gradients(dtype):
 def test_image_attention():
   rng = np.random.default_rng(0)
   weights = rng.random((3, 2, 5, 9)).astype(np.float32)
-  found = contrast_crop.image_attention(jnp.asarray(weights), slice(1, 8))
+  keys = jnp.arange(1, 8)[None]
+  found = contrast_crop.image_attention(jnp.asarray(weights), keys)
   np.testing.assert_allclose(found, weights.mean(1)[:, -1, 1:8], rtol=1e-6)
   queries = jnp.array([4, 0, 2])
   found = contrast_crop.image_attention(
-    jnp.asarray(weights), slice(1, 8), queries
+    jnp.asarray(weights), keys + jnp.array([[0], [1], [-1]]), queries
   )
-  expected = [weights.mean(1)[b, q, 1:8] for b, q in enumerate((4, 0, 2))]
+  expected = [
+    weights.mean(1)[b, q, start : start + 7]
+    for b, (q, start) in enumerate(((4, 1), (0, 2), (2, 0)))
+  ]
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_maps_of_a_model():
+@pytest.mark.parametrize("starts", [(0, 0), (1, 4)])
+def test_maps_of_a_model(starts):
   model, variables = test_token_boost_edit.vision_language()
   inputs = test_token_boost_edit.TOKENS, test_token_boost_edit.IMAGES
+  inputs += (jnp.array(starts),) if any(starts) else ()
   queries = jnp.array([7, 10])
-  image = slice(0, 6)
 
   @jax.jit
   def call(variables):
-    maps = contrast_crop.image_maps(
-      model, variables, inputs, (2, 0), image, queries
-    )
+    maps = contrast_crop.image_maps(model, variables, inputs, (2, 0), queries)
     return maps, taps.read(model, variables, *inputs, names=["layer_*_weights"])
 
   found, (_, weights) = call(variables)
@@ -136,7 +139,9 @@ def test_maps_of_a_model():
     map_ = np.asarray(weights[f"layer_{layer}/mixer/attention_weights"])
     for row, query in enumerate((7, 10)):
       np.testing.assert_allclose(
-        found[row, place], map_[row, :, query, :6].mean(0), rtol=1e-4
+        found[row, place],
+        map_[row, :, query, starts[row] : starts[row] + 6].mean(0),
+        rtol=1e-4,
       )
 
 
@@ -174,14 +179,20 @@ def test_shares_change_the_weights_of_maps_alone():
   ("call", "message"),
   [
     (
-      lambda: contrast_crop.image_attention(jnp.ones((2, 3, 4)), slice(0, 1)),
+      lambda: contrast_crop.image_attention(
+        jnp.ones((2, 3, 4)), jnp.ones((1, 1), int)
+      ),
       r"weights have shape \(2, 3, 4\)",
     ),
     (
       lambda: contrast_crop.image_attention(
-        jnp.ones((1, 1, 1, 4)), slice(4, 9)
+        jnp.ones((2, 1, 1, 4)), jnp.ones((3, 2), int)
       ),
-      "image is slice.*none of the 4 keys",
+      r"image has shape \(3, 2\).*must be \[2 or 1, image tokens\]",
+    ),
+    (
+      lambda: contrast_crop.image_maps(None, {}, (jnp.ones((1, 3), int),), [0]),
+      "inputs has 1 arrays and no image",
     ),
     (
       lambda: contrast_crop.contrast(jnp.ones(3), jnp.ones(4)),

@@ -196,3 +196,12 @@ def test_the_band_of_chance():
   assert mean == pytest.approx(5, abs=0.2)
   # Of the 15 sums one is 1 and one 2, one 8 and one 9.
   assert (low, high) == (2, 8)
+
+
+def test_overlap():
+  heads, others = [(0, 1), (2, 3), (1, 1)], [(2, 3), (1, 0), (0, 1)]
+  assert head_attribution.overlap(heads, others) == pytest.approx(2 / 3)
+  assert head_attribution.overlap(heads[:1], others[:1]) == 0
+  for one, other in (([], []), (heads, others[:2]), (heads[:1] * 2, heads[:2])):
+    with pytest.raises(ValueError, match="they must be as many, at least one"):
+      head_attribution.overlap(one, other)

@@ -15,12 +15,13 @@ from interpret import sink_edits
 from models import decoding
 from models.layer_stacking import stack_layers
 from tests import parity_helper
+from tests.interpret import image_text
 
 LENGTH, PREFILL, PAD = 12, 7, 3
 TOKENS = np.random.default_rng(0).integers(0, 13, (2, LENGTH), np.int32)
 IMAGE = (2, 7)
 VAR = sink_edits.Redistribution(
-  dimensions=(1, 4), threshold=1.0, image=IMAGE, least_ratio=0.3
+  dimensions=(1, 4), threshold=1.0, least_ratio=0.3
 )
 ACT = sink_edits.Calibration(threshold=0.16, least_observers=3, running=True)
 EDITS = {"redistribution": VAR, "calibration": ACT}
@@ -28,14 +29,14 @@ EDITS = {"redistribution": VAR, "calibration": ACT}
 
 @functools.cache
 def transformer(scan=False, **fields):
-  model = models.create(
-    "transformer",
+  model = image_text.WithImage(
     vocabulary_size=13,
     width=12,
     depth=3,
     heads=2,
     kv_heads=1,
     mlp_width=12,
+    image=IMAGE,
     **fields,
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS[:, :2])
@@ -121,7 +122,8 @@ def test_what_the_redistribution_makes_of_a_layer():
   assert moved[IMAGE[1] :].max() > 0.05
 
 
-def test_images_come_with_the_prompt():
+@pytest.mark.parametrize("start", [0, 2, np.array([1, 3], np.int32)])
+def test_images_come_with_the_prompt(start):
   model = models.create(
     "vision_language",
     vocabulary_size=13,
@@ -144,14 +146,29 @@ def test_images_come_with_the_prompt():
   images = images.astype(np.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS, images)
   variables = parity_helper.randomise(shapes, 2)
-  edit = sink_edits.Redistribution((3,), 1.0, (0, 4), least_ratio=0.2)
+  edit = sink_edits.Redistribution((3,), 1.0, least_ratio=0.2)
   edited = interpret.edited(model, {sink_edits.PATTERN: edit})
-  whole = compiled(edited)(variables, tokens=TOKENS, images=images)
-  plain = compiled(model)(variables, tokens=TOKENS, images=images)
-  assert np.abs(whole - plain).max() > 1e-3
+  seen = {"images": images, "image_start": start}
+  whole = compiled(edited)(variables, tokens=TOKENS, **seen)
+  plain = compiled(model)(variables, tokens=TOKENS, **seen)
+  changed = np.abs(whole - plain).max(-1)
+  for row, begin in enumerate(np.broadcast_to(start, 2)):
+    # Words before an image see nothing of it.
+    np.testing.assert_allclose(changed[row, :begin], 0, atol=1e-6)
+    assert changed[row, begin:].max() > 1e-3
   pieces = pieces_of({"tokens": TOKENS})
-  decoded = in_pieces(edited, variables, pieces, LENGTH + 4, images=images)
+  decoded = in_pieces(edited, variables, pieces, LENGTH + 4, **seen)
   np.testing.assert_allclose(decoded, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_texts_without_an_image_are_refused():
+  model = models.create(
+    "transformer", vocabulary_size=13, width=12, depth=2, heads=2
+  )
+  shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+  edited = interpret.edited(model, {sink_edits.PATTERN: VAR})
+  with pytest.raises(ValueError, match="reads 'image_span', but no tap"):
+    jax.eval_shape(edited.apply, shapes, TOKENS)
 
 
 def _calibrated_row(weights, rows, query, threshold):
@@ -293,7 +310,7 @@ def _knocked_out():
       model, variables, TOKENS, read=[name, state], edit=edits, given=given
     )[1]
 
-  fields = {"dimensions": (1, 4), "threshold": 1.0, "image": IMAGE}
+  fields = {"dimensions": (1, 4), "threshold": 1.0}
   own = sink_edits.KnockOut(**fields)
   others = sink_edits.KnockOut(**fields, at_random=True)
   plain = read(variables, (), None)
@@ -327,7 +344,7 @@ def test_at_random_as_many_image_tokens():
     assert not out[:, (places < IMAGE[0]) | (places >= IMAGE[1])].any()
     assert out.sum(1).tolist() == gone[0].sum(1).tolist()
   assert (gone[1] != gone[2]).any()
-  edit = sink_edits.KnockOut((1,), 1.0, IMAGE, at_random=True)
+  edit = sink_edits.KnockOut((1,), 1.0, at_random=True)
   model, variables = transformer()
   with pytest.raises(ValueError, match=r"no given\['draw'\]"):
     interpret.run(model, variables, TOKENS, edit={sink_edits.PATTERN: edit})

@@ -12,6 +12,7 @@ import models
 from interpret import token_boost, token_boost_edit
 from models.layer_stacking import stack_layers
 from tests import parity_helper
+from tests.interpret import image_text
 
 SCORES = token_boost_edit.SCORES
 FIRST = "layer_1/mixer/attention_scores"
@@ -19,6 +20,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 5)))
 IMAGES = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 4, 1)))
 IMAGE_TOKENS = 6
 GAINS = jnp.asarray(np.random.default_rng(2).random((2, IMAGE_TOKENS)))
+STARTS = np.array([2, 1], np.int32)
 ANSWERS = jnp.array([IMAGE_TOKENS + 2, IMAGE_TOKENS + 3])
 
 
@@ -46,7 +48,7 @@ def vision_language():
   return model, parity_helper.randomise(shapes, 0)
 
 
-def run(boost, read=(), pattern=SCORES, **given):
+def run(boost, read=(), pattern=SCORES, start=0, **given):
   model, variables = vision_language()
 
   @jax.jit
@@ -54,7 +56,7 @@ def run(boost, read=(), pattern=SCORES, **given):
     return interpret.run(
       model,
       variables,
-      (TOKENS, IMAGES),
+      (TOKENS, IMAGES, start),
       read=read,
       edit={pattern: boost},
       given=given,
@@ -63,23 +65,27 @@ def run(boost, read=(), pattern=SCORES, **given):
   return call(variables, {"token_gains": GAINS, **given})
 
 
-def plain(read=()):
+def plain(read=(), start=0):
   model, variables = vision_language()
-  return interpret.run(model, variables, (TOKENS, IMAGES), read=read)
+  return interpret.run(model, variables, (TOKENS, IMAGES, start), read=read)
 
 
-@pytest.mark.parametrize("first_position", [None, ANSWERS])
-def test_scores_are_those_of_the_rule(first_position):
+@pytest.mark.parametrize(
+  ("first_position", "start"), [(None, 0), (ANSWERS, 0), (ANSWERS, STARTS)]
+)
+def test_scores_are_those_of_the_rule(first_position, start):
   given = {} if first_position is None else {"first_position": first_position}
   boost = token_boost_edit.Boost(first_layer=1)
-  out, values = run(boost, read=[FIRST, "layer_0/*_scores"], **given)
-  whole, before = plain([FIRST, "layer_0/*_scores"])
+  read = [FIRST, "layer_0/*_scores"]
+  out, values = run(boost, read, start=start, **given)
+  whole, before = plain(read, start)
   z = np.asarray(before[FIRST])
   expected = z.copy()
   for b, h, q, k in np.ndindex(z.shape):
     begins = 10 if first_position is None else int(first_position[b])
-    if k < IMAGE_TOKENS and k <= q and q >= begins:
-      expected[b, h, q, k] += float(GAINS[b, k]) * abs(z[b, h, q, k])
+    token = k - int(np.broadcast_to(start, 2)[b])
+    if 0 <= token < IMAGE_TOKENS and k <= q and q >= begins:
+      expected[b, h, q, k] += float(GAINS[b, token]) * abs(z[b, h, q, k])
   np.testing.assert_allclose(values[FIRST], expected, rtol=1e-4, atol=1e-5)
   early = "layer_0/mixer/attention_scores"
   np.testing.assert_allclose(values[early], before[early], rtol=1e-4, atol=1e-5)
@@ -95,10 +101,10 @@ def test_no_gain_is_the_identity():
   np.testing.assert_allclose(out, plain()[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("uniform", [False, True])
-def test_decoding_with_a_cache_equals_one_pass(uniform):
+@pytest.mark.parametrize(("uniform", "start"), [(False, STARTS), (True, 0)])
+def test_decoding_with_a_cache_equals_one_pass(uniform, start):
   boost = token_boost_edit.Boost(first_layer=1, uniform=uniform)
-  expected, _ = run(boost, first_position=ANSWERS)
+  expected, _ = run(boost, start=start, first_position=ANSWERS)
   model, variables = vision_language()
   edited = interpret.edited(model, {SCORES: boost})
   variables = interpret.with_given(
@@ -106,16 +112,16 @@ def test_decoding_with_a_cache_equals_one_pass(uniform):
   )
   cache = edited.init_cache(2, 16)
   call = jax.jit(
-    lambda tokens, images, cache: edited.apply(
-      variables, tokens, images, cache=cache
+    lambda tokens, cache, *seen: edited.apply(
+      variables, tokens, *seen, cache=cache
     )
   )
   outs = []
-  for tokens, images in (
-    (TOKENS[:, :2], IMAGES),
-    *((TOKENS[:, i : i + 1], None) for i in range(2, 5)),
+  for tokens, *seen in (
+    (TOKENS[:, :2], IMAGES, start),
+    *((TOKENS[:, i : i + 1],) for i in range(2, 5)),
   ):
-    out, cache = call(tokens, images, cache)
+    out, cache = call(tokens, cache, *seen)
     outs.append(out)
   np.testing.assert_allclose(jnp.concatenate(outs, 1), expected, atol=1e-4)
 
@@ -139,8 +145,8 @@ def test_the_control_has_the_same_mass_and_the_same_shares():
 @pytest.mark.parametrize("first_layer", [0, 2])
 def test_scanned_layers(first_layer):
   """The first tokens of a text as if they were an image."""
-  model = models.create(
-    "transformer", vocabulary_size=11, width=8, depth=3, heads=2
+  model = image_text.WithImage(
+    vocabulary_size=11, width=8, depth=3, heads=2, image=(0, 3)
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
   variables = parity_helper.randomise(shapes, 0)

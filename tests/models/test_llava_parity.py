@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import huggingface, pretrained
+from models import decoding, huggingface, image_places, pretrained
 from models.vision_language import VisionLanguage
 from tests import parity_helper
 
@@ -66,15 +66,25 @@ def _inputs():
   return tokens, rng.standard_normal((2, 12, 12, 3), np.float32)
 
 
-def _run(model, tokens, images):
+def _run(model, rows, images):
+  """Logits of the text of rows with placeholders, [2, length, classes]."""
   torch = parity_helper.import_torch()
-  row = np.concatenate([np.full((2, SEEN), IMAGE), tokens], axis=1)
   pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
   output = model(
-    input_ids=torch.from_numpy(row).long(),
+    input_ids=torch.from_numpy(rows).long(),
     pixel_values=pixels.requires_grad_(),
   )
-  return output.logits[:, SEEN:], pixels
+  text = torch.from_numpy(rows != IMAGE)
+  return output.logits[text].reshape(2, -1, output.logits.shape[-1]), pixels
+
+
+def _rows(tokens, starts):
+  """Texts with the placeholders of an image in each, as processors have it."""
+  placeholders = [IMAGE] * SEEN
+  pairs = zip(tokens, starts, strict=True)
+  return np.stack(
+    [np.insert(row, [at] * SEEN, placeholders) for row, at in pairs]
+  )
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +100,15 @@ def loaded(theirs, tmp_path_factory):
 
 
 def test_logits_and_gradients(theirs, loaded):
+  """Of a row that begins with its image, and one with four words before."""
   torch = parity_helper.import_torch()
   model, variables = loaded
   assert isinstance(model, VisionLanguage)
   tokens, images = _inputs()
-  expected, pixels = _run(theirs, tokens, images)
+  rows = _rows(tokens, (0, 4))
+  expected, pixels = _run(theirs, rows, images)
+  texts, places = image_places.from_placeholders(rows, IMAGE)
+  np.testing.assert_array_equal(texts, tokens)
   direction = np.random.default_rng(2).standard_normal(
     tuple(expected.shape), np.float32
   )
@@ -104,7 +118,7 @@ def test_logits_and_gradients(theirs, loaded):
   @jax.jit
   def run(variables, images):
     def loss(variables, images):
-      logits = model.apply(variables, tokens, images)
+      logits = model.apply(variables, tokens, images, places)
       return (logits * direction).sum(), logits
 
     return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables, images)
@@ -137,6 +151,26 @@ def _close(name, ours, wanted):
   norm = np.linalg.norm(wanted)
   assert norm > 0.01, name
   assert np.linalg.norm(ours - wanted) < 1e-3 * norm, name
+
+
+def test_generation_with_words_before_images(theirs, loaded):
+  """What we say with a cache is the likeliest in one pass of theirs."""
+  model, variables = loaded
+  tokens, images = _inputs()
+  rows = _rows(tokens, (4, 1))
+  prompts, places = image_places.from_placeholders(rows, IMAGE)
+  new = decoding.generate(
+    model,
+    variables,
+    prompts,
+    images=images,
+    image_start=places,
+    max_tokens=5,
+  )
+  whole = np.concatenate([rows, np.array(new)[:, :-1]], axis=1)
+  expected, _ = _run(theirs, whole, images)
+  said = expected.detach().numpy()[:, tokens.shape[1] - 1 :].argmax(-1)
+  np.testing.assert_array_equal(said, new)
 
 
 def test_what_is_unlike_other_vits_matters(theirs, loaded):

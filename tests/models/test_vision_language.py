@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from models import decoding, taps
+from models import decoding, image_places, taps
 
 SMALL = {
   "vocabulary_size": 11,
@@ -60,12 +60,14 @@ def variables(inputs):
   return jax.tree.map(draw, made)
 
 
-def test_equals_its_parts_one_after_another(variables, inputs):
+@pytest.mark.parametrize("start", [0, 2, (3, 0)])
+def test_equals_its_parts_one_after_another(variables, inputs, start):
   """The decoder as a language model, of embeddings that are given as tokens."""
   tokens, images = inputs
   params = variables["params"]
   kept = _without_remembering(variables)["params"]
-  out = _apply(_model(), {"params": kept}, *inputs)
+  given = start if isinstance(start, int) else jnp.array(start)
+  out = _apply(_model(), {"params": kept}, *inputs, image_start=given)
 
   trunk = models.create("vit_tiny_16_224", num_classes=0, **SMALL["vision"])
   x = trunk.apply(
@@ -98,20 +100,35 @@ def test_equals_its_parts_one_after_another(variables, inputs):
   }
   language["head"] = {"logits": {"kernel": table.T}}
   places = 11 + jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
-  row = jnp.concatenate([places, tokens], axis=1)
-  expected = decoder.apply({"params": language}, row)[:, 6:]
+  starts = np.broadcast_to(start, 2)
+  row = np.stack(
+    [np.insert(t, s, p) for t, s, p in zip(tokens, starts, places, strict=True)]
+  )
+  logits = jax.jit(decoder.apply)({"params": language}, row)
+  expected = [
+    np.delete(x, np.s_[s : s + 6], axis=0)
+    for x, s in zip(logits, starts, strict=True)
+  ]
   np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
-def test_decoding_after_a_prefill_equals_one_call(variables, inputs):
+@pytest.mark.parametrize("start", [0, (1, 3)])
+def test_decoding_after_a_prefill_equals_one_call(variables, inputs, start):
   model = _model(**REMEMBER)
   tokens, images = inputs
-  expected = _apply(model, variables, tokens, images)
+  at = {"image_start": start if isinstance(start, int) else jnp.array(start)}
+  expected = _apply(model, variables, tokens, images, **at)
   cache = model.init_cache(2, 16)
-  first, cache = model.apply(variables, tokens[:, :3], images, cache=cache)
+  step = jax.jit(model.apply)
+  first, cache = step(variables, tokens[:, :3], images, **at, cache=cache)
+  begin = np.broadcast_to(start, 2)
+  span = np.stack([begin, begin + 6], 1)
+  np.testing.assert_array_equal(cache[image_places.SPAN], span)
+  with pytest.raises(ValueError, match="images are given to a cache with"):
+    model.apply(variables, tokens[:, 3:], images, cache=cache)
   # Steps have no image, and so neither ViT nor Vision Remember.
-  second, cache = model.apply(variables, tokens[:, 3:4], cache=cache)
-  third, cache = model.apply(variables, tokens[:, 4:], cache=cache)
+  second, cache = step(variables, tokens[:, 3:4], cache=cache)
+  third, cache = step(variables, tokens[:, 4:], cache=cache)
   out = jnp.concatenate([first, second, third], axis=1)
   np.testing.assert_allclose(out, expected, atol=2e-5)
 
@@ -161,8 +178,9 @@ def test_shuffled_squares_keep_their_patches_side_by_side(inputs):
 
 def test_bfloat16_and_remat(variables, inputs):
   model = _model(**REMEMBER, dtype="bfloat16", remat=True)
-  out = _apply(model, variables, *inputs)
-  expected = _apply(_model(**REMEMBER), variables, *inputs)
+  seen = (*inputs, jnp.array([1, 4]))
+  out = _apply(model, variables, *seen)
+  expected = _apply(_model(**REMEMBER), variables, *seen)
   assert out.dtype == jnp.float32
   np.testing.assert_allclose(out, expected, atol=0.3)
 
@@ -194,6 +212,93 @@ def test_positions_are_of_the_whole_row(variables, inputs):
     model.apply(variables, *inputs, positions=places[:, :5])
 
 
+def test_places_of_rows_are_as_one_for_all(variables, inputs):
+  """Values and gradients, with Vision Remember, of both ways to say it."""
+  model = _model(**REMEMBER)
+
+  def run(variables, start):
+    def loss(variables):
+      logits = model.apply(variables, *inputs, start)
+      return (logits * jnp.sin(logits)).sum(), logits
+
+    return jax.grad(loss, has_aux=True)(variables)
+
+  gradients, logits = jax.jit(run)(variables, jnp.array([2, 2]))
+  wanted, same = jax.jit(run, static_argnums=1)(variables, 2)
+  np.testing.assert_allclose(logits, same, atol=1e-5)
+  for ours, expected in zip(
+    jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True
+  ):
+    norm = np.linalg.norm(expected)
+    assert np.linalg.norm(ours - expected) <= 1e-4 * norm
+
+
+@pytest.mark.parametrize(
+  ("start", "message"),
+  [
+    (6, "image_start is 6; it must be from 0"),
+    (np.array([0, -1]), r"image_start is \[0, -1\]"),
+    (np.array([1, 2, 3]), r"of shape \(3,\); it must be"),
+    (0.5, "image_start is float32"),
+  ],
+)
+def test_images_that_cannot_stand_there(variables, inputs, start, message):
+  with pytest.raises(ValueError, match=message):
+    _model().apply(variables, *inputs, start)
+
+
+def test_a_place_needs_an_image(variables, inputs):
+  with pytest.raises(ValueError, match="image_start is 1, but images is None"):
+    _model().apply(variables, inputs[0], None, 1)
+
+
+def test_placeholders_say_where_images_are():
+  rows = [[1, 2, 9, 9, 9, 3], [9, 4, 5]]
+  texts, starts = image_places.from_placeholders(rows, 9)
+  assert texts == [[1, 2, 3], [4, 5]]
+  assert starts.tolist() == [2, 0]
+  for row, places in (([1, 2], r"\[\]"), ([9, 1, 9], r"\[0, 2\]")):
+    with pytest.raises(ValueError, match=rf"rows\[0\] has .*=9 at {places}"):
+      image_places.from_placeholders([row], 9)
+
+
+def test_generating_with_words_before_images(variables, inputs):
+  """Prompts of several lengths; each is gone on from as it is alone."""
+  model, images = _model(**REMEMBER), inputs[1]
+  prompts, starts = [[3, 5, 2, 8, 6], [7, 1]], [3, 1]
+  new = decoding.generate(
+    model,
+    variables,
+    prompts,
+    images=images,
+    image_start=starts,
+    max_tokens=4,
+    cache_length=24,
+  )
+  state = decoding.start(
+    model,
+    variables,
+    prompts,
+    padded=4,
+    slots=24,
+    images=images,
+    image_start=starts,
+  )
+  # By positions, which padding does not move.
+  span = state.cache[image_places.SPAN]
+  np.testing.assert_array_equal(span, [[3, 9], [1, 7]])
+  step = {"positions": state.position[:, None], "cache": state.cache}
+  apply = jax.jit(model.apply)
+  begun, _ = apply(variables, state.token[:, None], **step)
+  for i, (prompt, row) in enumerate(zip(prompts, new, strict=True)):
+    text = prompt + row[:-1]
+    tokens = jnp.asarray([text + [0] * (8 - len(text))])
+    logits = apply(variables, tokens, images[i : i + 1], starts[i])
+    last = logits[0, len(prompt) - 1 : len(text)]
+    np.testing.assert_allclose(begun[i, 0], last[0], atol=2e-5)
+    assert last.argmax(-1).tolist() == row
+
+
 def test_generating_after_images_equals_whole_texts(variables, inputs):
   """Each token is the likeliest after all before it, in one call."""
   model, images = _model(**REMEMBER), inputs[1]
@@ -221,7 +326,8 @@ def test_generating_after_images_equals_whole_texts(variables, inputs):
 @pytest.mark.parametrize(
   ("prompts", "options", "message"),
   [
-    ([[1], [2, 3]], {}, r"prompts have lengths \[1, 2\]"),
+    ([[1], [2, 3]], {"image_start": 1}, r"image_start is 1 for prompts\[0\]"),
+    ([[1], [2]], {"image_start": [0]}, "or one for each of 2 prompts"),
     ([[1]], {}, "images are 2 and prompts 1"),
     ([[1], [2]], {"cache_length": 7}, "cache_length=7 has room for"),
   ],

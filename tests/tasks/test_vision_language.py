@@ -68,6 +68,32 @@ def test_sums_are_those_of_answers(task):
   assert task.units_per_example == 3
 
 
+def test_images_behind_words():
+  """Loss and sums are of the rows as they are, each with its image's place."""
+  config = _config("digits_grid_compressed")
+  config.data.options.preamble = 3
+  task = tasks.create(config, sequences.dataset_info(config.data))
+  variables = jax.jit(task.init)(jax.random.key(0))
+  (batch, *_) = sequences.eval_batches(task.config.data, batch_size=4)
+  batch = {name: np.asarray(x) for name, x in batch.items()}
+  assert len(set(batch["image_start"].tolist())) > 1
+  images = batch["image"] / np.float32(127.5) - 1
+  apply = jax.jit(task.model.apply)
+
+  def loss_at(starts):
+    logits = apply(variables, batch["tokens"], images, starts)
+    log = np.asarray(jax.nn.log_softmax(logits))
+    told = np.take_along_axis(log, batch["targets"][..., None], -1)[..., 0]
+    return -(told * batch["weights"]).sum()
+
+  loss = loss_at(batch["image_start"])
+  assert abs(loss - loss_at(0 * batch["image_start"])) > 1e-4
+  sums = jax.jit(task.evaluate_step)(variables, batch)
+  np.testing.assert_allclose(sums["loss"], loss, rtol=1e-5)
+  trained, _ = jax.jit(task.loss)(variables, batch, jax.random.key(1))
+  np.testing.assert_allclose(trained, loss, rtol=1e-5)
+
+
 def test_hallucination_is_of_absent_digits(task):
   totals = {
     "weight": np.float64(10),

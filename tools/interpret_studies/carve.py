@@ -188,11 +188,8 @@ def place_asked(words: Sequence[str], prompt: np.ndarray) -> int:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _maps(model, variables, prompts, images):
-  image = slice(0, model.image_tokens(images.shape))
   layers = range(model.depth)
-  return contrast_crop.image_maps(
-    model, variables, (prompts, images), layers, image
-  )
+  return contrast_crop.image_maps(model, variables, (prompts, images), layers)
 
 
 def scores_of(look: Looked, options, layer: int | None, rng) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A toy refusal: which heads it hangs on, by Ships, Sahara and by chance."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -324,16 +324,51 @@ def _by_chance(ask, count, seed, size):
   }
 
 
-@functools.lru_cache(maxsize=16)
 def _order(folder, by, kind, seed, variant):
-  """(heads, correlation): heads in the order in which a score takes them.
+  """(heads, correlation) of the first refuser, for rows of all sizes.
 
   The correlation is that of scores of single heads and of what they are to the
-  log-probability of a refusal. Rows of all sizes have this in common.
+  log-probability of a refusal.
+  """
+  found = _scored(folder, "first", by, kind, seed, variant)
+  return found.heads, _spearman(found.scores, found.fall)
+
+
+def find_heads(
+  folder: epath.Path, which: str, by: str, kind: str, seed: int, variant: str
+) -> tuple[Sequence[tuple[int, int]], np.ndarray]:
+  """The heads that a score takes first.
+
+  Args:
+    folder: where trained models are kept.
+    which: refuser, "first" or "second", of one base.
+    by: "kl" for Ships, "queries" or "features" for Sahara, or "refusal".
+    kind: of the ablation.
+    seed: of the base and of both.
+    variant: "full" or "test".
+
+  Returns:
+    (heads, scores): the first of them at least, and of each head alone [layers,
+    heads].
   """
   size = _SIZES[variant]
+  found = _scored(folder, which, by, kind, seed, variant)
+  return found.heads, found.scores.reshape(size.depth, size.heads)
+
+
+class _Scored(NamedTuple):
+  """Heads in the order in which a score takes them, and of each head alone."""
+
+  heads: Sequence[tuple[int, int]]
+  scores: np.ndarray
+  fall: np.ndarray
+
+
+@functools.lru_cache(maxsize=16)
+def _scored(folder, which, by, kind, seed, variant) -> _Scored:
+  size = _SIZES[variant]
   model, shape = _model(size), (size.depth, size.heads)
-  variables = {"params": _params(folder, "first", seed, variant)}
+  variables = {"params": _params(folder, which, seed, variant)}
   prompts, _ = _tests(seed, size, True, number=1)
   run = functools.partial(
     _runner(model, head_edits.Ablation(kind)), variables, prompts
@@ -346,7 +381,7 @@ def _order(folder, by, kind, seed, variant):
     scores = head_attribution.ships_kl(intact.logits, alone.logits).mean(-1)
     order = np.argsort(-np.asarray(scores), kind="stable")
     heads = head_edits.pairs_of(np.ones(shape, bool))
-    return [heads[i] for i in order], _spearman(scores, fall)
+    return _Scored([heads[i] for i in order], np.asarray(scores), fall)
 
   def score(mask):
     found = run(mask[None])
@@ -357,7 +392,7 @@ def _order(folder, by, kind, seed, variant):
   most = min(max(_COUNTS), size.depth * size.heads)
   group = head_attribution.sahara(score, *shape, most)
   each = [score(mask) for mask in head_edits.single_heads(*shape)]
-  return group.heads, _spearman(each, fall)
+  return _Scored(group.heads, np.array(each), fall)
 
 
 @functools.partial(jax.jit, static_argnames="side")

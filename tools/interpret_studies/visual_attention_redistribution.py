@@ -12,7 +12,7 @@ from etils import epath
 
 import interpret
 from interpret import attention_redistribution, sink_edits
-from models import decoding
+from models import decoding, image_places
 from tools import grid_questions, interpret_subjects
 
 TITLE = "Visual attention redistribution (2503.03321)"
@@ -113,7 +113,6 @@ def measure(
   fields = {
     "dimensions": _dimensions(asked),
     "threshold": attention_redistribution.scaled_threshold(model.width),
-    "image": (0, asked.subject.source.side**2),
   }
   model = _edited(model, fields, options)
   figures = []
@@ -195,7 +194,7 @@ def _maps_of(asked, model, fields, variables) -> list[tuple[Any, ...]]:
   states = [name.replace(_MAP, "input_state") for name in maps]
   _, values = _read(
     decoding.hashable(model),
-    (*maps, *states),
+    (*maps, *states, image_places.SPAN),
     variables,
     questions.prompts,
     questions.images,
@@ -206,7 +205,7 @@ def _maps_of(asked, model, fields, variables) -> list[tuple[Any, ...]]:
       values[state], fields["dimensions"], fields["threshold"]
     )
     places = jnp.arange(sinks.shape[1])[None]
-    image = jnp.broadcast_to(places < fields["image"][1], sinks.shape)
+    image = image_places.within(places, values[image_places.SPAN])
     result.append((values[name][:, :, -1:], image, sinks))
   return result
 

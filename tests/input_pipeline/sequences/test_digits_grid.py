@@ -163,3 +163,25 @@ def test_rows_of_lists_alone():
   # Words are those of all kinds, whichever are asked.
   assert source.words == DigitsGrid(listing=True).words
   assert set(DigitsGrid().words) < set(source.words)
+
+
+def test_words_before_the_image():
+  """As without them, moved by as many as stand before."""
+  plain, source = DigitsGrid(questions=2), DigitsGrid(questions=2, preamble=3)
+  assert source.length == plain.length + 3
+  nothing = source.words.index("?")
+  places = set()
+  for seed in range(30):
+    example = source.example(np.random.default_rng(seed), "train")
+    before = int(example["image_start"])
+    places.add(before)
+    assert (example["tokens"][:before] == nothing).all()
+    assert not example["weights"][: before + 1].any()
+    grid = _read(example["image"], "train")
+    rest = slice(before, before + plain.length)
+    moved = {k: example[k][rest] for k in ("tokens", "targets", "weights")}
+    for question, answer in _conversation(source, moved):
+      assert [_answer(grid, question)] == answer
+  assert places == {0, 1, 2, 3}
+  with pytest.raises(ValueError, match="preamble is -1"):
+    DigitsGrid(preamble=-1)
