@@ -10,7 +10,7 @@ import pytest
 from generation import methods
 from models import decoding
 from models.diffusion_transformer import DiffusionTransformer
-from tests.models.test_diffusion_transformer import randomised
+from tests.models.diffusion_small import randomised
 
 MODEL = DiffusionTransformer(
   sample_shape=(4, 6),
