@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention import permutations, pyramid_levels, scales
+from attention import permutations, pyramid_importance, pyramid_levels, scales
 from attention import pyramid as pyramids
 from models import registry, taps
 from models.attends.layout import Layout
@@ -96,7 +96,7 @@ def pyramid(
   if chosen_by == "count":
     most = pyramid_levels.most_tiles(blocks, tuple(bounds), tuple(pools))
   if caps is not None:
-    allowed = pyramid_levels.similarity_caps(k, block_k, caps, pools=pools)
+    allowed = pyramid_importance.similarity_caps(k, block_k, caps, pools=pools)
     levels, most = jnp.minimum(levels, allowed[:, :, None]), None
   levels = pyramid_levels.with_text(levels, layout.text, block_k)
   levels = taps.tap(module, "levels", levels)
@@ -136,7 +136,7 @@ def _importance(q, k, block_q, block_k, kind, seed) -> jax.Array:
   """Returns [batch, heads, q_blocks, k_blocks]."""
   key = None if seed is None else jax.random.key(seed)
   if kind == "scores":
-    return pyramid_levels.block_importance(
+    return pyramid_importance.block_importance(
       q, k, block_q=block_q, block_k=block_k, key=key
     )
   batch, tokens, heads, _ = q.shape

@@ -9,7 +9,13 @@ from flax import traverse_util
 
 import attention
 import generation
-from attention import masks, permutations, pyramid, pyramid_levels
+from attention import (
+  masks,
+  permutations,
+  pyramid,
+  pyramid_importance,
+  pyramid_levels,
+)
 from generation import methods, paths
 from models import attends, taps
 from models.attends import Layout
@@ -93,9 +99,9 @@ def test_pyramid_has_the_levels_of_its_options(chosen_by):
   levels = values["levels"]
   order = permutations.joined(permutations.windows(GRID, size), TEXT)
   q, k, v = (x[:, order] for x in (q, k, v))
-  look = pyramid_levels.block_importance(q, k, **BLOCKS)
+  look = pyramid_importance.block_importance(q, k, **BLOCKS)
   by = getattr(pyramid_levels, f"levels_by_{chosen_by}")(look, bounds)
-  cap = pyramid_levels.similarity_caps(k, 8, caps)
+  cap = pyramid_importance.similarity_caps(k, 8, caps)
   assert (np.asarray(by) > np.asarray(cap)[:, :, None]).any()
   expected = np.minimum(by, np.asarray(cap)[:, :, None])
   expected[..., -1:] = 1
