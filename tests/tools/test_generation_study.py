@@ -1,5 +1,6 @@
 """Studies of diffusion models: each one tried, and what is done once."""
 
+import functools
 import pathlib
 import types
 
@@ -20,9 +21,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _quick_classifiers():
-  """Those that judge samples need not be good here; they have own tests."""
+def _quick_subjects():
+  """One of each for all studies, and classifiers that need not be good here."""
+  trained = functools.cache(generation_subject.trained)
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(generation_subject, "trained", trained)
     patch.setattr(classifier, "_TRAIN_FOR", "2 steps")
     patch.setattr(classifier, "_TRAINED", {})
     patch.setattr(frames, "_STEPS", 2)
@@ -34,7 +37,7 @@ def _quick_classifiers():
 @pytest.mark.parametrize("name", generation_study.names())
 def test_every_study_goes_through(name, folder, tmp_path, monkeypatch):
   module = generation_study.find(name)
-  # The others are the same code with other options.
+  # That of the system itself: the others are its code with other options.
   last = module.rows("test")[-1]
   monkeypatch.setattr(module, "rows", lambda variant: [last])
   report = epath.Path(tmp_path / "generation.md")
