@@ -273,8 +273,15 @@ class Blocks(Mask):
     sums = library.pad(sums, ((0, 0), (0, 0), (1, 0), (1, 0)))
     top, bottom = _blocks_of_tiles(q_len, block_q, self.block_q)
     left, right = _blocks_of_tiles(kv_len, block_k, self.block_k)
-    below = sums[:, :, bottom] - sums[:, :, top]
-    visible = below[..., right] - below[..., left]
+    # First along the axis that leaves less: for tiles of one query each row of
+    # blocks would become as many rows as it has queries.
+    rows_first = len(top) * sums.shape[3] <= len(left) * sums.shape[2]
+    between = [(2, top, bottom), (3, left, right)]
+    visible = sums
+    for axis, first, last in between if rows_first else between[::-1]:
+      visible = library.take(visible, last, axis) - library.take(
+        visible, first, axis
+      )
     area = (bottom - top)[:, None] * (right - left)[None, :]
     return states(visible == 0, visible == area[None, None])
 

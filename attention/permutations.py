@@ -7,8 +7,9 @@ the order, `y[:, inverse(order)]` brings them back, and a mask P M P^T is
 a mask leaves empty does (Scale-DiT, arXiv 2510.16325).
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -85,6 +86,129 @@ def hilbert_index(x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
     x, y = np.where(up, x, y), np.where(up, y, x)
     half //= 2
   return distance
+
+
+def gilbert(shape: Sequence[int]) -> np.ndarray:
+  """Returns the generalised Hilbert curve of a grid with sides of any number.
+
+  J. Cerveny's "gilbert" curve, as PSA (arXiv 2512.04025) has it: it begins at
+  the first token and runs along the longest side, of equal ones along the last.
+  Consecutive tokens are neighbours where sides are even; odd ones may need
+  diagonal steps. A grid of two axes is one of three with one frame.
+
+  Args:
+    shape: sides of the grid, at most three.
+
+  Raises:
+    ValueError: if the grid has more axes.
+  """
+  if not 1 <= len(shape) <= 3:
+    raise ValueError(
+      f"shape is {tuple(shape)}; the curve is of grids of one to three axes"
+    )
+  _tokens(shape)
+  sides = (1,) * (3 - len(shape)) + tuple(map(int, shape))
+  return _gilbert(sides).copy()
+
+
+# Some tenths of a second for the tokens of a video.
+@functools.lru_cache(maxsize=16)
+def _gilbert(sides: tuple[int, int, int]) -> np.ndarray:
+  """Returns the order of a grid of three axes."""
+  # The longest first, and then the last axis before those in front of it.
+  axes = sorted((2, 1, 0), key=lambda axis: -sides[axis])
+  axes = axes[:1] + sorted(axes[1:], reverse=True)
+  cells = np.array([*_curve((0, 0, 0), *((a, sides[a]) for a in axes))])
+  return np.ravel_multi_index(cells.T, sides).astype(np.int32)
+
+
+# An edge of a box: its axis, and how many cells it has, negative if backward.
+_Edge = tuple[int, int]
+_Cell = tuple[int, int, int]
+
+
+def _curve(cell: _Cell, a: _Edge, b: _Edge, c: _Edge) -> Iterator[_Cell]:
+  """Yields the cells of a box, from a corner to the one along edge `a`.
+
+  The box is cut into two, three or five, each of which begins a step from where
+  the one before ends.
+  """
+  lengths = sorted(abs(length) for _, length in (a, b, c))
+  if not lengths[0]:
+    return
+  if lengths[1] == 1:
+    axis, length = max((a, b, c), key=lambda edge: abs(edge[1]))
+    for n in range(abs(length)):
+      yield _moved(cell, (axis, n if length > 0 else -n))
+    return
+  begun = False
+  for step, first, second, third in _parts(a, b, c):
+    # Half of an edge of one cell has none, and there is no step behind it.
+    if begun:
+      cell = _moved(cell, step)
+    yield from _curve(cell, first, second, third)
+    cell = _moved(cell, _less(first))
+    begun = first[1] != 0
+
+
+def _parts(a: _Edge, b: _Edge, c: _Edge) -> list[tuple[_Edge, ...]]:
+  """Returns the step to each part of a box and its three edges.
+
+  There is none to the first.
+  """
+  (a1, a2), (b1, b2), (c1, c2) = (_halves(edge) for edge in (a, b, c))
+  w, h, d = (abs(length) for _, length in (a, b, c))
+  on, up, down = _unit(a), _unit(b), _back(_unit(b))
+  if 2 * w > 3 * h and 2 * w > 3 * d:
+    return [(on, a1, b, c), (on, a2, b, c)]
+  if 3 * h > 4 * d:
+    return [
+      (up, b1, c, a1),
+      (up, a, b2, c),
+      (down, _back(b1), c, _back(a2)),
+    ]
+  if 3 * d > 4 * h:
+    return [
+      (_unit(c), c1, a1, b),
+      (_unit(c), a, b, c2),
+      (_back(_unit(c)), _back(c1), _back(a2), b),
+    ]
+  return [
+    (up, b1, c1, a1),
+    (up, c, a1, b2),
+    (down, a, _back(b1), _back(c2)),
+    (up, _back(c), _back(a2), b2),
+    (down, _back(b1), c1, _back(a2)),
+  ]
+
+
+def _halves(edge: _Edge) -> tuple[_Edge, _Edge]:
+  """Cuts an edge, so that the first part is even if it is not all."""
+  axis, length = edge
+  half = length // 2
+  if half % 2 and abs(length) > 2:
+    half += 1 if length > 0 else -1
+  return (axis, half), (axis, length - half)
+
+
+def _unit(edge: _Edge) -> _Edge:
+  axis, length = edge
+  return axis, (length > 0) - (length < 0)
+
+
+def _back(edge: _Edge) -> _Edge:
+  return edge[0], -edge[1]
+
+
+def _less(edge: _Edge) -> _Edge:
+  """The way from the first cell of an edge to its last."""
+  return edge[0], edge[1] - _unit(edge)[1]
+
+
+def _moved(cell: _Cell, way: _Edge) -> _Cell:
+  moved = list(cell)
+  moved[way[0]] += way[1]
+  return tuple(moved)
 
 
 def inverse(order: np.ndarray) -> np.ndarray:

@@ -1,14 +1,13 @@
-"""Which level of the pyramid each block of keys gets, by how it is looked at.
+"""Which level of the pyramid each block of keys gets, by its importance.
 
-Of "PSA: Pyramid Sparse Attention" (arXiv 2512.04025), sections of importance
-and of levels, in the form of its released code for video; the estimate that it
-has for causal language models is not here. Nothing here has a gradient.
+Of "PSA: Pyramid Sparse Attention" (arXiv 2512.04025), its section of levels, in
+the forms of its released code. `attention.pyramid_importance` says what is
+important. Nothing here has a gradient.
 """
 
 import itertools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -22,70 +21,20 @@ from attention.pyramid import POOLS
 LEAST_SHARE = 0.06
 
 
-def block_importance(
-  q: Float[Array, "batch q_len heads dim"],
-  k: Float[Array, "batch kv_len k_heads dim"],
-  *,
-  block_q: int,
-  block_k: int,
-  scale: float | None = None,
-  key: Array | None = None,
-) -> Float[Array, "batch heads q_blocks k_blocks"]:
-  """Returns how much the queries of a block look at the keys of another.
-
-  With r_iJ the largest score of query i in block J, and m_i its largest of all:
-  the most that exp(r_iJ - m_i) is for a query of the block, over its sum along
-  the row. Both lengths are filled up with copies of the last token.
-
-  Args:
-    q: queries.
-    k: keys.
-    block_q: queries in a block.
-    block_k: keys in a block.
-    scale: factor of the scores; dim ** -0.5 if None.
-    key: random key, for the paper's estimate by a quarter of the positions of a
-      block, drawn for each row of the batch and head and the same in all
-      blocks; by all positions if None.
-
-  Raises:
-    ValueError: if a size is no whole number above 0.
-  """
-  for name, size in (("block_q", block_q), ("block_k", block_k)):
-    checks.whole(name, size, 1)
-  q, k = lax.stop_gradient((q, k))
-  heads, dim = q.shape[2:]
-  k = jnp.repeat(k, heads // k.shape[2], axis=2)
-  scale = dim**-0.5 if scale is None else scale
-  # [batch, heads, blocks, tokens, dim]
-  q, k = (_in_blocks(x, n) for x, n in ((q, block_q), (k, block_k)))
-  if key is not None:
-    of_q, of_k = jax.random.split(key)
-    q, k = _drawn(of_q, q), _drawn(of_k, k)
-
-  def of_block(q):
-    score = jnp.einsum(
-      "bhqd,bhnkd->bhqnk", q, k, preferred_element_type=jnp.float32
-    )
-    largest = scale * score.max(axis=-1)
-    share = jnp.exp(largest - largest.max(axis=-1, keepdims=True))
-    return share.max(axis=2)
-
-  # One block of queries after another, for there may be many scores.
-  looked = lax.map(of_block, jnp.moveaxis(q, 2, 0))
-  looked = jnp.moveaxis(looked, 0, 2)
-  return looked / looked.sum(axis=-1, keepdims=True)
-
-
 def levels_by_count(
   importance: Float[Array, "*lead q_blocks k_blocks"],
   bounds: Sequence[float],
   *,
   pools: Sequence[int] = POOLS,
   tile_share: float = 0.0,
+  causal: bool = False,
 ) -> Int[Array, "*lead q_blocks k_blocks"]:
   """Returns levels by the rank of a block in its row: "topk" of the paper.
 
   Level n goes on to the rank int(blocks * bound), and all behind the last is 0.
+  With `causal` blocks are those up to a row's own, as many as its number: their
+  importance must be above that of later ones, and `with_diagonal` keeps what
+  rounding left empty.
 
   Args:
     importance: of each block.
@@ -96,19 +45,26 @@ def levels_by_count(
       tile with several blocks; then the number of blocks at a level is a
       multiple of ceil(level * tile_share), rounded up, and down at the end of
       the row. Our kernels need none.
+    causal: whether rows are counted each by itself, without `tile_share`.
 
   Raises:
     ValueError: if `bounds` do not rise from 0 to 1, one for each level, or if
       they leave nothing of so few blocks.
   """
-  ends = count_ends(importance.shape[-1], bounds, pools, tile_share)
-  blocks = importance.shape[-1]
-  ranked = np.zeros(blocks, np.int32)
-  start = 0
-  for level, end in zip(pools, ends, strict=True):
-    ranked[start:end] = level
-    start = end
-  return jnp.asarray(ranked)[_ranks(importance)]
+  checks.flag("causal", causal)
+  rows, blocks = importance.shape[-2:]
+  if causal:
+    _check_bounds(bounds, pools)
+    seen = np.minimum(np.arange(1, rows + 1), blocks)[:, None]
+    ends = (seen * np.asarray(bounds, np.float64)).astype(int)
+  else:
+    ends = np.array([count_ends(blocks, bounds, pools, tile_share)])
+  # [rows or 1, blocks]: the level of each rank.
+  ranked = np.zeros((len(ends), blocks), np.int32)
+  for level, end in reversed([*zip(pools, ends.T, strict=True)]):
+    ranked[np.arange(blocks) < end[:, None]] = level
+  ranked = jnp.broadcast_to(jnp.asarray(ranked), importance.shape)
+  return jnp.take_along_axis(ranked, _ranks(importance), axis=-1)
 
 
 def count_ends(
@@ -204,44 +160,6 @@ def levels_by_mass(
   return jnp.take_along_axis(ranked, _ranks(importance), axis=-1)
 
 
-def similarity_caps(
-  k: Float[Array, "batch kv_len k_heads dim"],
-  block_k: int,
-  thresholds: Sequence[float],
-  *,
-  pools: Sequence[int] = POOLS,
-) -> Int[Array, "batch k_heads k_blocks"]:
-  """Returns the coarsest level at which the keys of a block are alike enough.
-
-  Level n is allowed where the mean cosine of the first and the last key of each
-  group of n is above its threshold; the coarsest that is allowed counts,
-  whatever is between. `jnp.minimum(levels, caps[:, :, None])` caps levels.
-
-  Args:
-    k: keys.
-    block_k: keys in a block.
-    thresholds: one for each of `pools` but the first.
-    pools: the levels.
-
-  Raises:
-    ValueError: if there are not as many thresholds.
-  """
-  checks.whole("block_k", block_k, 1)
-  if len(thresholds) != len(pools) - 1:
-    raise ValueError(
-      f"thresholds is {tuple(thresholds)}; levels {tuple(pools)} need "
-      f"{len(pools) - 1}, none for the first"
-    )
-  k = _in_blocks(lax.stop_gradient(k), block_k).astype(jnp.float32)
-  unit = k * lax.rsqrt(jnp.maximum((k**2).sum(-1, keepdims=True), 1e-24))
-  caps = jnp.full(k.shape[:3], pools[0], jnp.int32)
-  for level, least in zip(pools[1:], thresholds, strict=True):
-    first, last = unit[..., ::level, :], unit[..., level - 1 :: level, :]
-    alike = (first * last).sum(axis=-1).mean(axis=-1)
-    caps = jnp.where(alike > least, level, caps)
-  return caps
-
-
 def with_text(
   levels: Int[Array, "*lead q_blocks k_blocks"], tokens: int, block_k: int
 ) -> Int[Array, "*lead q_blocks k_blocks"]:
@@ -305,25 +223,6 @@ def levels_of_lists(
   levels = jnp.zeros((*lists.shape[:-1], blocks + 1), jnp.int32)
   levels = jnp.put_along_axis(levels, place, level, axis=-1, inplace=False)
   return levels[..., :blocks]
-
-
-def _in_blocks(x: Array, block: int) -> Array:
-  """[batch, length, heads, dim] -> [batch, heads, blocks, block, dim]"""
-  batch, length, heads, dim = x.shape
-  x = jnp.pad(x, ((0, 0), (0, -length % block), (0, 0), (0, 0)), mode="edge")
-  return x.swapaxes(1, 2).reshape(batch, heads, -1, block, dim)
-
-
-def _drawn(key: Array, x: Array) -> Array:
-  """Returns a quarter of the tokens of each block, the same in all blocks."""
-  batch, heads, _, block, _ = x.shape
-  keys = jax.random.split(key, (batch, heads))
-  number = max(block // 4, 1)
-
-  def of_head(key, x):
-    return x[:, jax.random.permutation(key, block)[:number]]
-
-  return jax.vmap(jax.vmap(of_head))(keys, x)
 
 
 def _places(x: Array) -> Array:

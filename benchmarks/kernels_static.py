@@ -75,11 +75,10 @@ def main(argv: Sequence[str]) -> None:
     for case in cases:
       for chip in _CHIPS.value:
         for which in _PASSES.value:
-          if which not in case.passes:
+          platform = "gpu" if chip in compile_only.GPUS else "tpu"
+          if which not in case.passes or platform not in case.platforms:
             continue
-          if chip in compile_only.GPUS:
-            if case.tiles is None:
-              continue
+          if platform == "gpu":
             row = references.submit(measure_gpu, case.name, chip).result()
           else:
             row = measure(case, chip, which, folder, references)

@@ -35,11 +35,13 @@ class Sparse(NamedTuple):
     tokens: number of keys.
     mask: function of a platform, "tpu" or "gpu"; None where all is visible.
     queries: number of queries, the last tokens; all if None.
+    platforms: whose kernels take it.
   """
 
   tokens: int
   mask: Callable[[str], Mask] | None = None
   queries: int | None = None
+  platforms: tuple[str, ...] = ("tpu", "gpu")
 
 
 def _radial(frames: int, decay: float, sink: bool) -> Callable[[str], Mask]:
@@ -74,16 +76,20 @@ def _freeswim(platform: str) -> Mask:
   return mask.reordered(permutations.windows(_VIDEO, (_VIDEO[0], 4, 2)))
 
 
-def _pyramid(bounds: tuple[float, ...]) -> Callable[[str], Mask]:
+def _pyramid(
+  bounds: tuple[float, ...], sizes: dict[str, tuple[int, int]] | None = None
+) -> Callable[[str], Mask]:
   """PSA's levels of blocks that are as important as chance has it.
 
   Means of eight fill a tile of 128 keys, of TPUs, if blocks have 1024 keys, and
-  one of 64, of GPUs, if they have 512. The paper has 128 and tiles of 16.
+  one of 64, of GPUs, if they have 512. The paper has 128, whose means of eight
+  are tiles of 16 keys: a GPU takes them, a TPU does not.
   """
+  sizes = sizes or {"tpu": (512, 1024), "gpu": (128, 512)}
 
   @functools.cache
   def mask(platform):
-    block_q, block_k = {"tpu": (512, 1024), "gpu": (128, 512)}[platform]
+    block_q, block_k = sizes[platform]
     shape = (1, 1, _PYRAMID // block_q, _PYRAMID // block_k)
     importance = np.random.default_rng(0).random(shape, np.float32)
     # Known before the program runs, though a program asks for it.
@@ -111,6 +117,12 @@ SPARSE = {
   ),
   "75k PSA, density 0.3": Sparse(
     _PYRAMID * 15 // 8, _pyramid((0.20, 0.30, 0.30, 0.70)), _PYRAMID
+  ),
+  "75k PSA, density 0.15, blocks of 128": Sparse(
+    _PYRAMID * 15 // 8,
+    _pyramid((0.10, 0.15, 0.15, 0.35), {"gpu": (128, 128)}),
+    _PYRAMID,
+    platforms=("gpu",),
   ),
   "171k dense": Sparse(math.prod(_VIDEO)),
   "171k FreeSwim": Sparse(math.prod(_VIDEO), _freeswim),

@@ -34,6 +34,7 @@ class Case(NamedTuple):
       where there are many scores.
     tiles: for a mask that takes seconds to make, function of a platform that
       says how busy the grid is and of how many scores; see `sparse_cases`.
+    platforms: whose kernels are compiled.
   """
 
   name: str
@@ -45,6 +46,7 @@ class Case(NamedTuple):
   passes: tuple[str, ...] = ("forward", "backward")
   has_reference: bool = True
   tiles: Callable[[str], sparse_cases.Tiles] | None = None
+  platforms: tuple[str, ...] = ("tpu",)
 
 
 def array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
@@ -164,6 +166,7 @@ def _sparse(name: str) -> Case:
     passes=("forward",),
     has_reference=False,
     tiles=functools.partial(sparse_cases.tiles, name),
+    platforms=sparse_cases.SPARSE[name].platforms,
   )
 
 

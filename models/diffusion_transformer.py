@@ -26,7 +26,7 @@ from models import (
   positions,
   taps,
 )
-from models.attends import Layout
+from models.attends import Layout, scaling
 from models.flow_head import time_features
 
 KIND = "diffusion"
@@ -82,7 +82,7 @@ class DiffusionTransformer(taps.Tapped):
     cross_attend: the same of cross-attention.
     cross_attend_options: its options.
     dense_layers: blocks, the first ones, that have attend="full" whatever
-      `attend` is.
+      `attend` is, scaled alike.
     guided_channels: channels, the first ones, that guidance acts on: 3 in the
       code of DiT, of four latents; all if None. Samplers read it.
     implementation: which implementation of the attention runs; see
@@ -261,10 +261,15 @@ class DiffusionTransformer(taps.Tapped):
     }
     joint = self.conditioning == "joint"
     last = i == self.depth - 1
-    dense = i < self.dense_layers
+    attend, options = self.attend, self.attend_options
+    if i < self.dense_layers:
+      scale_by = options.get("scale_by")
+      attend, options = "full", {}
+      if scale_by in scaling.SCALES:
+        options = {"scale_by": scale_by}
     offered = known | {
-      "attend": "full" if dense else self.attend,
-      "attend_options": {} if dense else self.attend_options,
+      "attend": attend,
+      "attend_options": options,
       "rotary_base": self.rotary_base * (self.position_encoding == "rotary"),
       "text_out": not last,
     }

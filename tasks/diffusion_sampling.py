@@ -51,12 +51,14 @@ OPTIONS: Mapping[str, tuple[Any, str]] = {
   ),
   "method": (
     "full",
-    "What becomes of the model's attention while it samples, a name of "
-    "generation.methods.METHODS.",
+    "What becomes of the model's attention while it samples: one of "
+    f"{', '.join(methods.METHODS)}; docs/diffusion.md has a line on each.",
   ),
   "method_options": (
     "",
-    'Options of the method, as "decay=0.5,window=(2,2)".',
+    'Options of the method, as "decay=0.5,window=(2,2)". With '
+    '--method=scale_dit "window=4,scale=2" makes samples of half the --size '
+    "first, which the large ones then see.",
   ),
   "size": (
     "",

@@ -20,7 +20,7 @@ from generation.methods.psa import psa
 from generation.methods.radial import radial
 from generation.methods.re_ttention import re_ttention
 from generation.methods.scale_dit import scale_dit
-from models import registry
+from models import attends, registry
 
 
 class Small(NamedTuple):
@@ -56,9 +56,20 @@ def full(model: nn.Module, steps: int) -> Method:
 
 
 def full_first(
-  model: nn.Module, changed: nn.Module, steps: int, full_steps: int
+  model: nn.Module,
+  changed: nn.Module,
+  steps: int,
+  full_steps: int,
+  scale_by: str = "constant",
 ) -> Method:
   """The model as it is for the first steps, then the changed one.
+
+  Args:
+    model: that was trained.
+    changed: a clone of it.
+    steps: of sampling.
+    full_steps: how many are the model's.
+    scale_by: of `changed`; the model's own attention is scaled alike.
 
   Raises:
     ValueError: if there are not so many steps.
@@ -68,7 +79,29 @@ def full_first(
       f"full_steps={full_steps} must be an integer from 0 to steps={steps}."
     )
   which = (0,) * full_steps + (1,) * (steps - full_steps)
-  return Method((model, changed), which)
+  return Method((scaled(model, scale_by), changed), which)
+
+
+def scaled(model: nn.Module, scale_by: str) -> nn.Module:
+  """The model with the scale of scores that its attend has by this name.
+
+  Args:
+    model: a diffusion transformer.
+    scale_by: see `models.attends.scaling`; "constant" is the model as it is.
+
+  Raises:
+    ValueError: if its tokens are mixed without scores.
+  """
+  if scale_by == "constant":
+    return model
+  if model.mixer != "attention":
+    raise ValueError(
+      f"mixer is {model.mixer!r}, which has no scores to scale by how many "
+      "keys there are; mixer='attention' has"
+    )
+  options = {**model.attend_options, "scale_by": scale_by}
+  attends.check("attend", model.attend, options)
+  return model.clone(attend_options=options)
 
 
 METHODS: Mapping[str, Callable[..., Method]] = {

@@ -14,16 +14,11 @@ def entropy_scale(model: nn.Module, steps: int) -> "methods.Method":
   model as it is, to the bit, and so is cross-attention at any size.
 
   Args:
-    model: a diffusion transformer with attend="full".
+    model: a diffusion transformer whose self-attention has scores. Where it is
+      sparse, N are the keys that a query sees.
     steps: of sampling.
 
   Raises:
-    ValueError: for another attend.
+    ValueError: if it has none.
   """
-  if model.attend != "full":
-    raise ValueError(
-      f"attend is {model.attend!r}; method 'entropy_scale' is for models with "
-      "attend='full'"
-    )
-  options = {**model.attend_options, "scale_by": "entropy"}
-  return methods.Method((model.clone(attend_options=options),), (0,) * steps)
+  return methods.Method((methods.scaled(model, "entropy"),), (0,) * steps)

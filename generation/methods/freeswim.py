@@ -54,7 +54,7 @@ def freeswim(
   period: int = 2,
   inward: bool = True,
   override: bool = True,
-  temperature: bool = True,
+  scale_by: str = "twice",
   cached_unconditional: bool = True,
 ) -> "methods.Method":
   """Attends within windows, with the cross-attention of full attention.
@@ -69,7 +69,8 @@ def freeswim(
       as the paper without its cache.
     inward: whether windows are pushed inward at the borders.
     override: whether there is a branch with full attention at all.
-    temperature: see `models.attends.inward_window`.
+    scale_by: "twice", which is the paper's, "constant" or "entropy"; see
+      `models.attends.inward_window`.
     cached_unconditional: whether guidance's half without a condition takes the
       other branch's cross-attention too. The released code with a cache has
       not, and the one without has; False needs guidance.
@@ -84,7 +85,7 @@ def freeswim(
     )
   if period < 1:
     raise ValueError(f"period is {period}; it must be at least 1")
-  options = {"temperature": temperature}
+  options = {"scale_by": scale_by}
   windows = model.clone(
     attend="inward_window", attend_options={**options, "inward": inward}
   )

@@ -15,13 +15,14 @@ def naive(
   seed: int = 0,
   dense_steps: int = 0,
   dense_layers: int = 0,
+  scale_by: str = "constant",
 ) -> "methods.Method":
   """Attends by a mask that knows nothing but its density.
 
   Args:
     model: a diffusion transformer.
     steps: of sampling.
-    kind, density, block_size, seed: see `models.attends.naive`.
+    kind, density, block_size, seed, scale_by: see `models.attends.naive`.
     dense_steps: steps, the first ones, that attend to all.
     dense_layers: layers, the first ones, that do so at each step.
 
@@ -35,7 +36,8 @@ def naive(
       "density": density,
       "block_size": block_size,
       "seed": seed,
+      "scale_by": scale_by,
     },
     dense_layers=dense_layers,
   )
-  return methods.full_first(model, changed, steps, dense_steps)
+  return methods.full_first(model, changed, steps, dense_steps, scale_by)

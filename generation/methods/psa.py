@@ -18,7 +18,9 @@ def psa(
   chosen_by: str = "count",
   caps: Sequence[float] | None = None,
   window: Sequence[int] | None = None,
+  order: str = "rows",
   importance: str = "scores",
+  stride: int = 16,
   seed: int | None = None,
   scale_by: str = "constant",
 ) -> "methods.Method":
@@ -35,7 +37,9 @@ def psa(
     chosen_by: "count" or "mass".
     caps: thresholds of how alike the keys of a block must be.
     window: sides of the windows of tokens that blocks are made of.
-    importance: "scores" or "random".
+    order: "rows" or "gilbert".
+    importance: "scores", "antidiagonal" or "random".
+    stride: tokens in a group of the antidiagonal estimate.
     seed: of what is drawn.
     scale_by: "constant" or "entropy".
 
@@ -49,9 +53,11 @@ def psa(
     "chosen_by": chosen_by,
     "caps": None if caps is None else tuple(caps),
     "window": None if window is None else tuple(window),
+    "order": order,
     "importance": importance,
+    "stride": stride,
     "seed": seed,
     "scale_by": scale_by,
   }
   changed = model.clone(attend="pyramid", attend_options=options)
-  return methods.full_first(model, changed, steps, full_steps)
+  return methods.full_first(model, changed, steps, full_steps, scale_by)

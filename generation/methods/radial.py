@@ -41,4 +41,4 @@ def radial(
     },
     dense_layers=dense_layers,
   )
-  return methods.full_first(model, changed, steps, dense_steps)
+  return methods.full_first(model, changed, steps, dense_steps, scale_by)

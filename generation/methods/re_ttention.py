@@ -17,6 +17,7 @@ def re_ttention(
   ramp: float = 0.04,
   most: float | None = None,
   kind: str = "reshaped",
+  scale_by: str = "constant",
 ) -> "methods.Method":
   """Full steps at first, then one in `period` that keeps its statistics.
 
@@ -33,6 +34,7 @@ def re_ttention(
     ramp: what the ratio grows by after a sparse step.
     most: where it ends.
     kind: "reshaped", or "window", the same steps without the correction.
+    scale_by: "constant" or "entropy", see `models.attends.reshaped_window`.
 
   Raises:
     ValueError: if there are not so many steps, or for another `kind`.
@@ -47,13 +49,15 @@ def re_ttention(
 
   def changed(step):
     options = {"step": step, "keep": keep, "ramp": ramp, "most": most}
+    options["scale_by"] = scale_by
     return model.clone(attend="reshaped_window", attend_options=options)
 
+  full = methods.scaled(model, scale_by)
   # In comparison nothing is stored.
-  store = model if kind == "window" else changed("store")
+  store = full if kind == "window" else changed("store")
   sparse = changed("window" if kind == "window" else "sparse")
   which = tuple(
     0 if n < full_steps else 1 if (n - full_steps) % period == 0 else 2
     for n in range(steps)
   )
-  return methods.Method((model, store, sparse), which)
+  return methods.Method((full, store, sparse), which)

@@ -52,6 +52,13 @@ ATTENDS: dict[str, Callable[..., jax.Array]] = {
   "regional": regional,
 }
 _ARGUMENTS = ("module", "q", "k", "v", "layout", "lengths")
+_OF_A_TEXT = "its keys are a text's, as many as in training"
+# Why an attend has no `scale_by`, see `models.attends.scaling`.
+_NOT_SCALED = {
+  "flow": "it is linear in the keys and has no scores",
+  "kept": _OF_A_TEXT,
+  "regional": _OF_A_TEXT,
+}
 
 
 def find(name: str, field: str = "attend") -> Callable[..., jax.Array]:
@@ -77,6 +84,12 @@ def check(
     padded: whether there are `lengths`.
   """
   known = inspect.signature(find(name, field)).parameters
+  if "scale_by" in options and name in _NOT_SCALED:
+    able = [other for other in ATTENDS if other not in _NOT_SCALED]
+    raise ValueError(
+      f"{field} is {name!r}, which takes no scale_by: {_NOT_SCALED[name]}; "
+      f"those that take it are {able}"
+    )
   for option in options:
     if option not in known or option in _ARGUMENTS:
       own = set(known) - set(_ARGUMENTS)

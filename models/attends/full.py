@@ -3,11 +3,9 @@
 import flax.linen as nn
 import jax
 
-import attention
-from attention import masks, scales
-from models import taps
+from models.attends import scaling
 from models.attends.layout import Layout
-from models.attends.masked import check_scale_by
+from models.attends.masked import masked
 
 
 def full(
@@ -29,32 +27,16 @@ def full(
     v: values.
     layout: where they stand.
     lengths: how many keys are real.
-    scale_by: "constant", dim^(-1/2), or "entropy", which is that times
-      sqrt(log_T(N)) for N keys where training had T ("Training-free Diffusion
-      Model Adaptation for Variable-Sized Text-to-Image Synthesis", arXiv
-      2306.08645). The condition tokens are as many as they were.
+    scale_by: "constant" or "entropy", see `models.attends.scaling`. In cross-
+      attention both are the same, as the text is as long as it was.
 
   Raises:
     ValueError: for another `scale_by`.
   """
-  check_scale_by(scale_by)
-  factor = q.shape[-1] ** -0.5
-  keys = k.shape[1]
   # In cross-attention the keys are the text, whatever the size of the grid.
-  if scale_by == "entropy" and keys != layout.text:
-    trained = keys - layout.places + layout.trained_places
-    factor = scales.entropy(keys, trained, q.shape[-1])
-  mask = None if lengths is None else masks.padding(lengths)
-  slots = {"scale": factor, "mask": mask}
-
-  def attend():
-    return attention.dot_product_attention(
-      q, k, v, **slots, implementation=module.implementation
-    )
-
-  return taps.with_open_map(
-    module,
-    attend,
-    lambda: attention.attention_weights(q, k, **slots),
-    lambda weights: attention.apply_attention_weights(weights, v),
+  crossed = k.shape[1] == layout.text
+  scaling.check(scale_by)
+  scale = scaling.of_count(
+    "constant" if crossed else scale_by, k.shape[1], layout, q.shape[-1]
   )
+  return masked(module, q, k, v, None, scale=scale, lengths=lengths)

@@ -8,8 +8,12 @@ import jax
 
 from attention import masks, scales
 from attention.mask_base import Mask
+from models.attends import scaling
 from models.attends.layout import Layout
 from models.attends.masked import masked
+
+# FreeSwim's own: of twice as many keys as in training, whatever the size is.
+TWICE = "twice"
 
 
 def inward_window(
@@ -21,7 +25,7 @@ def inward_window(
   *,
   windowed: bool = True,
   inward: bool = True,
-  temperature: bool = True,
+  scale_by: str = TWICE,
 ) -> jax.Array:
   """Attends within windows of image rows and columns (arXiv 2511.14712).
 
@@ -38,19 +42,23 @@ def inward_window(
     windowed: whether there is a window; without it this is the branch with full
       attention.
     inward: whether windows are pushed inward at the borders, else cut there.
-    temperature: whether scores are multiplied by sqrt(log_T(2 T)), of T places
-      of a trained frame, whatever the size is now.
+    scale_by: "twice", FreeSwim's factor sqrt(log_T(2 T)) of T places of a
+      trained frame, whatever the size is now; or "constant" or "entropy", see
+      `models.attends.scaling`.
 
   Raises:
-    ValueError: for a grid without rows and columns, or with text among its
-      tokens, which FreeSwim does not define.
+    ValueError: for another `scale_by`, a grid without rows and columns, or with
+      text among its tokens, which FreeSwim does not define.
   """
-  scale = None
-  if temperature:
+  scaling.check(scale_by, (TWICE, *scaling.SCALES))
+  mask = window_mask(layout, inward)
+  mask = mask if windowed else None
+  if scale_by == TWICE:
     trained = math.prod(layout.trained_grid[-2:])
     scale = scales.entropy(2 * trained, trained, q.shape[-1])
-  mask = window_mask(layout, inward)
-  return masked(module, q, k, v, mask if windowed else None, scale=scale)
+  else:
+    scale = scaling.of_mask(scale_by, mask, layout, q, k)
+  return masked(module, q, k, v, mask, scale=scale)
 
 
 @functools.lru_cache(maxsize=32)

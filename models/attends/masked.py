@@ -4,12 +4,9 @@ import flax.linen as nn
 import jax
 
 import attention
-from attention import masks, scales
+from attention import masks
 from attention.mask_base import Mask
-from models import registry, taps
-from models.attends.layout import Layout
-
-SCALES = ("constant", "entropy")
+from models import taps
 
 
 def masked(
@@ -49,37 +46,3 @@ def masked(
     lambda: attention.attention_weights(q, k, **slots),
     lambda weights: attention.apply_attention_weights(weights, v),
   )
-
-
-def check_scale_by(scale_by: str) -> None:
-  """Raises a ValueError for an option that is none of SCALES."""
-  if scale_by not in SCALES:
-    raise registry.unknown("scale_by", scale_by, SCALES)
-
-
-def scale_of_visible(
-  scale_by: str, mask: Mask, layout: Layout, q: jax.Array, k: jax.Array
-) -> jax.Array | None:
-  """Returns the `scale` of `masked` where queries see a part of the keys.
-
-  Args:
-    scale_by: "constant", or "entropy", sqrt(log_T(N)) times dim^(-1/2) for the
-      N keys that a query sees and all T tokens of training (arXiv 2306.08645);
-      with many keys hidden that is less than dim^(-1/2).
-    mask: which keys a query sees.
-    layout: where they stand.
-    q: queries [batch, tokens, heads, dim].
-    k: keys.
-
-  Raises:
-    ValueError: for another `scale_by`.
-  """
-  check_scale_by(scale_by)
-  if scale_by == "constant":
-    return None
-  # The mask is known, so its sums are no part of the program.
-  with jax.ensure_compile_time_eval():
-    visible = mask.count(q.shape[1], k.shape[1])
-    return scales.entropy(
-      visible, layout.trained_places + layout.text, q.shape[-1]
-    )

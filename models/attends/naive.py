@@ -9,6 +9,7 @@ import numpy as np
 from attention import checks, masks
 from attention.mask_base import Mask
 from models import registry
+from models.attends import scaling
 from models.attends.layout import Layout
 from models.attends.masked import masked
 
@@ -26,6 +27,7 @@ def naive(
   density: float = 0.5,
   block_size: int = 1,
   seed: int = 0,
+  scale_by: str = "constant",
 ) -> jax.Array:
   """Attends by a mask of a density that knows nothing of the grid.
 
@@ -43,13 +45,15 @@ def naive(
     density: share of the blocks that each row of blocks sees, rounded.
     block_size: side of a block.
     seed: of what is drawn.
+    scale_by: "constant" or "entropy", see `models.attends.scaling`.
 
   Raises:
-    ValueError: for another kind, or a density that leaves rows empty.
+    ValueError: for another kind or `scale_by`, or a density that leaves rows
+      empty.
   """
-  return masked(
-    module, q, k, v, naive_mask(layout, kind, density, block_size, seed)
-  )
+  mask = naive_mask(layout, kind, density, block_size, seed)
+  scale = scaling.of_mask(scale_by, mask, layout, q, k)
+  return masked(module, q, k, v, mask, scale=scale)
 
 
 @functools.lru_cache(maxsize=32)

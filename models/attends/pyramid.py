@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention import permutations, pyramid_levels, scales
+from attention import permutations, pyramid_importance, pyramid_levels
 from attention import pyramid as pyramids
 from models import registry, taps
+from models.attends import scaling
 from models.attends.layout import Layout
-from models.attends.masked import check_scale_by
 
 CHOICES = ("count", "mass")
-IMPORTANCE = ("scores", "random")
+IMPORTANCE = ("scores", "antidiagonal", "random")
+ORDERS = ("rows", "gilbert")
 
 
 def pyramid(
@@ -31,7 +32,9 @@ def pyramid(
   caps: Sequence[float] | None = None,
   pools: Sequence[int] = pyramids.POOLS,
   window: Sequence[int] | None = None,
+  order: str = "rows",
   importance: str = "scores",
+  stride: int = 16,
   seed: int | None = None,
   scale_by: str = "constant",
 ) -> jax.Array:
@@ -53,13 +56,17 @@ def pyramid(
     caps: thresholds of `similarity_caps`; none if None.
     pools: the levels that there are.
     window: sides of windows of the grid, of whose tokens blocks are made, as
-      (2, 8, 8); in row-major order if None. (The paper's other order, along
-      Gilbert's curve, is not here.)
-    importance: "scores", `block_importance`, or "random", for comparison.
-    scale_by: "constant", or "entropy" by how many keys a query sees, of which a
-      mean of g keys is g; see `masked.scale_of_visible`.
+      (2, 8, 8); in the order below if None.
+    order: "rows", row-major, or "gilbert", `permutations.gilbert`, which the
+      paper has for most models. The text comes after the grid.
+    importance: "scores", `block_importance`; "antidiagonal", the estimate that
+      the paper has for causal models, `antidiagonal_importance`; or "random",
+      for comparison.
+    stride: tokens in a group of the antidiagonal estimate; divides both blocks.
     seed: of the positions that scores are made of, a quarter of each block, and
       of random importance; None for scores of all positions.
+    scale_by: "constant" or "entropy", see `models.attends.scaling`; a mean of g
+      keys is g of those that a query sees.
 
   Raises:
     ValueError: for options that do not fit, or where queries and keys are not
@@ -68,25 +75,22 @@ def pyramid(
   for name, value, known in (
     ("chosen_by", chosen_by, CHOICES),
     ("importance", importance, IMPORTANCE),
+    ("order", order, ORDERS),
   ):
     if value not in known:
       raise registry.unknown(f"{name} of attend='pyramid'", value, known)
-  check_scale_by(scale_by)
+  scaling.check(scale_by)
   tokens = layout.places + layout.text
   if (q.shape[1], k.shape[1]) != (tokens, tokens):
     raise ValueError(
       f"attend is 'pyramid', and there are {q.shape[1]} queries and "
       f"{k.shape[1]} keys; it is for self-attention, of {tokens} tokens here"
     )
-  back = None
-  if window is not None:
-    order = permutations.joined(
-      permutations.windows(layout.grid, window), layout.text
-    )
-    back = permutations.inverse(order)
-    q, k, v = (x[:, order] for x in (q, k, v))
+  places = _order(layout, window, order)
+  if places is not None:
+    q, k, v = (x[:, places] for x in (q, k, v))
   blocks = -(-tokens // block_k)
-  look = _importance(q, k, block_q, block_k, importance, seed)
+  look = _importance(q, k, block_q, block_k, importance, seed, stride)
   choose = {
     "count": pyramid_levels.levels_by_count,
     "mass": pyramid_levels.levels_by_mass,
@@ -96,15 +100,12 @@ def pyramid(
   if chosen_by == "count":
     most = pyramid_levels.most_tiles(blocks, tuple(bounds), tuple(pools))
   if caps is not None:
-    allowed = pyramid_levels.similarity_caps(k, block_k, caps, pools=pools)
+    allowed = pyramid_importance.similarity_caps(k, block_k, caps, pools=pools)
     levels, most = jnp.minimum(levels, allowed[:, :, None]), None
   levels = pyramid_levels.with_text(levels, layout.text, block_k)
   levels = taps.tap(module, "levels", levels)
   if most is not None:
     most += -(-layout.text // block_k) * pools[-1]
-  scale = None
-  if scale_by == "entropy":
-    scale = _entropy(levels, layout, tokens, block_q, block_k, q.shape[-1])
   out = pyramids.pyramid_attention(
     q,
     k,
@@ -113,31 +114,49 @@ def pyramid(
     block_q=block_q,
     block_k=block_k,
     pools=tuple(pools),
-    scale=scale,
+    scale=scaling.of_count(
+      scale_by, _visible(levels, tokens, block_q, block_k), layout, q.shape[-1]
+    ),
     most=most,
     implementation=module.implementation,
   )
-  return out if back is None else out[:, back]
+  return out if places is None else out[:, permutations.inverse(places)]
 
 
-def _entropy(levels, layout, tokens, block_q, block_k, dim) -> jax.Array:
-  """Returns [batch, heads, tokens]."""
+def _order(layout, window, order) -> np.ndarray | None:
+  """Returns the order of the tokens, None if they stay as they are."""
+  if window is not None and order != "rows":
+    raise ValueError(
+      f"order is {order!r} and window {tuple(window)}; blocks are made by one "
+      "of them"
+    )
+  if window is not None:
+    of_grid = permutations.windows(layout.grid, window)
+  elif order == "gilbert":
+    of_grid = permutations.gilbert(layout.grid)
+  else:
+    return None
+  return permutations.joined(of_grid, layout.text)
+
+
+def _visible(levels, tokens, block_q, block_k) -> jax.Array:
+  """Returns how many keys queries see, [batch, heads, tokens]."""
   blocks = levels.shape[-1]
   of_block = np.minimum(block_k, tokens - block_k * np.arange(blocks))
   seen = (levels > 0) @ jnp.asarray(of_block)  # [batch, heads, q_blocks]
-  return scales.entropy(
-    jnp.repeat(seen, block_q, axis=-1)[..., :tokens],
-    layout.trained_places + layout.text,
-    dim,
-  )
+  return jnp.repeat(seen, block_q, axis=-1)[..., :tokens]
 
 
-def _importance(q, k, block_q, block_k, kind, seed) -> jax.Array:
+def _importance(q, k, block_q, block_k, kind, seed, stride) -> jax.Array:
   """Returns [batch, heads, q_blocks, k_blocks]."""
   key = None if seed is None else jax.random.key(seed)
   if kind == "scores":
-    return pyramid_levels.block_importance(
+    return pyramid_importance.block_importance(
       q, k, block_q=block_q, block_k=block_k, key=key
+    )
+  if kind == "antidiagonal":
+    return pyramid_importance.antidiagonal_importance(
+      q, k, block_q=block_q, block_k=block_k, stride=stride
     )
   batch, tokens, heads, _ = q.shape
   shape = (batch, heads, -(-tokens // block_q), -(-tokens // block_k))

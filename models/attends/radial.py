@@ -8,8 +8,9 @@ import jax
 
 from attention import masks
 from attention.mask_base import Mask
+from models.attends import scaling
 from models.attends.layout import Layout
-from models.attends.masked import masked, scale_of_visible
+from models.attends.masked import masked
 
 
 def radial(
@@ -41,14 +42,14 @@ def radial(
       for HunyuanVideo.
     block_size: side of a block; at most the tokens of a frame.
     dense_width: see `masks.radial_blocks`; small models need less than 128.
-    scale_by: "constant" or "entropy", see `masked.scale_of_visible`.
+    scale_by: "constant" or "entropy", see `models.attends.scaling`.
 
   Raises:
     ValueError: if the grid has no frames, a block is more than a frame, or
       for another `scale_by`.
   """
   mask = radial_mask(layout, decay, sink, block_size, dense_width)
-  scale = scale_of_visible(scale_by, mask, layout, q, k)
+  scale = scaling.of_mask(scale_by, mask, layout, q, k)
   return masked(module, q, k, v, mask, scale=scale)
 
 

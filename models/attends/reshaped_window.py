@@ -6,6 +6,7 @@ import jax
 import attention
 from attention import masks, reshaped
 from models import registry
+from models.attends import scaling
 from models.attends.layout import STATE, Layout
 
 STEPS = ("store", "sparse", "window")
@@ -24,6 +25,7 @@ def reshaped_window(
   keep: float = 0.03125,
   ramp: float = 0.04,
   most: float | None = None,
+  scale_by: str = "constant",
 ) -> jax.Array:
   """Re-ttention (arXiv 2505.22918), whose steps `methods.re_ttention` orders.
 
@@ -44,10 +46,13 @@ def reshaped_window(
     keep: share of the keys, of all or of each frame.
     ramp: what the ratio grows by after each sparse step.
     most: where the ratio ends; None to let it exceed 1, as the released code.
+    scale_by: "constant" or "entropy", see `models.attends.scaling`: by all keys
+      where the window is corrected to what full attention is, and by those of
+      the window where it stands alone.
 
   Raises:
-    ValueError: for another `step`, where queries and keys are not the tokens of
-      the layout, and for a sparse step with nothing stored.
+    ValueError: for another `step` or `scale_by`, where queries and keys are not
+      the tokens of the layout, and for a sparse step with nothing stored.
   """
   if step not in STEPS:
     raise registry.unknown("step of attend='reshaped_window'", step, STEPS)
@@ -58,7 +63,11 @@ def reshaped_window(
       f"{k.shape[1]} keys; it is for self-attention, of {tokens} tokens here"
     )
   mask = window(layout, keep)
-  options = {"implementation": module.implementation}
+  alone = mask if step == "window" else None
+  options = {
+    "scale": scaling.of_mask(scale_by, alone, layout, q, k),
+    "implementation": module.implementation,
+  }
   if step == "window":
     return attention.dot_product_attention(q, k, v, mask=mask, **options)
   if step == "store":

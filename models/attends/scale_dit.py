@@ -11,8 +11,9 @@ import numpy as np
 from attention import masks
 from attention.mask_base import Mask
 from models import positions, registry
+from models.attends import scaling
 from models.attends.layout import STATE, Layout
-from models.attends.masked import masked, scale_of_visible
+from models.attends.masked import masked
 
 ROLES = ("high", "low")
 
@@ -50,7 +51,7 @@ def scale_dit(
     scale: how many times as large high is as low; 0 for no low.
     role: "high" or "low", which image the grid is.
     rotary_base: of the model's rotary positions.
-    scale_by: "constant" or "entropy", see `masked.scale_of_visible`.
+    scale_by: "constant" or "entropy", see `models.attends.scaling`.
 
   Raises:
     ValueError: for another role, a grid without rows and columns, sides that
@@ -73,7 +74,7 @@ def scale_dit(
     _write(module, k[:, : layout.places], v[:, : layout.places])
   elif scale:
     k, v = _with_low(module, k, v, layout, scale)
-  factor = scale_of_visible(scale_by, mask, layout, q, k)
+  factor = scaling.of_mask(scale_by, mask, layout, q, k)
   return masked(module, q, k, v, mask, scale=factor)
 
 

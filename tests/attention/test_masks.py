@@ -1,5 +1,7 @@
 """Masks against formulas in NumPy, and what they say of tiles."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -322,6 +324,27 @@ def test_block_list_that_does_not_fit_has_no_states():
   mask = masks.blocks(np.ones((2, 2), bool), 4)
   with pytest.raises(ValueError, match="9 x 8 scores in blocks of 4 x 4"):
     mask.tile_states(9, 8, 4, 4)
+
+
+def test_states_of_single_rows_and_columns_take_little_memory():
+  """As sums of the table for each query they took 16 GB at 75k tokens."""
+  table = np.random.default_rng(0).random((60, 900)) > 0.9
+  table[3], table[:, 7] = False, False
+  mask = masks.blocks(table, 128, 16)
+  sizes = {"rows": (1, 900 * 16), "columns": (60 * 128, 1)}
+  for axis, (block_q, block_k) in sizes.items():
+    tracemalloc.start()
+    states = mask.tile_states(60 * 128, 900 * 16, block_q, block_k)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    some, every = (
+      reduce(table, axis=int(axis == "rows")) for reduce in (np.any, np.all)
+    )
+    expected = np.where(every, FULL, np.where(some, MIXED, EMPTY))
+    times = 128 if axis == "rows" else 16
+    np.testing.assert_array_equal(states.ravel(), expected.repeat(times))
+    # The sums of a table are integers of eight bytes, some of them at a time.
+    assert most < 8 * 8 * table.size
 
 
 @pytest.mark.parametrize(("intervals", "numbers"), [(40, 33), (33, 3), (1, 50)])

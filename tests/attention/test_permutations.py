@@ -65,6 +65,44 @@ def test_windows_that_are_no_square_keep_the_curve():
   assert sorted(order) == list(range(15))
 
 
+# Made by the code of J. Cerveny that PSA's repository has.
+GILBERT = """
+  0 12 13 1 5 17 16 4 8 20 21 9 10 22 23 11 7 19 18 6 2 14 15 3
+"""
+
+
+def test_gilberts_curve_is_the_released_one():
+  assert permutations.gilbert((2, 3, 4)).tolist() == [
+    *map(int, GILBERT.split())
+  ]
+  # Wan 2.1's 81 frames of 720 x 1280 pixels, and an image.
+  for shape, total in (
+    ((21, 45, 80), 108_063_508_485_436),
+    ((3, 5, 7), 294_186),
+    ((5, 7), 11_125),
+  ):
+    order = permutations.gilbert(shape).astype(np.int64)
+    assert (order * np.arange(len(order))).sum() == total
+    np.testing.assert_array_equal(np.sort(order), np.arange(len(order)))
+
+
+@pytest.mark.parametrize(
+  "shape", [(4, 6, 2), (2, 10, 14), (1, 8, 8), (6, 22), (9,), (1, 1, 1)]
+)
+def test_gilberts_curve_steps_to_neighbours(shape):
+  order = permutations.gilbert(shape)
+  assert sorted(order) == list(range(np.prod(shape)))
+  place = np.stack(np.unravel_index(order, shape))
+  assert (np.abs(np.diff(place)).sum(axis=0) == 1).all()
+
+
+def test_runs_of_gilberts_curve_are_cubes():
+  place = np.unravel_index(permutations.gilbert((8, 8, 8)), (8, 8, 8))
+  for along in place:
+    runs = along.reshape(8, 64)
+    assert (np.ptp(runs, axis=1) == 3).all()
+
+
 def test_an_order_and_back():
   order = permutations.joined(
     3, permutations.windows((4, 6), (2, 3)), np.array([1, 0])
@@ -121,6 +159,11 @@ def test_attention_does_not_depend_on_the_order():
     (lambda: permutations.inverse(np.array([0, 2])), "each number below"),
     (lambda: permutations.inverse(np.array([0, 0])), "each number below"),
     (lambda: permutations.windows((0, 4), (1, 1)), "a side of shape is 0"),
+    (
+      lambda: permutations.gilbert((2, 2, 2, 2)),
+      r"shape is \(2, 2, 2, 2\); .* one to three axes",
+    ),
+    (lambda: permutations.gilbert((2, 0)), "a side of shape is 0"),
   ],
 )
 def test_errors(call, message):

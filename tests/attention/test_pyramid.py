@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import attention
-from attention import masks, pyramid, pyramid_levels
+from attention import masks, pyramid, pyramid_importance, pyramid_levels
 from tests.attention import kernel_runs
 
 BLOCK = 16
@@ -164,7 +164,7 @@ def test_a_kernel_walks_as_far_as_it_is_told():
 
   @functools.partial(jax.jit, static_argnums=(3, 4))
   def run(q, k, v, implementation, most):
-    importance = pyramid_levels.block_importance(
+    importance = pyramid_importance.block_importance(
       q, k, block_q=block, block_k=block
     )
     levels = pyramid_levels.levels_by_count(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention import pyramid, pyramid_levels
+from attention import pyramid, pyramid_importance, pyramid_levels
 
 POOLS = pyramid.POOLS
 # Presets of the released code: bounds, and the nominal density.
@@ -104,7 +104,7 @@ def test_importance(key):
   rng = np.random.default_rng(3)
   q = rng.normal(size=(2, 21, 4, 5)).astype(np.float32)
   k = rng.normal(size=(2, 26, 2, 5)).astype(np.float32)
-  importance = pyramid_levels.block_importance(
+  importance = pyramid_importance.block_importance(
     jnp.asarray(q),
     jnp.asarray(k),
     block_q=4,
@@ -146,7 +146,7 @@ def test_importance_of_bfloat16_is_that_of_the_rounded_numbers():
   rng = np.random.default_rng(7)
   q, k = (jnp.asarray(rng.normal(size=(1, 24, 2, 8)), "bfloat16") for _ in "qk")
   half, full = (
-    pyramid_levels.block_importance(*pair, block_q=8, block_k=8)
+    pyramid_importance.block_importance(*pair, block_q=8, block_k=8)
     for pair in ((q, k), (q.astype(jnp.float32), k.astype(jnp.float32)))
   )
   assert half.dtype == jnp.float32
@@ -156,7 +156,9 @@ def test_importance_of_bfloat16_is_that_of_the_rounded_numbers():
 def test_importance_has_no_gradient():
   q = jnp.ones((1, 16, 1, 4))
   grad = jax.grad(
-    lambda q: pyramid_levels.block_importance(q, q, block_q=4, block_k=4).std()
+    lambda q: pyramid_importance.block_importance(
+      q, q, block_q=4, block_k=4
+    ).std()
   )(q)
   assert not grad.any()
 
@@ -166,7 +168,7 @@ def test_similarity_caps():
   k = rng.normal(size=(2, 40, 3, 6)).astype(np.float32)
   k = k + rng.uniform(0, 3, size=(2, 40, 3, 1))
   thresholds = (0.6, 0.55, 0.5)
-  caps = pyramid_levels.similarity_caps(jnp.asarray(k), 16, thresholds)
+  caps = pyramid_importance.similarity_caps(jnp.asarray(k), 16, thresholds)
   padded = np.concatenate([k, *[k[:, -1:]] * 8], axis=1)
   unit = padded / np.linalg.norm(padded, axis=-1, keepdims=True)
   seen = set()
@@ -225,8 +227,8 @@ def test_errors():
       with pytest.raises(ValueError, match="none below the one before"):
         by(importance, bounds)
   with pytest.raises(ValueError, match="need 3, none for the first"):
-    pyramid_levels.similarity_caps(jnp.ones((1, 8, 1, 2)), 8, (0.5,))
+    pyramid_importance.similarity_caps(jnp.ones((1, 8, 1, 2)), 8, (0.5,))
   with pytest.raises(ValueError, match="block_q is 0"):
-    pyramid_levels.block_importance(
+    pyramid_importance.block_importance(
       jnp.ones((1, 8, 1, 2)), jnp.ones((1, 8, 1, 2)), block_q=0, block_k=8
     )

@@ -17,6 +17,13 @@ from benchmarks import sparse_cases
     ("70k dense", "tpu", (512, 512), 136 * 137),
     # A row has 14, 8, 0 and 29 of 148 blocks at the levels 1, 2, 4 and 8,
     ("75k PSA, density 0.15", "gpu", (128, 64), 592 * (14 * 8 + 8 * 4 + 29)),
+    # in the paper's size 59, 30, 0 and 118 of 592,
+    (
+      "75k PSA, density 0.15, blocks of 128",
+      "gpu",
+      (128, 16),
+      592 * (59 * 8 + 29 * 4 + 119),
+    ),
     # or 7, 4, 0 and 14 of 74.
     ("75k PSA, density 0.15", "tpu", (512, 128), 148 * (7 * 8 + 4 * 4 + 14)),
   ],

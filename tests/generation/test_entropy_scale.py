@@ -10,7 +10,7 @@ import pytest
 from generation import methods
 from models import decoding
 from models.diffusion_transformer import DiffusionTransformer
-from tests.models.test_diffusion_transformer import randomised
+from tests.models.diffusion_small import randomised
 
 MODEL = DiffusionTransformer(
   sample_shape=(4, 6),
@@ -23,6 +23,15 @@ MODEL = DiffusionTransformer(
   position_encoding="rotary",
   implementation="xla",
 )
+# Each with a step of full attention, where it has such steps.
+SPARSE = {
+  "freeswim": {},
+  "naive": {"dense_steps": 1},
+  "psa": {"full_steps": 1},
+  "radial": {"dense_steps": 1},
+  "re_ttention": {"full_steps": 1},
+  "scale_dit": {},
+}
 
 
 def _apply(model, variables, shape):
@@ -62,6 +71,45 @@ def test_no_bit_changes_at_the_size_of_training():
   )
 
 
-def test_models_with_another_attend():
-  with pytest.raises(ValueError, match=r"attend is 'radial'; .*attend='full'"):
-    methods.create("entropy_scale", MODEL.clone(attend="radial"), 1, {})
+def test_sparse_models_are_scaled_where_they_are_dense_too():
+  """In the first steps, in the first layers, and where blocks are left out."""
+  options = {"block_size": 2, "dense_steps": 1, "dense_layers": 1}
+  options |= {"scale_by": "entropy", "density": 0.5}
+  dense, sparse = methods.create("naive", MODEL, 3, options).models
+  (scaled,) = methods.create("entropy_scale", MODEL, 3, {}).models
+  assert dense == scaled
+  # The model has one layer, and it is dense.
+  variables = randomised(MODEL)
+  np.testing.assert_array_equal(
+    _apply(sparse, variables, (8, 8)), _apply(scaled, variables, (8, 8))
+  )
+  (again,) = methods.create(
+    "entropy_scale",
+    MODEL.clone(attend="naive", attend_options={"density": 0.5}),
+    1,
+    {},
+  ).models
+  assert again.attend == "naive"
+  assert again.attend_options == {"density": 0.5, "scale_by": "entropy"}
+
+
+def test_each_sparse_method_has_the_scale():
+  video = MODEL.clone(sample_shape=(2, 4, 6), patch_size=(1, 2, 2))
+  for name, options in SPARSE.items():
+    made = methods.create(name, video, 2, {"scale_by": "entropy", **options})
+    # FreeSwim's first has two parts.
+    models = [
+      getattr(model, part, model)
+      for model in made.models
+      for part in ("guide", "model")
+    ]
+    assert {m.attend_options["scale_by"] for m in models} == {"entropy"}
+
+
+def test_models_without_scores():
+  flow = MODEL.clone(attend="flow")
+  with pytest.raises(ValueError, match=r"attend is 'flow', .* has no scores"):
+    methods.create("entropy_scale", flow, 1, {})
+  linear = MODEL.clone(mixer="linfusion")
+  with pytest.raises(ValueError, match=r"mixer is 'linfusion', .* no scores"):
+    methods.create("entropy_scale", linear, 1, {})

@@ -119,7 +119,7 @@ def test_without_override_and_with_full_windows_rows_are_the_same():
   guide, _ = apply(dual.guide, x, time, label)
   np.testing.assert_allclose(apply(alone, x, time, label)[0], guide, atol=1e-6)
   np.testing.assert_allclose(apply(dual, x, time, label)[0], guide, atol=1e-6)
-  off = {"override": False, "temperature": False}
+  off = {"override": False, "scale_by": "constant"}
   (plain,) = methods.create("freeswim", MODEL, 4, off).models
   np.testing.assert_allclose(
     apply(plain, x, time, label)[0], apply(MODEL, x, time, label)[0], atol=1e-6

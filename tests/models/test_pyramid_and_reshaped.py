@@ -9,29 +9,16 @@ from flax import traverse_util
 
 import attention
 import generation
-from attention import masks, permutations, pyramid, pyramid_levels
+from attention import masks, permutations, pyramid_importance, pyramid_levels
 from generation import methods, paths
 from models import attends, taps
 from models.attends import Layout
 from models.attends.reshaped_window import window
 from models.diffusion_transformer import DiffusionTransformer
+from tests.models.bare_attend import Bare
 
 GRID, TEXT = (2, 4, 6), 5
 BLOCKS = {"block_q": 8, "block_k": 8}
-
-
-class Attend(nn.Module):
-  """An attend and nothing else."""
-
-  attend: str
-  layout: Layout
-  options: dict
-  implementation: str = "xla"
-
-  @nn.compact
-  def __call__(self, q, k, v):
-    attend = attends.find(self.attend)
-    return attend(self, q, k, v, self.layout, **self.options)
 
 
 def arrays(tokens, seed=0):
@@ -47,55 +34,48 @@ def layout_of(text):
 
 
 @pytest.mark.parametrize("text", [0, TEXT])
-@pytest.mark.parametrize("window", [None, (2, 2, 3)])
-def test_pyramid_of_all_levels_one_is_full(text, window):
+@pytest.mark.parametrize(
+  "order", [{}, {"window": (2, 2, 3)}, {"order": "gilbert"}]
+)
+def test_pyramid_of_all_levels_one_is_full(text, order):
   """In any order of the tokens."""
   layout, qkv = layout_of(text)
-  options = BLOCKS | {"bounds": (1.0,) * 4, "window": window}
-  out = Attend("pyramid", layout, options).apply({}, *qkv)
+  options = BLOCKS | {"bounds": (1.0,) * 4, **order}
+  out = Bare("pyramid", layout, options).apply({}, *qkv)
   full = attention.dot_product_attention(*qkv)
   np.testing.assert_allclose(out, full, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("text", [0, TEXT])
-def test_entropy_scale_counts_the_keys_of_means(text):
-  layout, qkv = layout_of(text)
-  layout = Layout(GRID, (1, *GRID[1:]), text)
-  options = BLOCKS | {"bounds": (0.1, 0.2, 0.3, 0.4), "scale_by": "entropy"}
-  module = Attend("pyramid", layout, options)
-  out, found = taps.read(module, {}, *qkv, names=["levels"])
-  (levels,) = found.values()
-  tokens, dim = qkv[0].shape[1], qkv[0].shape[3]
-  ends = np.minimum(8 * np.arange(1, levels.shape[-1] + 1), tokens)
-  sizes = np.diff(ends, prepend=0)
-  seen = ((np.asarray(levels) > 0) @ sizes).repeat(8, -1)[..., :tokens]
-  assert len(np.unique(seen)) >= 1 + (text > 0)
-  then = np.prod(layout.trained_grid) + text
-  scale = np.sqrt(np.log(seen) / np.log(then) / dim).astype(np.float32)
-  expected = pyramid.pyramid_attention(
-    *qkv, levels, block_q=8, block_k=8, scale=jnp.asarray(scale)
-  )
-  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("chosen_by", ["count", "mass"])
-def test_pyramid_has_the_levels_of_its_options(chosen_by):
+@pytest.mark.parametrize(
+  ("chosen_by", "order"),
+  [("count", {"window": (2, 2, 3)}), ("mass", {"order": "gilbert"})],
+)
+@pytest.mark.parametrize("importance", ["scores", "antidiagonal"])
+def test_pyramid_has_the_levels_of_its_options(chosen_by, order, importance):
   layout, (q, k, v) = layout_of(TEXT)
-  bounds, size, caps = (0.2, 0.4, 0.6, 0.8), (2, 2, 3), (0.1, 0.0, -0.1)
+  bounds, caps = (0.2, 0.4, 0.6, 0.8), (0.1, 0.0, -0.1)
   options = BLOCKS | {
     "bounds": bounds,
-    "window": size,
+    **order,
+    "importance": importance,
+    "stride": 4,
     "chosen_by": chosen_by,
     "caps": caps,
   }
-  model = Attend("pyramid", layout, options)
+  model = Bare("pyramid", layout, options)
   out, values = taps.read(model, {}, q, k, v, names=["levels"])
   levels = values["levels"]
-  order = permutations.joined(permutations.windows(GRID, size), TEXT)
+  if "window" in order:
+    of_grid = permutations.windows(GRID, order["window"])
+  else:
+    of_grid = permutations.gilbert(GRID)
+  order = permutations.joined(of_grid, TEXT)
   q, k, v = (x[:, order] for x in (q, k, v))
-  look = pyramid_levels.block_importance(q, k, **BLOCKS)
+  look = pyramid_importance.block_importance(q, k, **BLOCKS)
+  if importance == "antidiagonal":
+    look = pyramid_importance.antidiagonal_importance(q, k, **BLOCKS, stride=4)
   by = getattr(pyramid_levels, f"levels_by_{chosen_by}")(look, bounds)
-  cap = pyramid_levels.similarity_caps(k, 8, caps)
+  cap = pyramid_importance.similarity_caps(k, 8, caps)
   assert (np.asarray(by) > np.asarray(cap)[:, :, None]).any()
   expected = np.minimum(by, np.asarray(cap)[:, :, None])
   expected[..., -1:] = 1
@@ -110,7 +90,7 @@ def test_random_importance_has_the_same_density():
   for importance in ("scores", "random"):
     options = BLOCKS | {"bounds": (0.2, 0.4, 0.6, 0.8)}
     options |= {"importance": importance, "seed": 3}
-    model = Attend("pyramid", layout, options)
+    model = Bare("pyramid", layout, options)
     _, values = taps.read(model, {}, *qkv, names=["levels"])
     densities.append(np.sort(values["levels"], axis=-1))
   np.testing.assert_array_equal(*densities)
@@ -137,7 +117,7 @@ def test_sparse_steps_use_and_move_what_was_stored(text):
   layout, first = layout_of(text)
   second, third = (arrays(48 + text, seed) for seed in (1, 2))
   options = {"keep": 0.3, "ramp": 0.04, "most": 0.5}
-  model = Attend("reshaped_window", layout, options)
+  model = Bare("reshaped_window", layout, options)
   outs, state = run_steps(
     model, ("store", "sparse", "sparse"), (first, second, third), {}
   )
@@ -175,18 +155,22 @@ def test_errors():
   layout, (q, k, v) = layout_of(TEXT)
   for name in ("pyramid", "reshaped_window"):
     with pytest.raises(ValueError, match="53 queries and 10 keys"):
-      Attend(name, layout, {}).apply({}, q, k[:, :10], v[:, :10])
+      Bare(name, layout, {}).apply({}, q, k[:, :10], v[:, :10])
   with pytest.raises(ValueError, match="no step before has stored"):
-    Attend("reshaped_window", layout, {"step": "sparse"}).apply({}, q, k, v)
+    Bare("reshaped_window", layout, {"step": "sparse"}).apply({}, q, k, v)
   for name, option in (
     ("reshaped_window", "step"),
     ("pyramid", "importance"),
     ("pyramid", "chosen_by"),
+    ("pyramid", "order"),
   ):
     with pytest.raises(ValueError, match=f"{option} of attend='{name}'"):
-      Attend(name, layout, {option: "all"}).apply({}, q, k, v)
+      Bare(name, layout, {option: "all"}).apply({}, q, k, v)
+  both = {"order": "gilbert", "window": (2, 2, 3)}
+  with pytest.raises(ValueError, match=r"order is 'gilbert' and window \(2, 2"):
+    Bare("pyramid", layout, both).apply({}, q, k, v)
   with pytest.raises(ValueError, match="block_k is 12; means of 8"):
-    Attend("pyramid", layout, {"block_k": 12}).apply({}, q, k, v)
+    Bare("pyramid", layout, {"block_k": 12}).apply({}, q, k, v)
 
 
 class Toy(nn.Module):
@@ -205,7 +189,7 @@ class Toy(nn.Module):
       q, k, v = jnp.split(table[label].reshape(len(x), 16, 2, 12), 3, axis=-1)
       options = self.attend_options or {}
       layout = Layout((4, 4), (4, 4))
-      layer = Attend(self.attend, layout, options, name=f"layer_{n}")
+      layer = Bare(self.attend, layout, options, name=f"layer_{n}")
       y += layer(10 * q, k, v).mean(axis=2)
     return x * 0.1 + y
 

@@ -2,59 +2,25 @@
 
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import attends, positions
+from models import positions
 from models.attends import Layout
 from models.attends.naive import naive_mask
 from models.attends.radial import radial_mask
-from models.attends.scale_dit import scale_dit_mask
 from tests.attention.test_group_masks import _visible
-
-BATCH, HEADS, DIM = 2, 2, 4
-
-
-class Bare(nn.Module):
-  """An attend without a model around it."""
-
-  attend: str
-  options: dict
-  implementation: str = "xla"
-
-  @nn.compact
-  def __call__(self, q, k, v, layout):
-    return attends.find(self.attend)(self, q, k, v, layout, **self.options)
-
-
-def run(attend, arrays, layout, state=None, **options):
-  variables = {attends.STATE: state} if state else {}
-  arrays = [jnp.asarray(x, jnp.float32) for x in arrays]
-  out, moved = Bare(attend, options).apply(
-    variables, *arrays, layout, mutable=[attends.STATE]
-  )
-  return np.asarray(out), moved.get(attends.STATE, {})
-
-
-def drawn(tokens, seed=0):
-  rng = np.random.default_rng(seed)
-  return tuple(
-    rng.standard_normal((BATCH, tokens, HEADS, DIM)).astype(np.float32)
-    for _ in range(3)
-  )
-
-
-def attended(q, k, v, visible, scale=DIM**-0.5):
-  scores = scale * np.einsum(
-    "bqhd,bkhd->bhqk", *(x.astype(float) for x in (q, k))
-  )
-  scores = np.where(visible, scores, -np.inf)
-  weights = np.exp(scores - scores.max(-1, keepdims=True))
-  weights /= weights.sum(-1, keepdims=True)
-  return np.einsum("bhqk,bkhd->bqhd", weights, v.astype(float))
+from tests.models.bare_attend import (
+  BATCH,
+  DIM,
+  HEADS,
+  Bare,
+  attended,
+  drawn,
+  run,
+)
 
 
 def _radial(frames, tokens, text, decay, block):
@@ -98,27 +64,6 @@ def test_radial(text, decay):
   np.testing.assert_allclose(out, attended(*arrays, visible), atol=1e-5)
 
 
-@pytest.mark.parametrize("text", [0, 3])
-def test_entropy_scale_is_by_the_keys_that_are_seen(text):
-  layout = Layout((4, 2, 2), (2, 2, 2), text)
-  arrays = drawn(16 + text)
-  options = {"decay": 0.3, "block_size": 2, "dense_width": 2}
-  out, _ = run("radial", arrays, layout, scale_by="entropy", **options)
-  visible = _radial(4, 4, text, 0.3, 2)
-  seen = np.maximum(visible.sum(-1), 2)
-  scale = np.sqrt(np.log(seen) / np.log(8 + text) / DIM)[:, None]
-  np.testing.assert_allclose(out, attended(*arrays, visible, scale), atol=1e-5)
-  image = Layout((8, 8), (4, 4), text)
-  arrays = drawn(64 + text)
-  out, _ = run("scale_dit", arrays, image, window=4, scale_by="entropy")
-  mask = scale_dit_mask(image, 4, 0, "high")
-  visible = np.asarray(mask.dense(64 + text, 64 + text))[0, 0]
-  scale = np.sqrt(np.log(visible.sum(-1)) / np.log(16 + text) / DIM)[:, None]
-  np.testing.assert_allclose(out, attended(*arrays, visible, scale), atol=1e-5)
-  with pytest.raises(ValueError, match="no scale_by 'tokens'"):
-    run("radial", arrays, layout, scale_by="tokens", **options)
-
-
 def test_another_resolution_is_another_mask():
   """Trap 8 of the fact sheet: the released code keeps the first for ever."""
   tables = [
@@ -129,8 +74,8 @@ def test_another_resolution_is_another_mask():
 
 
 @pytest.mark.parametrize("inward", [True, False])
-@pytest.mark.parametrize("temperature", [True, False])
-def test_inward_window(inward, temperature):
+@pytest.mark.parametrize("scale_by", ["twice", "constant"])
+def test_inward_window(inward, scale_by):
   layout = Layout((2, 7, 6), (2, 4, 2))
   place = np.stack(np.unravel_index(np.arange(84), (2, 7, 6)))[1:]
   visible = True
@@ -146,9 +91,11 @@ def test_inward_window(inward, temperature):
   if inward:
     assert (visible.sum(axis=1) == 2 * 5 * 3).all()
   # T = 8 places of a trained frame.
-  scale = DIM**-0.5 * (np.sqrt(np.log(16) / np.log(8)) if temperature else 1)
+  scale = DIM**-0.5
+  if scale_by == "twice":
+    scale *= np.sqrt(np.log(16) / np.log(8))
   arrays = drawn(84)
-  options = {"inward": inward, "temperature": temperature}
+  options = {"inward": inward, "scale_by": scale_by}
   out, _ = run("inward_window", arrays, layout, **options)
   np.testing.assert_allclose(out, attended(*arrays, visible, scale), atol=1e-5)
   out, _ = run("inward_window", arrays, layout, windowed=False, **options)
@@ -323,8 +270,8 @@ def test_gradients():
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
   options = {"decay": 0.3, "block_size": 2, "dense_width": 2}
-  module = Bare("radial", options)
-  got = jax.grad(loss(lambda *x: module.apply({}, *x, layout)), (0, 1, 2))
+  module = Bare("radial", layout, options)
+  got = jax.grad(loss(lambda *x: module.apply({}, *x)), (0, 1, 2))
   want = jax.grad(loss(dense), (0, 1, 2))
   for a, b in zip(got(q, k, v), want(q, k, v), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)

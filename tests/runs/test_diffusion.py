@@ -1,4 +1,4 @@
-"""From moving digits to a model of them, to pictures that move."""
+"""From moving digits to a model of them, to pictures; small images first."""
 
 import numpy as np
 import pytest
@@ -40,3 +40,37 @@ def test_a_run_and_what_goes_on_with_it(tmp_path, monkeypatch, repeated):
   found = eval_program.evaluate(config, workdir)
   assert found["examples"] == 20
   assert found["loss"] == pytest.approx(losses[-1], rel=1e-5)
+
+
+def test_a_small_image_is_made_first(tmp_path):
+  config = diffusion.get_config("digits")
+  config.model.update(dict(width=24, depth=1, heads=2))
+  totals = []
+
+  def count(items, total):
+    totals.append(total)
+    return items
+
+  def draw(size, method_options):
+    sample.sample(
+      config,
+      "random",
+      classes="3",
+      num_samples=1,
+      steps=2,
+      guidance="1",
+      size=size,
+      method="scale_dit",
+      method_options=method_options,
+      out=str(tmp_path / "large.png"),
+      progress=count,
+    )
+
+  draw("16x16", "window=4,scale=2")
+  # Two steps of the small image and two of the large.
+  assert totals == [4]
+  with Image.open(tmp_path / "large.png") as picture:
+    assert picture.size == (66 + 2, 66 + 2)
+  with pytest.raises(ValueError, match=r"size=\(18, 16\) must be multiples"):
+    draw("18x16", "window=4,scale=4")
+  assert totals == [4]

@@ -1,5 +1,6 @@
 """Studies of diffusion models: each one tried, and what is done once."""
 
+import functools
 import types
 
 import numpy as np
@@ -18,9 +19,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _quick_classifiers():
-  """Those that judge samples need not be good here; they have own tests."""
+def _quick_subjects():
+  """One of each for all studies, and classifiers that need not be good here."""
+  trained = functools.cache(generation_subject.trained)
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(generation_subject, "trained", trained)
     patch.setattr(classifier, "_TRAIN_FOR", "2 steps")
     patch.setattr(classifier, "_TRAINED", {})
     patch.setattr(frames, "_STEPS", 2)

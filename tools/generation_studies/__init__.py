@@ -11,5 +11,6 @@ A study has
   of the same density among them;
 - measure(subject, name, options, seed, variant): the figures of a row, by name.
 
-`variant` is "full", or "test" for as little as goes through all of the code.
+`variant` is "full", or "test" for as little as goes through all of the code, of
+which the last row is the system's own: tests try that one.
 """

@@ -56,7 +56,7 @@ def rows(variant):
       {**_RADIAL, "decay": 0.2, "sink": False},
     ),
   ]
-  return found if variant == "full" else [found[i] for i in (0, 2, 3, 4)]
+  return found if variant == "full" else [found[i] for i in (0, 3, 4, 2)]
 
 
 # Rows come one after the other, each with all seeds.

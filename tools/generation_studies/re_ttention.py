@@ -55,7 +55,7 @@ def rows(variant):
       {**late, **_ONE, "kind": "window"},
     ),
   ]
-  return found if variant == "full" else found[:4]
+  return found if variant == "full" else [found[i] for i in (0, 1, 3, 2)]
 
 
 def measure(subject, name, options, seed, variant):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from generation import methods
 from models import taps
 
 TITLE = "Variable-size scaling (2306.08645): scores that grow with ln N"
@@ -44,7 +45,7 @@ def rows(variant):
     if side > 8:
       inverse = {"side": side, "power": -1}
       found.append((f"{side} x {side}, inverse factor", inverse))
-  return found if variant == "full" else [found[i] for i in (0, 3, 6)]
+  return found if variant == "full" else [found[i] for i in (0, 6, 5)]
 
 
 def measure(subject, name, options, seed, variant):
@@ -71,9 +72,7 @@ def measure(subject, name, options, seed, variant):
     variables=variables,
   )
   if power == 1:
-    model = model.clone(
-      attend_options={**model.attend_options, "scale": "entropy"}
-    )
+    model = methods.scaled(model, "entropy")
   return {
     "tokens": tokens,
     "factor": factor,
