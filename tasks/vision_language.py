@@ -1,6 +1,6 @@
 """Answers to questions about an image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from tasks import losses
-from tasks.base import Batch, Task, Variables, apply_in_training, create_model
+from tasks.base import Batch, Task, Variables, create_model
 from tasks.sequence_labeling import SequenceLabeling
 
 
@@ -56,38 +55,12 @@ class VisionLanguage(SequenceLabeling):
     images = jnp.zeros((1, *image.shape), jnp.float32)
     return self.model.init(key, jnp.zeros((1, 1), jnp.int32), images)
 
-  def loss(
-    self, variables: Variables, batch: Batch, key: jax.Array
-  ) -> tuple[jax.Array, tuple[Variables, dict[str, jax.Array]]]:
-    """The summed cross entropy in nats, and collections as they move."""
-    logits, collections = apply_in_training(
-      self.model,
-      variables,
-      batch["tokens"],
-      pixels(batch["image"]),
-      batch.get("image_start", 0),
-      rngs={"dropout": key},
-    )
-    loss = losses.weighted_cross_entropy(
-      logits, batch["targets"], batch["weights"]
-    )
-    return loss, (collections, {"weight": self.weight(batch), "loss": loss})
-
-  def evaluate_step(
-    self, variables: Variables, batch: Batch
-  ) -> dict[str, jax.Array]:
-    """Sums over answers: weight, loss in nats, accuracy, and those of groups.
-
-    An answer is right if its word is the likeliest of all words.
-    """
-    logits = self.model.apply(
-      variables,
-      batch["tokens"],
-      pixels(batch["image"]),
-      batch.get("image_start", 0),
-      train=False,
-    )
-    return self._sums(logits, batch)
+  def inputs(
+    self, batch: Batch
+  ) -> tuple[Sequence[jax.Array], Mapping[str, jax.Array]]:
+    """Words, pixels, and where the image stands."""
+    start = batch.get("image_start", 0)
+    return (batch["tokens"], pixels(batch["image"]), start), {}
 
   def summarize(self, totals: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Means, of the groups too, and how often what is absent is not denied.
