@@ -20,6 +20,8 @@ from models.feed_forward_tpu import Parameters
 # Fewer tokens for each channel take less time than their parameters and the
 # gradients of these, which the kernel moves before and after everything else.
 _TOKENS_OF_A_CHANNEL = 4
+# Chips of 128 MiB of VMEM; of v4 and before 16 MiB would not hold parameters.
+_CHIPS = ("TPU v5 lite", "TPU v6 lite")
 
 
 class _Here(threading.local):
@@ -49,9 +51,9 @@ def kernel(
 ) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
   """Returns the branch as a kernel, or None if layers run one by one.
 
-  "auto" takes the kernel on a TPU where a device has at least four tokens for
-  each channel, the batch does not fill lanes, and hidden channels are not split
-  over devices. Its GELU is the one by tanh.
+  "auto" takes the kernel on a TPU v5e or v6e where a device has at least four
+  tokens for each channel, the batch does not fill lanes, and hidden channels
+  are not split over devices. Its GELU is the one by tanh.
 
   Args:
     x: images [batch, height, width, channels] that it will be given.
@@ -105,6 +107,9 @@ def kernel(
 
 def _slower(x: jax.Array) -> str | None:
   """Says why layers one by one are faster, or returns None."""
+  _, kind = dispatch.chip()
+  if kind not in _CHIPS:
+    return f"a {kind} is none of {', '.join(_CHIPS)}"
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.shape.get("model", 1) > 1:
     return "the axis model of the mesh splits hidden channels"

@@ -218,13 +218,18 @@ def test_is_chosen_where_it_is_faster():
   pytest.importorskip("libtpu")
   from tools import compile_only
 
-  mesh = compile_only.device_sharding("v5e").mesh
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    assert _choose((16, 14, 14, 384), "auto")
-    # Parameters take longer than tokens; the batch is in lanes.
-    assert not _choose((16, 7, 7, 768), "auto")
-    assert not _choose((256, 14, 14, 384), "auto")
-  assert not _choose((16, 14, 14, 384), "auto")
+  def chosen(chip, *shape):
+    mesh = compile_only.device_sharding(chip).mesh.abstract_mesh
+    with jax.sharding.use_abstract_mesh(mesh):
+      return _choose(shape, "auto") is not None
+
+  assert chosen("v5e", 16, 14, 14, 384)
+  # Parameters take longer than tokens; the batch is in lanes; little VMEM.
+  assert not chosen("v5e", 16, 7, 7, 768)
+  assert not chosen("v5e", 256, 14, 14, 384)
+  assert not chosen("v4", 16, 14, 14, 384)
+  # This machine has no TPU.
+  assert _choose((16, 14, 14, 384), "auto") is None
 
 
 @pytest.mark.compile
