@@ -4,7 +4,7 @@
 
 For each case of `benchmarks.step_cases` it compiles the training step for a
 v5e with libtpu, with our kernels and with the reference (`implementation` of
-the attention "xla") at the same batch, and prints of both
+attention and feed-forward layers "xla") at the same batch, and prints of both
 
 - time: XLA's `estimated_cycles` of its own operations, loops multiplied, and of
   our kernels the larger of their instruction bundles times the turns of their
