@@ -80,8 +80,7 @@ SCHEMES: dict[str, Callable[[jax.Array, Sequence[int]], jax.Array]] = {
 }
 
 
-@contextlib.contextmanager
-def w4a4(scheme: str = "int4") -> Iterator[None]:
+def w4a4(scheme: str = "int4") -> contextlib.AbstractContextManager[None]:
   """A context in which dense layers compute with weights and inputs of 4 bits.
 
   All `nn.Dense` and `nn.DenseGeneral` of what is applied in it; a function that
@@ -119,6 +118,11 @@ def w4a4(scheme: str = "int4") -> Iterator[None]:
     finally:
       within.pop()
 
+  return _intercepted(compute)
+
+
+@contextlib.contextmanager
+def _intercepted(compute: Callable) -> Iterator[None]:
   with nn.intercept_methods(compute), feed_forward_branch.one_by_one():
     yield
 
