@@ -44,7 +44,7 @@ CASES = (
 
 
 def config(case: Case, implementation: str) -> ml_collections.ConfigDict:
-  """Returns the config of a case, with that implementation of attention."""
+  """Returns the config of a case, its kernels of that implementation."""
   family, variant = case.config.split(":")
   found = importlib.import_module(f"configs.{family}").get_config(variant)
   rows = case.batch * len(devices(case))
@@ -53,7 +53,11 @@ def config(case: Case, implementation: str) -> ml_collections.ConfigDict:
     found.data.length = case.length
   fields = models.fields(found.model.name)
   with found.unlocked():
-    for name in ("implementation", "attention_implementation"):
+    for name in (
+      "implementation",
+      "attention_implementation",
+      "feed_forward_implementation",
+    ):
       if name in fields:
         found.model[name] = implementation
   return found

@@ -4,7 +4,7 @@
 
 For each case of `benchmarks.step_cases` it compiles the training step for a
 v5e with libtpu, with our kernels and with the reference (`implementation` of
-the attention "xla") at the same batch, and prints of both
+attention and feed-forward layers "xla") at the same batch, and prints of both
 
 - time: XLA's `estimated_cycles` of its own operations, loops multiplied, and of
   our kernels the larger of their instruction bundles times the turns of their
@@ -159,10 +159,12 @@ def _kernel_seconds(case, call, folder) -> float:
   dumping.clear(folder)
   arguments = [variable.aval for variable in call.equation.invars]
   compile_only.compile_for(_CHIP.name, call.function, *arguments)
-  rows, steps = call.equation.params["grid_mapping"].grid[-2:]
-  listed = case.causal and call.name.startswith("flash") and rows == steps
-  # Rows of tiles are as long as the longest; half are beyond the diagonal.
-  busy = (rows + 1) / (2 * rows) if listed else 1.0
+  busy = 1.0
+  if case.causal and call.name.startswith("flash"):
+    rows, steps = call.equation.params["grid_mapping"].grid[-2:]
+    if rows == steps:
+      # Rows of tiles are as long as the longest; half are beyond the diagonal.
+      busy = (rows + 1) / (2 * rows)
   cycles = kernel_cycles.cycles(folder, call, busy)
   return max(cycles / _CHIP.clock, call.fetched / _CHIP.bandwidth)
 

@@ -12,13 +12,13 @@ Residual Sinks" (arXiv 2601.22966, table 2).
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import registry
+from models import feed_forward_branch, registry
 
 BLOCK = 16
 # The largest numbers of E2M1 and of E4M3, and of four bits with a sign.
@@ -118,7 +118,13 @@ def w4a4(scheme: str = "int4") -> contextlib.AbstractContextManager[None]:
     finally:
       within.pop()
 
-  return nn.intercept_methods(compute)
+  return _intercepted(compute)
+
+
+@contextlib.contextmanager
+def _intercepted(compute: Callable) -> Iterator[None]:
+  with nn.intercept_methods(compute), feed_forward_branch.one_by_one():
+    yield
 
 
 def _e2m1(x: jax.Array) -> jax.Array:

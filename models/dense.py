@@ -122,16 +122,32 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def _batch_goes_inward(x: jax.Array) -> bool:
-  """Says whether a device's share of a batch fills rows, but not lanes.
+  """Says so of images of which each device has a share."""
+  return batch_goes_inward(share(x))
 
-  And whether the width does not: then it would be in rows.
-  """
-  if dispatch.chip()[0] != "tpu" or x.shape[2] % 8 == 0:
-    return False
+
+def share(x: jax.Array) -> tuple[int, ...]:
+  """The shape of what a device has of [batch, ...], all if it cannot divide."""
   mesh = jax.sharding.get_abstract_mesh()
   parts = math.prod(mesh.shape.get(axis, 1) for axis in dispatch.BATCH_AXES)
-  share, rest = divmod(len(x), parts)
-  return not rest and share % 8 == 0 and share % 128 != 0
+  each, rest = divmod(len(x), parts)
+  return x.shape if rest else (each, *x.shape[1:])
+
+
+def batch_goes_inward(shape: tuple[int, ...]) -> bool:
+  """Says whether the batch of images fills rows of registers, but not lanes.
+
+  And whether the width does not: then it would be in rows.
+
+  Args:
+    shape: of the images of one device, [batch, height, width, channels].
+  """
+  return (
+    dispatch.chip()[0] == "tpu"
+    and shape[2] % 8 != 0
+    and shape[0] % 8 == 0
+    and shape[0] % 128 != 0
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

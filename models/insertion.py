@@ -27,6 +27,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from models import feed_forward_branch
+
 # A collection of inserts: what moves while they train and is no parameter.
 STATE = "insert_state"
 
@@ -200,7 +202,10 @@ def inserted(inserts: Sequence[Any]) -> Iterator[None]:
   calls, outer = _Calls(found), _at_work()
   _here.at_work = (*outer, calls)
   try:
-    with nn.intercept_methods(calls.intercept):
+    with (
+      nn.intercept_methods(calls.intercept),
+      feed_forward_branch.one_by_one(),
+    ):
       yield
   finally:
     _here.at_work = outer

@@ -60,6 +60,8 @@ class MaxViT(Backbone):
       of the last feature map.
     attention_implementation: which implementation of the attention runs, see
       `attention.kernels.dispatch`.
+    feed_forward_implementation: which implementation of the feed-forward layers
+      with their normalisation runs, see `feed_forward_branch.kernel`.
   """
 
   stem_widths: tuple[int, int] = (64, 64)
@@ -75,6 +77,7 @@ class MaxViT(Backbone):
   squeeze_ratio: float = 0.25
   batch_norm_momentum: float = 0.99
   attention_implementation: str = "auto"
+  feed_forward_implementation: str = "auto"
 
   def setup(self):
     if len(self.depths) != len(self.widths):
@@ -183,6 +186,7 @@ class MaxViT(Backbone):
         bias_ranks=self.bias_ranks,
         scale_by=self.scale_by,
         attention_implementation=self.attention_implementation,
+        feed_forward_implementation=self.feed_forward_implementation,
         expansion=self.expansion,
         squeeze_ratio=self.squeeze_ratio,
         batch_norm=self._batch_norm,

@@ -6,13 +6,22 @@ from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from models import layers, normalization, rows, taps, token_mixers
+from models import (
+  feed_forward_branch,
+  layers,
+  normalization,
+  rows,
+  taps,
+  token_mixers,
+)
 
 Dtype = layers.Dtype
 
 KERNEL_INIT = nn.initializers.normal(0.02)
-LayerNorm = functools.partial(normalization.LayerNorm, epsilon=1e-5)
+EPSILON = 1e-5
+LayerNorm = functools.partial(normalization.LayerNorm, epsilon=EPSILON)
 
 
 def layer_names(layout: Sequence[str]) -> list[str]:
@@ -40,6 +49,7 @@ class Block(nn.Module):
   bias_ranks: Mapping[str, int]
   scale_by: str
   attention_implementation: str
+  feed_forward_implementation: str
   expansion: int
   squeeze_ratio: float
   batch_norm: functools.partial
@@ -86,6 +96,7 @@ class Block(nn.Module):
       functools.partial(token_mixers.create, kind, offered),
       self.expansion,
       self.stochastic_depth_rate,
+      self.feed_forward_implementation,
       self.dtype,
       self.param_dtype,
       name=name,
@@ -157,6 +168,7 @@ class TransformerLayer(nn.Module):
   token_mixer: functools.partial
   expansion: int
   stochastic_depth_rate: float
+  feed_forward_implementation: str
   dtype: Dtype
   param_dtype: Dtype
 
@@ -167,9 +179,21 @@ class TransformerLayer(nn.Module):
     y = LayerNorm(name="attention_norm", **dtypes)(x)
     y = self.token_mixer(name="attention")(y)
     x += drop()(rows.by_rows(y), train)
-    y = LayerNorm(name="ffn_norm", **dtypes)(x)
-    y = FeedForward(self.expansion * x.shape[-1], name="ffn", **dtypes)(y)
-    return x + drop()(rows.by_rows(y), train)
+    norm = LayerNorm(name="ffn_norm", **dtypes)
+    ffn = FeedForward(self.expansion * x.shape[-1], name="ffn", **dtypes)
+    run = None
+    if not self.is_initializing():
+      run = feed_forward_branch.kernel(
+        x,
+        self.variables["params"],
+        self.dtype,
+        EPSILON,
+        self.feed_forward_implementation,
+      )
+    if run is None:
+      return x + drop()(rows.by_rows(ffn(norm(x))), train)
+    kept = jnp.ones((len(x),) + (1,) * (x.ndim - 1), x.dtype)
+    return rows.by_rows(run(rows.by_rows(x), drop()(kept, train)))
 
 
 class FeedForward(nn.Module):

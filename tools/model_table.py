@@ -37,9 +37,10 @@ COLUMNS = (
 def describe(name: str, size: int | None = None) -> dict[str, Any]:
   """Counts one model, by default at the size that it is for."""
   model = models.create(name)
-  if hasattr(model, "attention_implementation"):
-    # Of a kernel nothing could be counted.
-    model = model.clone(attention_implementation="xla")
+  for field in ("attention_implementation", "feed_forward_implementation"):
+    if hasattr(model, field):
+      # Of a kernel nothing could be counted.
+      model = model.clone(**{field: "xla"})
   size = size or models.image_size(name)
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)

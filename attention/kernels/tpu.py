@@ -113,7 +113,7 @@ def _apart(blocked):
   )
 
 
-def whole(x: jax.Array) -> Blocked:
+def whole(x: jax.Array | jax.ShapeDtypeStruct) -> Blocked:
   """All of an array at every step, fetched once: a second buffer is no use."""
   return Blocked(
     x,

@@ -26,9 +26,10 @@ def test_kernels_give_the_logits_and_gradients_of_the_reference(
   reference = models.create("maxvit_tiny_224", **SMALL)
   size = reference.size_multiple
   x = jax.random.normal(jax.random.key(0), (2, size, size, 3))
-  fused = models.create(
-    "maxvit_tiny_224", attention_implementation=implementation, **SMALL
-  )
+  fields = {"attention_implementation": implementation}
+  if implementation.startswith("tpu"):
+    fields["feed_forward_implementation"] = implementation
+  fused = models.create("maxvit_tiny_224", **fields, **SMALL)
   variables = parity_helper.random_variables(reference, seed=0)
 
   def loss(params, model):
