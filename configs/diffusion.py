@@ -111,7 +111,7 @@ def _moving_digits(config: ml_collections.ConfigDict) -> None:
   config.path.times = "logit_normal"
   config.batch_size = 32
   config.eval_batch_size = 60
-  config.train_for = "2500 steps"
+  config.train_for = "4400 steps"
   config.evaluate_every = "500 steps"
   config.checkpoint.every = "500 steps"
   config.optimizer.learning_rate = 2e-3
