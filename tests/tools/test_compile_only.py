@@ -20,10 +20,10 @@ pytestmark = [
 ]
 pytest.importorskip("libtpu")
 
-# The first sets what libtpu reads.
+# compile_only sets what libtpu reads when it is loaded, which is not yet.
 from tools import (  # noqa: E402
   absent_data,
-  compile_only,  # noqa: F401
+  compile_only,  # noqa: F401, for what it sets
   compile_report,
   compiled_steps,
   topologies,
