@@ -18,10 +18,11 @@ import pytest
 # since the first test that asks for a shared one would pay for all.
 LIMIT = 5.0
 UNLIMITED = ("slow", "kill")
-# The same test takes longer where a neighbour has the cache, and the first to
-# need a program compiles it for those that follow, so what is over the limit
-# is reported, and fails only from this multiple of it.
-TOLERANCE = 2.0
+# The same test takes twice as long where a neighbour has the cache, and the
+# first to need a program compiles it for those that follow, so what is over the
+# limit is reported, and fails only where no neighbour could explain it: a run
+# that fails for another's work says nothing about the code.
+TOLERANCE = 4.0
 # Of the loop below, on the machine that the budgets were measured on.
 LOOP_SECONDS = 0.08
 

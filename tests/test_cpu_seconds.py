@@ -29,8 +29,8 @@ def test_files_of_the_table_exist():
 @pytest.mark.parametrize(
   ("seconds", "marks", "no_limit", "outcome"),
   [
-    (9.0, (), False, "passed"),
-    (11.0, (), False, "failed"),
+    (19.0, (), False, "passed"),
+    (21.0, (), False, "failed"),
     (99.0, ("slow",), False, "passed"),
     (99.0, (), True, "passed"),
   ],
