@@ -39,9 +39,7 @@ def get_config(variant: str = "digits") -> ml_collections.ConfigDict:
 
 
 def _digits(config: ml_collections.ConfigDict) -> None:
-  common.schedule(
-    config, steps=2000, every=500, rates=(2e-3, 2e-5), warmup="5 percent"
-  )
+  common.schedule(config, steps=2000, every=500, rates=(2e-3, 2e-5))
   config.ema.decay = 0.99
 
 

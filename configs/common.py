@@ -92,7 +92,7 @@ def schedule(
   every: int,
   save_every: int | None = None,
   rates: tuple[float, float] | None = None,
-  warmup: str = "",
+  warmup: str = "5 percent",
 ) -> None:
   """How long a config trains, when it is looked at, and its learning rates.
 
@@ -101,8 +101,8 @@ def schedule(
     steps: updates.
     every: steps from one evaluation to the next.
     save_every: steps from one checkpoint to the next; `every` if None.
-    rates: the highest and the last learning rate; as they are if None.
-    warmup: until the highest; as it is if empty.
+    rates: the highest and the last learning rate; None leaves all rates be.
+    warmup: until the highest.
   """
   config.train_for = f"{steps} steps"
   config.evaluate_every = f"{every} steps"
@@ -111,5 +111,4 @@ def schedule(
   )
   if rates is not None:
     config.optimizer.learning_rate, config.optimizer.final_learning_rate = rates
-  if warmup:
     config.optimizer.warmup = warmup

@@ -52,12 +52,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.batch_size = 8
   config.eval_batch_size = 16
   common.schedule(
-    config,
-    steps=1200,
-    every=600,
-    save_every=300,
-    rates=(3e-3, 1e-4),
-    warmup="5 percent",
+    config, steps=1200, every=600, save_every=300, rates=(3e-3, 1e-4)
   )
 
 
@@ -74,12 +69,7 @@ def _shakespeare_cpu(config: ml_collections.ConfigDict) -> None:
   config.batch_size = 12
   config.eval_batch_size = 64
   common.schedule(
-    config,
-    steps=2000,
-    every=250,
-    save_every=500,
-    rates=(1e-3, 1e-4),
-    warmup="5 percent",
+    config, steps=2000, every=250, save_every=500, rates=(1e-3, 1e-4)
   )
 
 
@@ -134,9 +124,7 @@ def _study(config: ml_collections.ConfigDict) -> None:
   config.data.length = 128
   config.batch_size = 16
   config.eval_batch_size = 32
-  common.schedule(
-    config, steps=400, every=400, rates=(3e-3, 1e-4), warmup="5 percent"
-  )
+  common.schedule(config, steps=400, every=400, rates=(3e-3, 1e-4))
 
 
 def _test(config: ml_collections.ConfigDict) -> None:

@@ -56,9 +56,7 @@ def _records(config: ml_collections.ConfigDict) -> None:
   config.masking.least = 0.5
   config.batch_size = 32
   config.eval_batch_size = 50
-  common.schedule(
-    config, steps=1500, every=500, rates=(3e-3, 1e-4), warmup="5 percent"
-  )
+  common.schedule(config, steps=1500, every=500, rates=(3e-3, 1e-4))
 
 
 def _test(config: ml_collections.ConfigDict) -> None:

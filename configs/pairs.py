@@ -33,9 +33,7 @@ def get_config(variant: str = "pairs") -> ml_collections.ConfigDict:
   config.data.eval_examples = 200
   config.batch_size = 16
   config.eval_batch_size = 50
-  common.schedule(
-    config, steps=400, every=400, rates=(4e-3, 1e-4), warmup="5 percent"
-  )
+  common.schedule(config, steps=400, every=400, rates=(4e-3, 1e-4))
   config.optimizer.clip_norm = 1.0
   if variant == "networks":
     config.imitate = True

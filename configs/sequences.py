@@ -62,7 +62,6 @@ def get_config(variant: str = "mqar") -> ml_collections.ConfigDict:
   config.optimizer.clip_norm = 1.0
   config.optimizer.weight_decay = 0.1
   config.optimizer.decay_exclude = ("scale", "bias")
-  config.optimizer.warmup = "5 percent"
   VARIANTS[variant](config)
   return config
 

@@ -33,9 +33,7 @@ def get_config(variant: str = "source") -> ml_collections.ConfigDict:
   config = common.get_config("detection")
   config.batch_size = 16
   config.eval_batch_size = 50
-  common.schedule(
-    config, steps=1000, every=1000, rates=(1e-3, 1e-5), warmup="5 percent"
-  )
+  common.schedule(config, steps=1000, every=1000, rates=(1e-3, 1e-5))
   config.optimizer.weight_decay = 0.05
   config.optimizer.clip_norm = 1.0
   if variant == "few_shot":
