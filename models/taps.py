@@ -168,8 +168,12 @@ def with_given(variables: Mapping[str, Any], given: Any) -> dict[str, Any]:
 
   Args:
     variables: of a model.
-    given: a tree of arrays.
+    given: a tree of arrays. Mappings are joined, so that several edits have
+      theirs: what is not named again stays as it was given before.
   """
+  before = variables.get(edits.GIVEN)
+  if isinstance(before, Mapping) and isinstance(given, Mapping):
+    given = {**before, **given}
   return {**variables, edits.GIVEN: given}
 
 
@@ -204,6 +208,21 @@ class Tapped(nn.Module):
       return _apply(self, variables, *args, **options)
     known = _known(self, variables, args, options)
     return _apply_edited(self, known, variables, *args, **options)
+
+  @nn.nowrap
+  def bind(self, variables, *args, **options):
+    """Does as Flax's.
+
+    Raises:
+      ValueError: with variables, if there are edits or inserts: those run where
+        a model is applied, and what is bound would be the model without.
+    """
+    if variables and (self.edits or self.inserts):
+      raise ValueError(
+        "a model with edits or inserts cannot be bound to variables, for it "
+        "would run without them; use apply"
+      )
+    return super().bind(variables, *args, **options)
 
   @nn.nowrap
   def init_with_output(self, *args, **options):

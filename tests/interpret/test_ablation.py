@@ -79,23 +79,20 @@ def test_means_of_tokens_that_are_real():
   names = [f"layer_{i}/mixer/head_outputs" for i in range(2)]
   # By names, where the sweep below has them as options.
   named = {"tokens": tokens, **places}
-  means = ablation.mean_outputs(model, variables, named)
-  _, values = interpret.run(model, variables, tokens, read=names, **places)
+  means = jax.jit(functools.partial(ablation.mean_outputs, model))(
+    variables, named
+  )
+  run = functools.partial(interpret.run, model, read=names, **places)
+  _, values = jax.jit(run)(variables, tokens)
   for name in names:
     expected = np.asarray(values[name])[positions >= 0].mean(0)
     np.testing.assert_allclose(means[name], expected, atol=1e-6)
   found = ablation.sweep(
     model, variables, tokens, METRIC, kind="mean", **places
   )
-  out, edited = interpret.run(
-    model,
-    variables,
-    tokens,
-    read=names,
-    edit=ablation.edit([(1, 2)], "mean"),
-    given={ablation.MEANS: means},
-    **places,
-  )
+  one = functools.partial(run, edit=ablation.edit([(1, 2)], "mean"))
+  given = {ablation.MEANS: means}
+  out, edited = jax.jit(one)(variables, tokens, given=given)
   np.testing.assert_allclose(found.grid[1, 2], METRIC(out), atol=1e-5)
   mixed = values[names[1]].at[:, :, 2].set(means[names[1]][2])
   np.testing.assert_allclose(edited[names[1]], mixed, atol=1e-6)

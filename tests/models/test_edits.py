@@ -224,6 +224,13 @@ def test_other_arrays_compile_nothing():
   assert not np.allclose(gradient, other)
 
 
+def test_arrays_of_several_edits_are_joined():
+  once = interpret.with_given({"params": {}}, {"a": 1, "b": 2})
+  twice = interpret.with_given(once, {"b": 3, "c": 4})
+  assert twice == interpret.with_given({"params": {}}, {"a": 1, "b": 3, "c": 4})
+  assert interpret.with_given(twice, 5) == interpret.with_given(once, 5)
+
+
 @dataclasses.dataclass(frozen=True)
 class Received(taps.StatefulEdit):
   """Sharpens weights by what each key received so far, of all queries."""
@@ -313,6 +320,9 @@ def test_what_cannot_be():
   ):
     with pytest.raises(ValueError, match=message):
       run(edit={"layer_1/hidden_state": gave})
+  edited = interpret.edited(model, {"logits": lambda x, site: 2 * x})
+  with pytest.raises(ValueError, match="edits or inserts cannot be bound"):
+    edited.bind(variables)
   with pytest.raises(ValueError, match="must have a pattern for each edit"):
     run(edit=lambda x, site: x)
   with pytest.raises(ValueError, match="inputs is a list; it must be an array"):
