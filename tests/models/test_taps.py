@@ -148,19 +148,18 @@ def test_scanned_layers_are_named_as_others():
 
 def test_values_come_in_the_order_of_layers():
   """Also out of jit, for those who stack them."""
-  model, images = create(depth=12)
+  model, images = create(depth=11)
   variables = jax.eval_shape(model.init, jax.random.key(0), images)
-  expected = [f"layer_{i}/hidden_state" for i in range(12)]
+  expected = [f"layer_{i}/hidden_state" for i in range(11)]
   read = functools.partial(taps.read, model, names=["*/hidden_state"])
   _, values = jax.eval_shape(read, variables, images)
   assert list(values) == expected
-  listed = taps.list_taps(model, variables, images)
-  assert [n for n in listed if n in expected] == expected
-  assert list(listed) == taps.list_names(model, variables, images)
+  listed = taps.list_names(model, variables, images)
+  assert [name for name in listed if name in expected] == expected
 
 
 def test_statistics_of_batches_move_beside_what_is_read_and_edited():
-  model, images = small.model(), small.images()
+  model, images = small.model(depths=(1, 1)), small.images()
   variables = jax.eval_shape(model.init, jax.random.key(0), images)
   edit = {"stage_1/*/hidden_state": lambda x, site: 0.5 * x}
   moving = {"train": True, "mutable": ["batch_stats"]}
