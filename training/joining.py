@@ -181,12 +181,20 @@ def _initialize(arguments: Mapping[str, Any], wait_limit: float) -> None:
   timer = threading.Timer(join, _end_alone, (arguments, join))
   timer.daemon = True
   timer.start()
-  jax.distributed.initialize(
-    **arguments,
-    initialization_timeout=int(join) + 30,
-    heartbeat_timeout_seconds=int(heartbeat),
-  )
-  timer.cancel()
+  try:
+    jax.distributed.initialize(
+      **arguments,
+      initialization_timeout=int(join) + 30,
+      heartbeat_timeout_seconds=int(heartbeat),
+    )
+  except ValueError as error:
+    raise ValueError(
+      "There should be other processes, but the environment does not say all "
+      f"that it takes to join them: {error} Pass --coordinator, "
+      "--num_processes and --process_id, or --nodistributed to be alone."
+    ) from error
+  finally:
+    timer.cancel()
 
 
 def _end_alone(arguments: Mapping[str, Any], limit: float) -> None:

@@ -133,6 +133,20 @@ def test_what_does_not_fit_is_said_before_anything_is_joined(arguments, error):
     pass
 
 
+def test_an_environment_that_says_half_is_told_what_to_pass(monkeypatch):
+  def initialize(**arguments):
+    raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(joining.jax.distributed, "initialize", initialize)
+  monkeypatch.setattr(joining, "found", lambda environment: {})
+  error = r"does not say all.* coordinator_address .*Pass --coordinator"
+  with pytest.raises(ValueError, match=error), joining.joined():
+    pass
+  # What would end this process later.
+  left = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+  assert all(timer.finished.is_set() for timer in left)
+
+
 def test_a_process_is_alone_where_nothing_says_otherwise(monkeypatch):
   monkeypatch.setattr(joining, "found", lambda environment: None)
   monkeypatch.delattr(joining.jax.distributed, "initialize")
