@@ -32,7 +32,7 @@ if [[ $# -eq 0 ]]; then
   exit 2
 fi
 if [[ ! -f train.py ]]; then
-  echo "slurm.sh: $PWD has no train.py: submit it from there" >&2
+  echo "slurm.sh: $PWD has no train.py: submit it from the repository" >&2
   exit 2
 fi
 # From SLURM 22.05 on srun does not take it over from sbatch.
