@@ -164,8 +164,8 @@ def _metadata(server: str, name: str) -> str:
   """What Google's machines say of themselves; "" where they say nothing.
 
   Raises:
-    HTTPError: if their server is there and gives no answer for two minutes, as
-      a host of a pod that took itself to be alone would be missed by the others.
+    HTTPError: if their server is there and gives no answer for two minutes: a
+      host of a pod that takes itself to be alone is missed by the others.
   """
   request = urllib.request.Request(
     _METADATA.format(server, name), headers={"Metadata-Flavor": "Google"}
