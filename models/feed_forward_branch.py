@@ -72,8 +72,8 @@ def kernel(
   """Returns the branch as a kernel, or None if layers run one by one.
 
   "auto" takes the kernel on a TPU v5e or v6e where a device has enough tokens
-  for each channel, the batch does not fill lanes, and hidden channels are not
-  split over devices.
+  for each channel, images do not fill lanes with their batch, and neither
+  hidden channels nor tokens are split over devices.
 
   Args:
     x: images [batch, height, width, channels] or rows of tokens [batch, tokens,
@@ -159,6 +159,8 @@ def _slower(x: jax.Array, least: float) -> str | None:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.shape.get("model", 1) > 1:
     return "the axis model of the mesh splits hidden channels"
+  if x.ndim == 3 and dispatch.sequence_parts() > 1:
+    return f"the axis {dispatch.SEQUENCE_AXIS} of the mesh splits tokens"
   *lead, channels = dense.share(x)
   tokens = math.prod(lead)
   if tokens < least * channels:

@@ -201,15 +201,12 @@ def _through_out(plan, inputs, outputs):
     g = g * _column(inputs.factor)
   if not plan.keeps:
     return g
-  made, normed = _tokens(plan, inputs.product), None
-  if parameters.out_scale is not None:
-    normed, deviation = _normalize(plan, made, plan.form.out_epsilon)
-    made = normed * parameters.out_scale[...] + parameters.out_bias[...]
+  made = _tokens(plan, inputs.product)
+  normed, deviation = _normalize(plan, made, plan.form.out_epsilon)
   if plan.modulated:
+    made = normed * parameters.out_scale[...] + parameters.out_bias[...]
     _put(outputs, 2, g * made)
     g *= _modulation(plan, inputs, 2)
-  if normed is None:
-    return g
   bars.out_bias[...] += g.sum(0, keepdims=True)
   bars.out_scale[...] += (g * normed).sum(0, keepdims=True)
   return _through_norm(plan, g * parameters.out_scale[...], normed, deviation)
@@ -266,8 +263,12 @@ def _through_norm(plan, bar, normed, deviation):
 def _mean(plan, x):
   """Means over channels [T, C], by the matrix unit: lanes are dear to add."""
   channels = x.shape[1]
-  ones = jnp.ones((channels, LANES), plan.dtype)
-  means = _product(plan, x.astype(plan.dtype), ones) * (1 / channels)
+  sums = x
+  if channels % LANES == 0:
+    # Registers are not.
+    sums = sum(x[:, i : i + LANES] for i in range(0, channels, LANES))
+  ones = jnp.ones((sums.shape[1], LANES), plan.dtype)
+  means = _product(plan, sums.astype(plan.dtype), ones) * (1 / channels)
   return jnp.concatenate([means] * pl.cdiv(channels, LANES), 1)[:, :channels]
 
 

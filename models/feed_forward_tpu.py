@@ -11,9 +11,9 @@ adaptive norms. The kernel of the gradients computes hidden channels again, from
   n_bar = h_bar w1^T,  x_bar = out_bar + (norm)'(x) n_bar
   w1_bar = n^T h_bar,  w2_bar = a^T g
 
-with h the hidden channels before the activation and a behind it. With a gate or
-a second norm gradients need the product with w2 first, so there it and h are
-written by the forward pass, which takes less time than to compute them twice.
+with h the hidden channels before the activation and a behind it. With a second
+norm gradients need the product with w2 first, so there it and h are written by
+the forward pass, which takes less time than to compute them twice.
 Gradients of parameters stay in VMEM, in float32, over all tiles.
 """
 
@@ -224,7 +224,7 @@ def make_plan(
     x.dtype.name,
     form,
     modulated=modulated,
-    keeps=modulated or parameters.out_scale is not None,
+    keeps=parameters.out_scale is not None,
     factors=factors,
     interpret=interpret,
   )
@@ -248,8 +248,8 @@ def branch(
     parameters: of any float dtype; products are of that of `x`.
     form: norms and activation.
     modulation: [tokens, 3 C] of the dtype of `x`: with its bias added s, t and
-      the gate, where the first norm is norm(x) (1 + s) + t without parameters;
-      None for none.
+      the gate, where the first norm is norm(x) (1 + s) + t without parameters
+      and there is a second one; None for none.
     interpret: whether Pallas's interpreter runs the kernels.
   """
   plan = make_plan(
