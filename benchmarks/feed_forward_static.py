@@ -38,7 +38,7 @@ _CHIP = topologies.CHIPS["TPU v5 lite"]
 _DTYPES = {"dtype": jnp.bfloat16, "param_dtype": jnp.float32}
 # Side of the image in tokens, channels.
 _STAGES = ((56, 96), (28, 192), (14, 384), (7, 768))
-# Tokens: 64 that condition and all 256; these and at most 77 that are visible; a
+# Tokens: 64 that condition and all 256; 64 and at most 77 that are visible; a
 # class and 64 queries.
 _LINA = {"decoder": 64 + 256, "encoder": 64 + 77, "connector": 65}
 

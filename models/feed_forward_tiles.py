@@ -95,7 +95,7 @@ def forward(plan, inputs, outputs, scratch):
   parameters = inputs.parameters
   _keep_weights(plan, inputs, scratch)
   x = inputs.x[...].astype(jnp.float32)
-  read, _, _ = _read(plan, inputs, x)
+  read, _, _ = _read(plan, inputs, x, None)
   scratch.read[...] = read.astype(plan.dtype)
   scratch.total[...] = jnp.broadcast_to(parameters.b2[...], x.shape)
   product = functools.partial(_product, plan)
@@ -117,7 +117,7 @@ def forward(plan, inputs, outputs, scratch):
     y, _ = _normalize(plan, y, plan.form.out_epsilon)
     y = y * parameters.out_scale[...] + parameters.out_bias[...]
   if inputs.modulation is not None:
-    y *= _modulation(plan, inputs, 2)
+    y *= _modulation(plan, inputs, 2, None)
   if inputs.factor is not None:
     y *= _column(inputs.factor)
   outputs.out[...] = (x + y).astype(plan.dtype)
@@ -133,9 +133,11 @@ def backward(plan, inputs, outputs, scratch):
     for total in jax.tree.leaves(bars):
       total[...] = jnp.zeros_like(total)
 
-  x = _tokens(plan, inputs.x)
-  read, normed, deviation = _read(plan, inputs, x)
-  g = _through_out(plan, inputs, outputs)
+  # Here, as the interpreter has no place in the grid within a loop.
+  there = _there(plan)
+  x = _tokens(inputs.x, there)
+  read, normed, deviation = _read(plan, inputs, x, there)
+  g = _through_out(plan, inputs, outputs, there)
   bars.b2[...] += g.sum(0, keepdims=True)
   for value, straight, turned in (
     (read, scratch.read, scratch.read_turned),
@@ -152,7 +154,7 @@ def backward(plan, inputs, outputs, scratch):
     if inputs.hidden is None:
       h = product(scratch.read[...], w1) + parameters.b1[:, chunk]
     else:
-      h = _tokens(plan, inputs.hidden, chunk)
+      h = _tokens(inputs.hidden, there, chunk)
     a, slope = activation(h)
     a_bar = product(scratch.g[...], scratch.w2[chunk], turned=True)
     h_bar = a_bar * slope
@@ -171,14 +173,14 @@ def backward(plan, inputs, outputs, scratch):
   elif plan.modulated:
     _put(outputs, 0, bar * normed)
     _put(outputs, 1, bar)
-    bar *= 1 + _modulation(plan, inputs, 0)
+    bar *= 1 + _modulation(plan, inputs, 0, there)
   if normed is not None:
     bar = _through_norm(plan, bar, normed, deviation)
-  out_bar = _tokens(plan, inputs.out_bar)
+  out_bar = _tokens(inputs.out_bar, there)
   outputs.x[...] = (out_bar + bar).astype(plan.dtype)
 
 
-def _read(plan, inputs, x):
+def _read(plan, inputs, x, there):
   """What w1 is multiplied with, `x` normalised, and by what it was multiplied.
 
   The last two are None without a norm.
@@ -189,47 +191,51 @@ def _read(plan, inputs, x):
   normed, deviation = _normalize(plan, x, plan.form.epsilon)
   if scale is not None:
     return normed * scale[...] + bias[...], normed, deviation
-  scale, shift = (_modulation(plan, inputs, n) for n in range(2))
+  scale, shift = (_modulation(plan, inputs, n, there) for n in range(2))
   return normed * (1 + scale) + shift, normed, deviation
 
 
-def _through_out(plan, inputs, outputs):
+def _through_out(plan, inputs, outputs, there):
   """The gradient g of the product with w2; adds those of what is behind it."""
   parameters, bars = inputs.parameters, outputs.parameters
-  g = _tokens(plan, inputs.out_bar)
+  g = _tokens(inputs.out_bar, there)
   if inputs.factor is not None:
     g = g * _column(inputs.factor)
   if not plan.keeps:
     return g
-  made = _tokens(plan, inputs.product)
+  made = _tokens(inputs.product, there)
   normed, deviation = _normalize(plan, made, plan.form.out_epsilon)
   if plan.modulated:
     made = normed * parameters.out_scale[...] + parameters.out_bias[...]
     _put(outputs, 2, g * made)
-    g *= _modulation(plan, inputs, 2)
+    g *= _modulation(plan, inputs, 2, there)
   bars.out_bias[...] += g.sum(0, keepdims=True)
   bars.out_scale[...] += (g * normed).sum(0, keepdims=True)
   return _through_norm(plan, g * parameters.out_scale[...], normed, deviation)
 
 
-def _tokens(plan, reference, columns=slice(None)):
+def _there(plan):
+  """Which rows of a tile are tokens [T, 1], None if all are."""
+  if not plan.ragged:
+    return None
+  left = plan.tokens - pl.program_id(0) * plan.tile
+  return lax.broadcasted_iota(jnp.int32, (plan.tile, 1), 0) < left
+
+
+def _tokens(reference, there, columns=slice(None)):
   """Numbers of tokens in float32; zeros beyond the last one.
 
   There is anything there, and sums go over it.
   """
   x = reference[:, columns].astype(jnp.float32)
-  if not plan.ragged:
-    return x
-  left = plan.tokens - pl.program_id(0) * plan.tile
-  row = lax.broadcasted_iota(jnp.int32, (plan.tile, 1), 0)
-  return jnp.where(row < left, x, 0)
+  return x if there is None else jnp.where(there, x, 0)
 
 
-def _modulation(plan, inputs, n):
+def _modulation(plan, inputs, n, there):
   """The scale of tokens, what shifts them or their gate, [T, C]."""
   at = slice(n * plan.channels, (n + 1) * plan.channels)
   bias = inputs.parameters.modulation_bias[:, at]
-  return _tokens(plan, inputs.modulation, at) + bias
+  return _tokens(inputs.modulation, there, at) + bias
 
 
 def _put(outputs, n, bar):
