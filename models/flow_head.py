@@ -17,7 +17,9 @@ from models import (
 
 # Of the norms without parameters.
 _EPSILON = 1e-6
-_TOKENS_OF_A_CHANNEL = 0
+# The least for which the kernel of feed-forward layers is taken: its parameters
+# are a quarter of those of a transformer's layer.
+_TOKENS_OF_A_CHANNEL = 1
 _ZEROS = {
   "kernel_init": nn.initializers.zeros,
   "bias_init": nn.initializers.zeros,

@@ -23,7 +23,9 @@ from models.feed_forward import exact_gelu
 MAX_TEXT = 512
 # Channels of a time before its dense layers.
 TIME_CHANNELS = 256
-_TOKENS_OF_A_CHANNEL = 0
+# The least for which the kernel of feed-forward layers is taken, whose
+# parameters and their gradients take as long as it saves with fewer.
+_TOKENS_OF_A_CHANNEL = 1.25
 _TOKEN_INIT = nn.initializers.normal(0.02)
 
 
