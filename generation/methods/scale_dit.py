@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from attention import checks
 from generation import denoiser, methods
 
 
@@ -31,12 +32,12 @@ def scale_dit(
   Raises:
     ValueError: for a model whose positions cannot be stretched.
   """
+  checks.whole("window", window, 1)
+  checks.whole("scale", scale, 0)
   if scale:
     _check_rotary(model)
-  changed = model.clone(
-    attend="scale_dit",
-    attend_options={"window": window, "scale": scale, "scale_by": scale_by},
-  )
+  options = {"window": window, "scale": scale, "scale_by": scale_by}
+  changed = methods.with_attend(model, "scale_dit", options)
   small = None
   if scale:
     state = functools.partial(small_image, model, window=window, scale=scale)
@@ -85,6 +86,7 @@ def small_image(
 
 
 def _check_rotary(model: nn.Module) -> None:
+  methods.require(model, "position_encoding")
   if model.position_encoding != "rotary":
     raise ValueError(
       f"position_encoding is {model.position_encoding!r}; a small image's "
