@@ -252,7 +252,7 @@ def joined(*orders: np.ndarray | int) -> np.ndarray:
       part = np.arange(order)
     parts.append(first + part)
     first += len(part)
-  return np.concatenate(parts).astype(np.int32)
+  return np.concatenate([np.arange(0), *parts]).astype(np.int32)
 
 
 def _tokens(shape: Sequence[int]) -> int:

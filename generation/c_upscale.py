@@ -130,7 +130,7 @@ class TiledDenoiser:
       self.variables,
       condition,
       self.guidance,
-      getattr(self.model, "guided_channels", None),
+      getattr(self.model, "guided_channels", None) or None,
     )
     return denoise(x, time, state)[0]
 

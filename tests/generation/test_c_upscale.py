@@ -12,6 +12,7 @@ import generation
 from generation import c_upscale, c_upscale_checks
 from models import taps
 from models.diffusion_transformer import DiffusionTransformer
+from models.dimr import DiMR
 
 LABEL = np.array([1, 3])
 SMALL = dict(
@@ -270,6 +271,17 @@ def test_refuses(options, message):
     upscaled(**options)
 
 
+def test_tiles_overlap_by_half_in_whole_patches():
+  odd = DiffusionTransformer(**{**SMALL, "sample_shape": (6, 10)})
+  tiles = c_upscale_checks.tiles_of(odd, 2)
+  assert (tiles.shape, tiles.overlap) == ((12, 20), (2, 4))
+  video = odd.clone(sample_shape=(3, 8, 8), patch_size=(1, 4, 2))
+  assert c_upscale_checks.tiles_of(video, 3).overlap == (0, 4, 4)
+  row = odd.clone(sample_shape=(8,), patch_size=(2,))
+  with pytest.raises(ValueError, match=r"sample_shape of the model is \(8,\)"):
+    c_upscale_checks.tiles_of(row, 2)
+
+
 def test_refuses_a_model_without_cross_attention():
   model, variables, x = start()
   with pytest.raises(ValueError, match="of the model is 'adaptive': take"):
@@ -280,6 +292,10 @@ def test_refuses_a_model_without_cross_attention():
       generation.flow(),
       condition={"label": LABEL},
       key=jax.random.key(0),
+    )
+  with pytest.raises(ValueError, match="of the model is None: take a model"):
+    c_upscale_checks.plan(
+      DiMR(), generation.flow(), condition={"label": LABEL}
     )
   with pytest.raises(ValueError, match=r"x has sides \(8, 4\); the model has"):
     c_upscale.upscale(

@@ -12,6 +12,7 @@ import generation
 from generation import guide_and_rescale
 from generation.guide_and_rescale import GuidedDenoiser, Guider, Preset
 from models import taps
+from models.dimr import DiMR
 from tests.generation import toy
 
 SOURCE, TARGET = np.array([0, 1]), np.array([2, 3])
@@ -270,3 +271,12 @@ def test_refuses_guiders():
     Guider(("x",), 1.0, condition="none")
   with pytest.raises(ValueError, match="scale is nan; it must be a number"):
     Guider(("x",), float("nan"))
+  with pytest.raises(ValueError, match="names is 'x'; it must be a tuple"):
+    Guider("x", 1.0)
+
+
+def test_presets_name_the_states_of_a_transformer():
+  with pytest.raises(ValueError, match="the model is a DiMR, whose hidden"):
+    guide_and_rescale.check(DiMR(), "local", 2.0)
+  own = Preset(GUIDERS[:1], 0.5, (0.0, np.inf))
+  assert guide_and_rescale.check(DiMR(), own, 2.0) is own
