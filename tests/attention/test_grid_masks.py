@@ -240,7 +240,7 @@ def test_radial_blocks_of_the_released_code(
     part = table[i * side : (i + 1) * side, j * side : (j + 1) * side]
     d = 0 if j == 0 and options.get("sink", True) else abs(i - j)
     expected = _blocks_at(d, tokens, options.get("decay", 1.0))
-    np.testing.assert_array_equal(part, expected)
+    assert (part == expected).all(), (i, j)
 
 
 @functools.cache
@@ -301,7 +301,7 @@ def test_radial_blocks_attend_as_their_scores_do():
   np.testing.assert_allclose(out, expected, atol=1e-5)
   everything = masks.blocks(np.ones(mask.table.shape, bool), side)
   np.testing.assert_allclose(
-    attend(q, k, v, mask=everything), attend(q, k, v), atol=1e-6
+    attend(q, k, v, mask=everything), attend(q, k, v), atol=1e-5
   )
   # HunyuanVideo: the video's keys sparse, the text's all, and their sum.
   alone = masks.radial_blocks(frames, tokens, **options)

@@ -189,5 +189,5 @@ def test_errors():
   statistics = reshaped.Statistics(jnp.ones(2), jnp.zeros(2))
   with pytest.raises(ValueError, match="step is nan; it must be a number"):
     reshaped.ramped(statistics, np.nan)
-  with pytest.raises(ValueError, match="most is 'one'"):
-    reshaped.ramped(statistics, 0.04, "one")
+  with pytest.raises(ValueError, match="most is inf; it must be a number"):
+    reshaped.ramped(statistics, 0.04, np.inf)

@@ -294,9 +294,7 @@ def test_refuses_a_model_without_cross_attention():
       key=jax.random.key(0),
     )
   with pytest.raises(ValueError, match="of the model is None: take a model"):
-    c_upscale_checks.plan(
-      DiMR(), generation.flow(), condition={"label": LABEL}
-    )
+    c_upscale_checks.plan(DiMR(), generation.flow(), condition={"label": LABEL})
   with pytest.raises(ValueError, match=r"x has sides \(8, 4\); the model has"):
     c_upscale.upscale(
       model,

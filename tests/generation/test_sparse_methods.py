@@ -236,7 +236,7 @@ def test_a_small_image_guides_all_steps():
     _jitted(decoding.hashable(model), drawn(IMAGES), y, time, label)[0]
     for model in (whole, IMAGES)
   ]
-  np.testing.assert_allclose(*out, atol=1e-6)
+  np.testing.assert_allclose(*out, atol=1e-5)
 
 
 def test_the_docs_have_each_method_with_its_options():
