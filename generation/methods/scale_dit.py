@@ -30,12 +30,18 @@ def scale_dit(
     scale_by: "constant" or "entropy", see `models.attends.scale_dit`.
 
   Raises:
-    ValueError: for a model whose positions cannot be stretched.
+    ValueError: for a model whose positions cannot be stretched, or windows that
+      `scale` does not divide.
   """
   checks.whole("window", window, 1)
   checks.whole("scale", scale, 0)
   if scale:
     _check_rotary(model)
+    if window % scale:
+      raise ValueError(
+        f"window is {window}; the small image's windows are {scale} times "
+        f"smaller, so it must be a multiple of scale={scale}"
+      )
   options = {"window": window, "scale": scale, "scale_by": scale_by}
   changed = methods.with_attend(model, "scale_dit", options)
   small = None

@@ -295,6 +295,10 @@ def test_last_times_and_noisy():
       lambda: methods.create("scale_dit", IMAGES, 4, {"scale": -2}),
       "scale is -2; it must be at least 0",
     ),
+    (
+      lambda: methods.create("scale_dit", IMAGES, 4, {"window": 4, "scale": 3}),
+      "window is 4; .* a multiple of scale=3",
+    ),
     (lambda: methods.create("full", MODEL, 0, {}), "steps is 0; it must be"),
     (
       lambda: methods.create("radial", DiMR(), 4, {}),

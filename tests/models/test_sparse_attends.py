@@ -243,6 +243,7 @@ def test_what_is_kept_is_taken():
     ("inward_window", (4, 4), 0, {"windowed": "no"}, "windowed is 'no'"),
     ("scale_dit", (4, 4), 0, {"scale": -2}, "scale is -2; .* at least 0"),
     ("scale_dit", (4, 4), 0, {"window": 2.0}, "window is 2.0"),
+    ("reshaped_window", (4, 4), 0, {"ramp": np.nan}, "ramp is nan"),
     ("kept", (4, 4), 0, {"write": "no"}, "write is 'no'"),
     ("flow", (4, 4), 0, {"clip": False}, "clip is False"),
     ("naive", (4, 4), 0, {"kind": "bund"}, "did you mean band"),
