@@ -253,7 +253,7 @@ def test_what_is_kept_is_taken():
 def test_errors(attend, grid, text, options, message):
   layout = Layout(grid, grid, text)
   # A mask of 1, which is True, may be there already.
-  naive_mask(layout, "random", 1.0, 1, 0)
+  naive_mask(layout, "random", 0.5, 1, 0)
   with pytest.raises(ValueError, match=message):
     run(attend, drawn(layout.places + text), layout, **options)
 
