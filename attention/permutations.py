@@ -46,11 +46,12 @@ def hilbert_windows(shape: Sequence[int], size: Sequence[int]) -> np.ndarray:
   Raises:
     ValueError: if the grid has not two axes or the windows do not divide it.
   """
+  tokens = _tokens(shape)
   if len(shape) != 2:
     raise ValueError(
       f"shape is {tuple(shape)}; Hilbert's curve needs height and width"
     )
-  numbers = np.arange(_tokens(shape), dtype=np.int32).reshape(1, *shape)
+  numbers = np.arange(tokens, dtype=np.int32).reshape(1, *shape)
   numbers = _cut(numbers, size)
   side = 1 << (max(size) - 1).bit_length()
   along = np.argsort(hilbert_index(*np.indices(size), side).reshape(-1))
@@ -102,11 +103,11 @@ def gilbert(shape: Sequence[int]) -> np.ndarray:
   Raises:
     ValueError: if the grid has more axes.
   """
+  _tokens(shape)
   if not 1 <= len(shape) <= 3:
     raise ValueError(
       f"shape is {tuple(shape)}; the curve is of grids of one to three axes"
     )
-  _tokens(shape)
   sides = (1,) * (3 - len(shape)) + tuple(map(int, shape))
   return _gilbert(sides).copy()
 
@@ -236,26 +237,33 @@ def joined(*orders: np.ndarray | int) -> np.ndarray:
   Args:
     *orders: the order within each group, or its number of tokens where it
       stays as it is.
+
+  Raises:
+    ValueError: for what is neither.
   """
   parts, first = [], 0
   for order in orders:
-    part = np.arange(order) if isinstance(order, int) else np.asarray(order)
+    if np.ndim(order):
+      # Where each is once: an order has one back.
+      inverse(order)
+      part = np.asarray(order)
+    else:
+      checks.whole("a number of tokens", order, 0)
+      part = np.arange(order)
     parts.append(first + part)
     first += len(part)
-  return np.concatenate(parts).astype(np.int32)
+  return np.concatenate([np.arange(0), *parts]).astype(np.int32)
 
 
 def _tokens(shape: Sequence[int]) -> int:
-  for side in shape:
-    checks.whole("a side of shape", side, 1)
+  checks.wholes("shape", shape, 1)
   return math.prod(shape)
 
 
 def _cut(numbers: np.ndarray, size: Sequence[int]) -> np.ndarray:
   """Cuts [windows, *sides] into [more windows, *size], in row-major order."""
   sides = numbers.shape[1:]
-  for part in size:
-    checks.whole("a side of a window", part, 1)
+  checks.wholes("a window", size, 1)
   if len(size) != len(sides) or any(
     side % part for side, part in zip(sides, size, strict=True)
   ):

@@ -140,10 +140,10 @@ def list_models(pattern: str = "*", kind: str | None = None) -> list[str]:
   return sorted(name for name in names if kind in (None, kinds[name]))
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+def unknown(kind: str, name: Any, known: Iterable[str]) -> ValueError:
   """Makes the error for a name that is not known, with the nearest that are."""
   known = sorted(known)
-  near = nearest(name, known)
+  near = nearest(str(name), known)
   hint = f"did you mean {' or '.join(near)}?" if near else f"known: {known}"
   return ValueError(f"there is no {kind} {name!r}; {hint}")
 

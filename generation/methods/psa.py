@@ -59,5 +59,5 @@ def psa(
     "seed": seed,
     "scale_by": scale_by,
   }
-  changed = model.clone(attend="pyramid", attend_options=options)
+  changed = methods.with_attend(model, "pyramid", options)
   return methods.full_first(model, changed, steps, full_steps, scale_by)

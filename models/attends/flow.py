@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 import attention
+from attention import checks
 from models import taps
 from models.attends.layout import Layout
 
@@ -42,6 +43,7 @@ def flow(
   Raises:
     ValueError: for options that there are not.
   """
+  checks.number("clip", clip)
   # In joint attention what is padded among keys is padded among queries.
   joint = q.shape[1] == layout.places + layout.text
   options = {
