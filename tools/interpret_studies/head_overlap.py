@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+import scipy.stats
 from etils import epath
 
 from interpret import head_attribution
@@ -103,9 +105,10 @@ def measure(
     for count in _COUNTS
     if count <= len(heads)
   }
-  result["correlation"] = safety_heads.spearman(scores, other_scores)
+  spearman = lambda one, other: float(
+    scipy.stats.spearmanr(np.ravel(one), np.ravel(other)).statistic
+  )
+  result["correlation"] = spearman(scores, other_scores)
   if len(scores) > 1:
-    result["layers"] = safety_heads.spearman(
-      scores.mean(1), other_scores.mean(1)
-    )
+    result["layers"] = spearman(scores.mean(1), other_scores.mean(1))
   return result

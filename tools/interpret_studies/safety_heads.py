@@ -331,7 +331,7 @@ def _order(folder, by, kind, seed, variant):
   log-probability of a refusal.
   """
   found = _scored(folder, "first", by, kind, seed, variant)
-  return found.heads, spearman(found.scores, found.fall)
+  return found.heads, _spearman(found.scores, found.fall)
 
 
 def find_heads(
@@ -423,9 +423,8 @@ def _agreement(folder, seed, variant):
     variables = {"params": _params(folder, which, seed, variant)}
     found = head_attribution.ships(model, variables, prompts)
     each.append(np.asarray(found).mean(-1).ravel())
-  return spearman(*each)
+  return _spearman(*each)
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-  """Spearman's rank correlation of two arrays of one size."""
+def _spearman(one, other) -> float:
   return float(scipy.stats.spearmanr(np.ravel(one), np.ravel(other)).statistic)
