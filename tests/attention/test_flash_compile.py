@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import attention
-from attention import masks, normalizers, scores
+from attention import masks, normalizers, pyramid_levels, scores
 
 # Mosaic takes its time over tiles of 512 x 512 scores, in three kernels each.
 pytestmark = [pytest.mark.compile, pytest.mark.slow]
@@ -128,3 +128,29 @@ def test_a_decode_step_moves_little_but_the_cache(chip):
   least = compiled.memory_analysis().argument_size_in_bytes
   assert compiled.memory_analysis().temp_size_in_bytes < least / 100
   assert compiled.cost_analysis()["bytes accessed"] < 1.05 * least
+
+
+@pytest.mark.parametrize("blocks", [(512, 1024), (128, 128)])
+def test_a_pyramid_compiles_forward_and_backward(blocks):
+  """Blocks whose means of eight are a tile, and those of the paper."""
+  length, sizes = 8192, dict(zip(("block_q", "block_k"), blocks, strict=True))
+  bounds = (0.10, 0.15, 0.15, 0.50)
+  rows, columns = (length // block for block in blocks)
+  most = pyramid_levels.most_blocks(columns, bounds)
+
+  def loss(qkv, importance):
+    levels = pyramid_levels.levels_by_count(importance, bounds)
+    out = attention.pyramid_attention(
+      *qkv, levels, most=most, implementation="tpu", **sizes
+    )
+    return jnp.sum(out.astype(jnp.float32))
+
+  compiled = compile_only.compile_for(
+    "v5e",
+    jax.value_and_grad(loss),
+    [array(1, length, 8, 128)] * 3,
+    array(1, 8, rows, columns, dtype=jnp.float32),
+  )
+  # Keys and values of all levels, and their gradients; of scores there would be
+  # as many as of these keys for each query.
+  assert compiled.memory_analysis().temp_size_in_bytes < 8 * length**2
