@@ -55,9 +55,9 @@ def pyramid_attention(
   multiples of 128 on a TPU and of 16 on a GPU. Where a block has fewer means
   than that, rows that weigh nothing fill its tile: blocks of 64 keys of a GPU
   have eight means of eight and eight such rows, and those of 128 of a TPU cost
-  as much at all levels. (The released kernel puts the means of two blocks into
-  a tile, and where it would need more, as with blocks of 32 keys, it reads
-  wrong ones.)
+  as much at all levels, so that blocks of 512 x 1024 suit it. (The released
+  kernel puts the means of two blocks into a tile, and where it would need more,
+  as with blocks of 32 keys, it reads wrong ones.)
 
   Args:
     q: queries.
