@@ -1,17 +1,24 @@
 """Orders of the tokens of a grid in which a window is a run of tokens.
 
 An order is an int32 array: its entry n is the number, in row-major order of the
-grid, of the token that comes at place n. So `x[:, order]` brings tokens into
-the order, `y[:, inverse(order)]` brings them back, and a mask P M P^T is
-`mask.reordered(order)`. Attention depends on no order; how many tiles of scores
-a mask leaves empty does (Scale-DiT, arXiv 2510.16325).
+grid, of the token that comes at place n. So `x[:, order]`, or `reordered(x,
+order)`, brings tokens into the order, `reordered(y, inverse(order))` brings
+them back, and a mask P M P^T is `mask.reordered(order)`. Attention depends on
+no order; how many tiles of scores a mask leaves empty does (Scale-DiT, arXiv
+2510.16325).
+
+An order of each row of the batch and each head, as of
+`attention.cluster_orders`, is [batch, heads, tokens].
 """
 
 import functools
 import math
 from collections.abc import Iterator, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from attention import checks
 
@@ -212,23 +219,38 @@ def _moved(cell: _Cell, way: _Edge) -> _Cell:
   return tuple(moved)
 
 
-def inverse(order: np.ndarray) -> np.ndarray:
+def reordered(
+  x: Float[Array, "batch tokens heads dim"],
+  order: Int[Array | np.ndarray, "*batch_heads tokens"],
+) -> Float[Array, "batch tokens heads dim"]:
+  """Returns tokens in an order, [tokens] of all or [batch, heads, tokens]."""
+  if order.ndim == 1:
+    return x[:, order]
+  return jnp.take_along_axis(x, order.swapaxes(1, 2)[..., None], axis=1)
+
+
+def inverse(order: np.ndarray | Array) -> np.ndarray | Array:
   """Returns the order that takes tokens back.
+
+  Args:
+    order: [..., tokens]. NumPy's is checked, and gives NumPy's.
 
   Raises:
     ValueError: if `order` has not each of its places once.
   """
+  if isinstance(order, jax.Array):
+    return jnp.argsort(order, axis=-1).astype(jnp.int32)
   order = np.asarray(order)
-  back = np.full(order.shape, -1, np.int32)
-  if order.ndim == 1 and np.issubdtype(order.dtype, np.integer):
-    inside = (order >= 0) & (order < len(order))
-    back[order[inside]] = np.flatnonzero(inside)
-  if order.ndim != 1 or (back < 0).any():
+  if (
+    not order.ndim
+    or not np.issubdtype(order.dtype, np.integer)
+    or (np.sort(order, axis=-1) != np.arange(order.shape[-1])).any()
+  ):
     raise ValueError(
       f"order is an array of {order.dtype}, of shape {order.shape}; it must "
       "have each number below its length once"
     )
-  return back
+  return np.argsort(order, axis=-1).astype(np.int32)
 
 
 def joined(*orders: np.ndarray | int) -> np.ndarray:
