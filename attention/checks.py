@@ -5,6 +5,7 @@ become 3, the string "False" is true. Here such values are errors, the same for
 the reference and for kernels, before anything is computed.
 """
 
+import math
 import numbers
 from collections.abc import Iterable
 
@@ -74,16 +75,43 @@ def whole(name: str, value: object, least: int | None = None) -> None:
     raise ValueError(f"{name} is {value}; it must be at least {least}")
 
 
-def number(name: str, value: object, *, above: float | None = None) -> None:
-  """Raises ValueError unless `value` is a Python number, beyond `above`."""
-  fits = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if not fits or value != value:
+def wholes(
+  name: str, values: object, least: int | None = None, entry: str = "a side"
+) -> None:
+  """Raises ValueError unless `values` are several integers, as a tuple is.
+
+  Args:
+    name: of them.
+    values: what was given.
+    least: the least that each may be.
+    entry: what one of them is called.
+  """
+  if isinstance(values, str) or not hasattr(values, "__len__"):
     raise ValueError(
-      f"{name} is {_shown(value)}; it must be a number that is known before "
-      "the program runs"
+      f"{name} is {_shown(values)}; it must be a tuple of whole numbers"
+    )
+  for value in values:
+    whole(f"{entry} of {name}", value, least)
+
+
+def number(name: str, value: object, *, above: float | None = None) -> None:
+  """Raises ValueError unless `value` is a finite number, beyond `above`."""
+  fits = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if not fits or not math.isfinite(value):
+    raise ValueError(
+      f"{name} is {_shown(value)}; it must be a number, finite and known "
+      "before the program runs"
     )
   if above is not None and value <= above:
     raise ValueError(f"{name} is {value}; it must be above {above}")
+
+
+def share(name: str, value: object, *, positive: bool = False) -> None:
+  """Raises ValueError unless `value` is a number from 0, or above it, to 1."""
+  number(name, value)
+  if not 0 <= value <= 1 or (positive and not value):
+    fits = "above 0 and at most 1" if positive else "from 0 to 1"
+    raise ValueError(f"{name} is {value}; it must be a share, {fits}")
 
 
 def choice(name: str, value: object, known: Iterable[str]) -> None:

@@ -33,14 +33,16 @@ def inward_window(
   Raises:
     ValueError: if `radius` has not one entry, at least 0, for each side.
   """
-  for name, values in (("shape", shape), ("radius", radius)):
-    for value in values:
-      if value is not None or name == "shape":
-        checks.whole(f"an entry of {name}", value)
+  checks.wholes("shape", shape, 1)
   checks.flag("inward", inward)
-  if len(radius) != len(shape) or any(r is not None and r < 0 for r in radius):
+  several = hasattr(radius, "__len__")
+  if several:
+    given = [r for r in radius if r is not None]
+    checks.wholes("radius", given, entry="an entry")
+  if not several or len(radius) != len(shape) or any(r < 0 for r in given):
+    shown = tuple(radius) if several else radius
     raise ValueError(
-      f"radius is {tuple(radius)}; a grid of {tuple(shape)} needs a radius of "
+      f"radius is {shown}; a grid of {tuple(shape)} needs a radius of "
       "at least 0, or None, for each of its axes"
     )
   coordinates = np.unravel_index(np.arange(math.prod(shape)), shape)

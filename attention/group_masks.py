@@ -207,8 +207,7 @@ def _check(text_tokens, high, low, window) -> int:
   checks.whole("text_tokens", text_tokens, 0)
   checks.whole("window", window, 1)
   for name, shape in (("high", high), ("low", low)):
-    for side in shape:
-      checks.whole(f"a side of {name}", side, 0)
+    checks.wholes(name, shape, 0)
     if len(shape) != 2:
       raise ValueError(f"{name} is {tuple(shape)}; it must be (height, width)")
   if any(side % window or not side for side in high):
@@ -216,9 +215,9 @@ def _check(text_tokens, high, low, window) -> int:
       f"window is {window}; it must divide height and width of high, "
       f"{tuple(high)}"
     )
-  if not math.prod(low):
+  if not any(low):
     return 1
-  scale = high[0] // low[0]
+  scale = high[0] // low[0] if all(low) else 0
   if any(a != scale * b for a, b in zip(high, low, strict=True)):
     raise ValueError(
       f"low is {tuple(low)}; height and width of high, {tuple(high)}, must be "

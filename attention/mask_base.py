@@ -289,8 +289,11 @@ class Blocks(Mask):
     return self.block_q, self.block_k
 
   def most_tiles(self, block_k):
+    most = self.most
+    if isinstance(self.table, np.ndarray) and self.table.size:
+      most = int(self.table.sum(axis=-1).max())
     # Tiles lie within blocks (`tile_multiples`).
-    return None if self.most is None else self.most * (self.block_k // block_k)
+    return None if most is None else most * (self.block_k // block_k)
 
   def in_mixed_tile(self):
     return None

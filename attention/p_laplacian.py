@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attention import checks
+
 _EPSILON = 1e-8
 
 
@@ -107,6 +109,7 @@ def adaptive_average(x: jax.Array, length: int, axis: int) -> jax.Array:
     ValueError: if the axis is shorter.
   """
   n = x.shape[axis]
+  checks.whole("length", length)
   if not 1 <= length <= n:
     raise ValueError(
       f"length is {length}; of an axis of {n} there are 1 to {n} averages"

@@ -1,17 +1,24 @@
 """Orders of the tokens of a grid in which a window is a run of tokens.
 
 An order is an int32 array: its entry n is the number, in row-major order of the
-grid, of the token that comes at place n. So `x[:, order]` brings tokens into
-the order, `y[:, inverse(order)]` brings them back, and a mask P M P^T is
-`mask.reordered(order)`. Attention depends on no order; how many tiles of scores
-a mask leaves empty does (Scale-DiT, arXiv 2510.16325).
+grid, of the token that comes at place n. So `x[:, order]`, or `reordered(x,
+order)`, brings tokens into the order, `reordered(y, inverse(order))` brings
+them back, and a mask P M P^T is `mask.reordered(order)`. Attention depends on
+no order; how many tiles of scores a mask leaves empty does (Scale-DiT, arXiv
+2510.16325).
+
+An order of each row of the batch and each head, as of
+`attention.cluster_orders`, is [batch, heads, tokens].
 """
 
 import functools
 import math
 from collections.abc import Iterator, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from attention import checks
 
@@ -46,11 +53,12 @@ def hilbert_windows(shape: Sequence[int], size: Sequence[int]) -> np.ndarray:
   Raises:
     ValueError: if the grid has not two axes or the windows do not divide it.
   """
+  tokens = _tokens(shape)
   if len(shape) != 2:
     raise ValueError(
       f"shape is {tuple(shape)}; Hilbert's curve needs height and width"
     )
-  numbers = np.arange(_tokens(shape), dtype=np.int32).reshape(1, *shape)
+  numbers = np.arange(tokens, dtype=np.int32).reshape(1, *shape)
   numbers = _cut(numbers, size)
   side = 1 << (max(size) - 1).bit_length()
   along = np.argsort(hilbert_index(*np.indices(size), side).reshape(-1))
@@ -102,11 +110,11 @@ def gilbert(shape: Sequence[int]) -> np.ndarray:
   Raises:
     ValueError: if the grid has more axes.
   """
+  _tokens(shape)
   if not 1 <= len(shape) <= 3:
     raise ValueError(
       f"shape is {tuple(shape)}; the curve is of grids of one to three axes"
     )
-  _tokens(shape)
   sides = (1,) * (3 - len(shape)) + tuple(map(int, shape))
   return _gilbert(sides).copy()
 
@@ -211,23 +219,38 @@ def _moved(cell: _Cell, way: _Edge) -> _Cell:
   return tuple(moved)
 
 
-def inverse(order: np.ndarray) -> np.ndarray:
+def reordered(
+  x: Float[Array, "batch tokens heads dim"],
+  order: Int[Array | np.ndarray, "*batch_heads tokens"],
+) -> Float[Array, "batch tokens heads dim"]:
+  """Returns tokens in an order, [tokens] of all or [batch, heads, tokens]."""
+  if order.ndim == 1:
+    return x[:, order]
+  return jnp.take_along_axis(x, order.swapaxes(1, 2)[..., None], axis=1)
+
+
+def inverse(order: np.ndarray | Array) -> np.ndarray | Array:
   """Returns the order that takes tokens back.
+
+  Args:
+    order: [..., tokens]. NumPy's is checked, and gives NumPy's.
 
   Raises:
     ValueError: if `order` has not each of its places once.
   """
+  if isinstance(order, jax.Array):
+    return jnp.argsort(order, axis=-1).astype(jnp.int32)
   order = np.asarray(order)
-  back = np.full(order.shape, -1, np.int32)
-  if order.ndim == 1 and np.issubdtype(order.dtype, np.integer):
-    inside = (order >= 0) & (order < len(order))
-    back[order[inside]] = np.flatnonzero(inside)
-  if order.ndim != 1 or (back < 0).any():
+  if (
+    not order.ndim
+    or not np.issubdtype(order.dtype, np.integer)
+    or (np.sort(order, axis=-1) != np.arange(order.shape[-1])).any()
+  ):
     raise ValueError(
       f"order is an array of {order.dtype}, of shape {order.shape}; it must "
       "have each number below its length once"
     )
-  return back
+  return np.argsort(order, axis=-1).astype(np.int32)
 
 
 def joined(*orders: np.ndarray | int) -> np.ndarray:
@@ -236,26 +259,33 @@ def joined(*orders: np.ndarray | int) -> np.ndarray:
   Args:
     *orders: the order within each group, or its number of tokens where it
       stays as it is.
+
+  Raises:
+    ValueError: for what is neither.
   """
   parts, first = [], 0
   for order in orders:
-    part = np.arange(order) if isinstance(order, int) else np.asarray(order)
+    if np.ndim(order):
+      # Where each is once: an order has one back.
+      inverse(order)
+      part = np.asarray(order)
+    else:
+      checks.whole("a number of tokens", order, 0)
+      part = np.arange(order)
     parts.append(first + part)
     first += len(part)
-  return np.concatenate(parts).astype(np.int32)
+  return np.concatenate([np.arange(0), *parts]).astype(np.int32)
 
 
 def _tokens(shape: Sequence[int]) -> int:
-  for side in shape:
-    checks.whole("a side of shape", side, 1)
+  checks.wholes("shape", shape, 1)
   return math.prod(shape)
 
 
 def _cut(numbers: np.ndarray, size: Sequence[int]) -> np.ndarray:
   """Cuts [windows, *sides] into [more windows, *size], in row-major order."""
   sides = numbers.shape[1:]
-  for part in size:
-    checks.whole("a side of a window", part, 1)
+  checks.wholes("a window", size, 1)
   if len(size) != len(sides) or any(
     side % part for side, part in zip(sides, size, strict=True)
   ):

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from attention import checks, masks
 from attention.dot_product import dot_product_attention
+from attention.kernels import dispatch, flash
 
 # How many keys a mean of each level has.
 POOLS = (1, 2, 4, 8)
@@ -38,7 +39,7 @@ def pyramid_attention(
   scale: float | Float[Array, "..."] | None = None,
   causal: bool = False,
   pools: Sequence[int] = POOLS,
-  most: int | None = None,
+  most: Sequence[int] | None = None,
   implementation: str = "auto",
 ) -> Float[Array, "batch q_len heads v_dim"]:
   """Returns softmax attention to the keys and means that `levels` choose.
@@ -50,8 +51,13 @@ def pyramid_attention(
   With `causal` a mean is seen where the query is not before the last of its
   keys, so a row needs its own block, or an earlier one, at level 1.
 
-  Kernels walk over tiles of `block_k` / 8 keys (the last of `pools`), of which
-  a TPU needs multiples of 128 and a GPU of 16; else "auto" takes the reference.
+  Kernels walk over tiles of `block_k` / 8 keys (the last of `pools`), or more:
+  multiples of 128 on a TPU and of 16 on a GPU. Where a block has fewer means
+  than that, rows that weigh nothing fill its tile: blocks of 64 keys of a GPU
+  have eight means of eight and eight such rows, and those of 128 of a TPU cost
+  as much at all levels, so that blocks of 512 x 1024 suit it. (The released
+  kernel puts the means of two blocks into a tile, and where it would need more,
+  as with blocks of 32 keys, it reads wrong ones.)
 
   Args:
     q: queries.
@@ -66,9 +72,9 @@ def pyramid_attention(
     causal: whether a query sees only what is not after it.
     pools: the levels that `levels` may have, ascending and each a multiple of
       the one before, from 1 on.
-    most: the most tiles that a row of `levels` sees, for levels that are not
-      known before the program runs: see `pyramid_levels.most_tiles`. Kernels
-      walk no further.
+    most: the most blocks that a row of `levels` has at each of `pools`, for
+      levels that are not known before the program runs: see
+      `pyramid_levels.most_blocks`. Kernels walk no further than these need.
     implementation: see `dot_product_attention`.
 
   Raises:
@@ -85,10 +91,12 @@ def pyramid_attention(
       f"causal is True, and q has {q.shape[1]} tokens and k {kv_len}; they "
       "must have as many"
     )
-  last, count = _members(kv_len, block_k, pools)
-  mask = masks.blocks(
-    level_table(levels, pools), block_q, block_k // pools[-1], most=most
-  )
+  tile = kernel_tile(block_k, pools, dispatch.platform(implementation))
+  last, count = _members(kv_len, block_k, pools, tile)
+  table = level_table(levels, block_k, pools, tile)
+  if most is not None:
+    most = _most_tiles(most, block_k, pools, tile)
+  mask = masks.blocks(table, block_q, tile, most=most)
   if causal:
     places = (np.arange(kv_len, dtype=np.int32), last)
     mask = mask & masks.positions(
@@ -96,8 +104,8 @@ def pyramid_attention(
     )
   return dot_product_attention(
     q,
-    pyramid(k, block_k, pools),
-    pyramid(v, block_k, pools),
+    pyramid(k, block_k, pools, tile),
+    pyramid(v, block_k, pools, tile),
     bias=jnp.asarray(_log(count)),
     scale=scale,
     mask=mask,
@@ -109,16 +117,19 @@ def pyramid(
   x: Float[Array, "batch length heads dim"],
   block_k: int,
   pools: Sequence[int] = POOLS,
+  tile: int = 1,
 ) -> Float[Array, "batch pooled heads dim"]:
   """Returns keys or values, and behind them their means, level by level.
 
-  Each level is padded with zeros to whole blocks, [K1 | K2 | K4 | K8]: with n
-  blocks it has n * `block_k` / level rows. Means are made in float32.
+  Each level is padded with zeros to whole blocks, [K1 | K2 | K4 | K8], and each
+  block of it to whole tiles: with n blocks it has n * `block_k` / level rows if
+  tiles divide that. Means are made in float32.
 
   Args:
     x: keys or values.
     block_k: tokens in a block.
     pools: how many tokens a mean of each level has.
+    tile: rows in a tile.
 
   Raises:
     ValueError: if `pools` are none that divide `block_k`.
@@ -126,38 +137,57 @@ def pyramid(
   _check_pools(pools, block_k)
   batch, length, heads, dim = x.shape
   padded = jnp.pad(x, ((0, 0), (0, -length % block_k), (0, 0), (0, 0)))
-  _, count = _members(length, block_k, pools)
-  levels, start = [], 0
+  levels = []
   for pool in pools:
-    # [batch, means, pool, heads, dim]
-    groups = padded.reshape(batch, -1, pool, heads, dim)
-    among = count[start : start + groups.shape[1]]
-    start += groups.shape[1]
-    if pool == 1:
-      levels.append(padded)
-      continue
-    total = groups.astype(jnp.float32).sum(axis=2)
-    share = 1 / np.maximum(among, 1).astype(np.float32)
-    levels.append((total * share[None, :, None, None]).astype(x.dtype))
+    # [batch, blocks, means, pool, heads, dim]
+    groups = padded.reshape(batch, -1, block_k // pool, pool, heads, dim)
+    means = groups[:, :, :, 0]
+    if pool > 1:
+      among = _among(length, block_k, pool)
+      share = 1 / np.maximum(among, 1).astype(np.float32)
+      total = groups.astype(jnp.float32).sum(axis=3)
+      means = (total * share[None, :, :, None, None]).astype(x.dtype)
+    fill = -means.shape[2] % tile
+    means = jnp.pad(means, ((0, 0), (0, 0), (0, fill), (0, 0), (0, 0)))
+    levels.append(means.reshape(batch, -1, heads, dim))
   return jnp.concatenate(levels, axis=1)
+
+
+def kernel_tile(
+  block_k: int, pools: Sequence[int] = POOLS, platform: str = "cpu"
+) -> int:
+  """Returns how many rows of `pyramid` the tiles of a platform's kernels have.
+
+  Those of a block at the last level, in whole multiples of the least that its
+  kernels take.
+  """
+  tile = block_k // pools[-1]
+  least = flash.least_keys(platform)
+  return -(-tile // least) * least
 
 
 def level_table(
   levels: Int[Array | np.ndarray, "*lead q_blocks k_blocks"],
+  block_k: int,
   pools: Sequence[int] = POOLS,
+  tile: int | None = None,
 ) -> Array | np.ndarray:
   """Returns which tiles of the keys of `pyramid` each block of queries sees.
 
-  A tile has block_k / pools[-1] rows, so a block has pools[-1] / level of them
-  at each level.
+  Args:
+    levels: see `pyramid_attention`.
+    block_k: keys in a block.
+    pools: the levels.
+    tile: rows in a tile; `block_k` / pools[-1] if None.
 
   Returns:
     Booleans [*lead, q_blocks, tiles]; NumPy for NumPy.
   """
+  tile = block_k // pools[-1] if tile is None else tile
   library = np if isinstance(levels, np.ndarray) else jnp
   return library.concatenate(
     [
-      library.repeat(levels == pool, pools[-1] // pool, axis=-1)
+      library.repeat(levels == pool, -(-block_k // pool // tile), axis=-1)
       for pool in pools
     ],
     axis=-1,
@@ -177,21 +207,41 @@ def density(
 
 
 def _members(
-  length: int, block_k: int, pools: Sequence[int]
+  length: int, block_k: int, pools: Sequence[int], tile: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the last token and the number of tokens of each row of `pyramid`.
 
   The last of a mean of nothing is -1, a position that nobody sees.
   """
-  padded = length + -length % block_k
   last, count = [], []
   for pool in pools:
-    first = np.arange(0, padded, pool)
-    behind = np.minimum(first + pool, length)
-    number = np.maximum(behind - first, 0)
-    last.append(np.where(number > 0, behind - 1, -1))
-    count.append(number)
+    among = _among(length, block_k, pool)
+    first = np.arange(among.size).reshape(among.shape) * pool
+    behind = np.where(among > 0, first + among - 1, -1)
+    fill = ((0, 0), (0, -among.shape[1] % tile))
+    last.append(np.pad(behind, fill, constant_values=-1).reshape(-1))
+    count.append(np.pad(among, fill).reshape(-1))
   return tuple(np.concatenate(x).astype(np.int32) for x in (last, count))
+
+
+def _among(length: int, block_k: int, pool: int) -> np.ndarray:
+  """Returns how many tokens each mean of a level has, [blocks, means]."""
+  first = np.arange(0, length + -length % block_k, pool)
+  return np.clip(length - first, 0, pool).reshape(-1, block_k // pool)
+
+
+def _most_tiles(
+  most: Sequence[int], block_k: int, pools: Sequence[int], tile: int
+) -> int:
+  for number in most:
+    checks.whole("an entry of most", number, 0)
+  if len(most) != len(pools) or not any(most):
+    raise ValueError(
+      f"most is {tuple(most)}; it must have a number for each of the levels "
+      f"{tuple(pools)}, not all 0"
+    )
+  of_block = (-(-block_k // pool // tile) for pool in pools)
+  return sum(n * tiles for n, tiles in zip(most, of_block, strict=True))
 
 
 def _log(count: np.ndarray) -> np.ndarray:

@@ -95,23 +95,18 @@ def count_ends(
   return tuple(ends)
 
 
-def most_tiles(
+def most_blocks(
   blocks: int,
   bounds: Sequence[float],
   pools: Sequence[int] = POOLS,
   tile_share: float = 0.0,
-) -> int:
+) -> tuple[int, ...]:
   """Returns the `most` of `pyramid_attention` for `levels_by_count`.
 
-  A row has just so many tiles of block_k / pools[-1] rows.
+  A row has just so many blocks at each level.
   """
   ends = (0, *count_ends(blocks, bounds, pools, tile_share))
-  return sum(
-    (after - before) * (pools[-1] // level)
-    for (before, after), level in zip(
-      itertools.pairwise(ends), pools, strict=True
-    )
-  )
+  return tuple(after - before for before, after in itertools.pairwise(ends))
 
 
 def levels_by_mass(
@@ -120,6 +115,7 @@ def levels_by_mass(
   *,
   pools: Sequence[int] = POOLS,
   tile_share: float = 0.0,
+  causal: bool = False,
 ) -> Int[Array, "*lead q_blocks k_blocks"]:
   """Returns levels by the importance so far: "thresholdbound" of the paper.
 
@@ -127,15 +123,23 @@ def levels_by_mass(
   makes the sum larger than its bound, that one included. The first level has at
   least `LEAST_SHARE` of the blocks and one more.
 
+  With `causal` it is "energybound", of the released code for causal models: the
+  block that makes the sum larger than a bound is at the next level, and behind
+  the last bound at 0, however important it is; nothing is rounded, and no level
+  has a least share. Importance of later blocks must be 0; `with_diagonal` sets
+  their levels, and gives each row its own block.
+
   Args:
     importance: of each block, not negative.
     bounds: for each of `pools` the share of a row's importance.
     pools: the levels.
     tile_share: as for `levels_by_count`.
+    causal: whether a level ends before the block that crosses its bound.
 
   Raises:
     ValueError: if `bounds` do not rise from 0 to 1, one for each level.
   """
+  checks.flag("causal", causal)
   _check_bounds(bounds, pools)
   blocks = importance.shape[-1]
   ordered = -jnp.sort(-importance, axis=-1)
@@ -145,29 +149,64 @@ def levels_by_mass(
   ranked = jnp.zeros(importance.shape, jnp.int32)
   start = jnp.zeros((*importance.shape[:-1], 1), jnp.int32)
   for level, bound in zip(pools, bounds, strict=True):
-    below = jnp.sum(mass <= bound + 1e-6, axis=-1, keepdims=True)
-    end = jnp.where(below > 0, jnp.minimum(below + 1, blocks), start)
-    length = jnp.maximum(end - start, 0)
-    if level == pools[0]:
-      length = jnp.maximum(length, int(LEAST_SHARE * blocks) + 1)
-    multiple = _multiple(level, tile_share)
-    length = -(-length // multiple) * multiple
-    room = blocks - start
-    length = jnp.where(length > room, room // multiple * multiple, length)
-    here = (place >= start) & (place < start + length)
-    ranked = jnp.where(here, level, ranked)
-    start = start + length
+    end = jnp.sum(mass <= bound + 1e-6, axis=-1, keepdims=True)
+    if not causal:
+      end = jnp.where(end > 0, jnp.minimum(end + 1, blocks), start)
+      least = int(LEAST_SHARE * blocks) + 1 if level == pools[0] else 0
+      length = jnp.maximum(end - start, least)
+      multiple = _multiple(level, tile_share)
+      length = -(-length // multiple) * multiple
+      room = blocks - start
+      length = jnp.where(length > room, room // multiple * multiple, length)
+      end = start + length
+    ranked = jnp.where((place >= start) & (place < end), level, ranked)
+    start = end
   return jnp.take_along_axis(ranked, _ranks(importance), axis=-1)
 
 
 def with_text(
-  levels: Int[Array, "*lead q_blocks k_blocks"], tokens: int, block_k: int
+  levels: Int[Array, "*lead q_blocks k_blocks"],
+  tokens: int,
+  length: int,
+  block_k: int,
+  *,
+  block_q: int | None = None,
 ) -> Int[Array, "*lead q_blocks k_blocks"]:
-  """Returns levels with the last ceil(tokens / block_k) blocks at level 1."""
+  """Returns levels with all blocks of keys that hold text at level 1.
+
+  The released code takes the last ceil(tokens / block_k) blocks, which need not
+  hold all of it where the last block is not whole.
+
+  Args:
+    levels: of each block.
+    tokens: how many are text, the last ones.
+    length: how many there are.
+    block_k: keys in a block.
+    block_q: queries in a block, to have level 1 in all of a row whose queries
+      are text too, as in the code for causal models, where `with_diagonal` is
+      applied to what this returns; None for columns alone.
+
+  Raises:
+    ValueError: if there are not so many tokens, or blocks.
+  """
   checks.whole("tokens", tokens, 0)
-  blocks = levels.shape[-1]
-  text = _places(levels) >= blocks - -(-tokens // block_k)
-  return jnp.where(text, 1, levels)
+  if tokens > length:
+    raise ValueError(
+      f"tokens is {tokens}; of length={length} at most so many can be text"
+    )
+  for axis, name, block in ((-1, "block_k", block_k), (-2, "block_q", block_q)):
+    if block is None:
+      continue
+    checks.whole(name, block, 1)
+    if levels.shape[axis] != -(-length // block):
+      raise ValueError(
+        f"levels has shape {levels.shape}; length={length} in blocks of "
+        f"{name}={block} needs {-(-length // block)} along axis {axis}"
+      )
+    if tokens:
+      place = lax.broadcasted_iota(jnp.int32, levels.shape, levels.ndim + axis)
+      levels = jnp.where(place >= (length - tokens) // block, 1, levels)
+  return levels
 
 
 def with_diagonal(

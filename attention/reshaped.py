@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from attention import checks
 from attention.dot_product import dot_product_attention
 from attention.mask_base import Mask
 
@@ -116,7 +117,13 @@ def ramped(
     statistics: those of the step before.
     step: what is added to the ratio.
     most: where it ends; None to let it grow.
+
+  Raises:
+    ValueError: unless they are finite numbers.
   """
+  checks.number("step", step)
+  if most is not None:
+    checks.number("most", most)
   ratio = statistics.ratio + step
   return statistics._replace(
     ratio=ratio if most is None else jnp.minimum(ratio, most)

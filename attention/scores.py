@@ -182,9 +182,13 @@ def svd_factors(
 def rank_for_energy(
   array: Float[Array, "heads q_len kv_len"], energy: float = 0.995
 ) -> int:
-  """Returns the least rank that keeps a share of every head's squared bias."""
+  """Returns the least rank that keeps a share of every head's squared bias.
+
+  Raises:
+    ValueError: unless `energy` is above 0 and at most 1.
+  """
   checks.floating("array", array)
-  checks.number("energy", energy)
+  checks.share("energy", energy, positive=True)
   s = jnp.linalg.svd(array.astype(jnp.float32), compute_uv=False)
   kept = jnp.cumsum(s**2, axis=-1) / jnp.sum(s**2, axis=-1, keepdims=True)
   # Rounding may leave all of the energy a little short of one.

@@ -84,8 +84,6 @@ class TextAround(Mask):
 
 def _half(tokens: int, keep: float) -> int:
   checks.whole("tokens", tokens, 1)
-  checks.number("keep", keep, above=0.0)
-  if keep > 1:
-    raise ValueError(f"keep is {keep}; it is a share of the keys, at most 1")
+  checks.share("keep", keep, positive=True)
   # By the formula a share of one would still end within the row.
   return tokens if keep == 1 else int(tokens * keep) // 2

@@ -82,8 +82,7 @@ def _pyramid(
   """PSA's levels of blocks that are as important as chance has it.
 
   Means of eight fill a tile of 128 keys, of TPUs, if blocks have 1024 keys, and
-  one of 64, of GPUs, if they have 512. The paper has 128, whose means of eight
-  are tiles of 16 keys: a GPU takes them, a TPU does not.
+  one of 64, of GPUs, if they have 512. The paper has 32 to 128.
   """
   sizes = sizes or {"tpu": (512, 1024), "gpu": (128, 512)}
 
@@ -95,10 +94,17 @@ def _pyramid(
     # Known before the program runs, though a program asks for it.
     with jax.ensure_compile_time_eval():
       levels = pyramid_levels.levels_by_count(jnp.asarray(importance), bounds)
-    table = pyramid.level_table(np.asarray(levels))
-    return masks.blocks(table, block_q, block_k // pyramid.POOLS[-1])
+    tile = pyramid.kernel_tile(block_k, platform=platform)
+    table = pyramid.level_table(np.asarray(levels), block_k, tile=tile)
+    return masks.blocks(table, block_q, tile)
 
   return mask
+
+
+def _of_paper(block_k: int, platform: str, rows: int) -> Sparse:
+  """Blocks of the paper's sizes; keys of all levels are `rows` of 32 tokens."""
+  mask = _pyramid((0.10, 0.15, 0.15, 0.35), {platform: (128, block_k)})
+  return Sparse(_PYRAMID * rows // 32, mask, _PYRAMID, (platform,))
 
 
 _IMAGES = math.prod(_HIGH) + math.prod(_LOW)
@@ -118,12 +124,12 @@ SPARSE = {
   "75k PSA, density 0.3": Sparse(
     _PYRAMID * 15 // 8, _pyramid((0.20, 0.30, 0.30, 0.70)), _PYRAMID
   ),
-  "75k PSA, density 0.15, blocks of 128": Sparse(
-    _PYRAMID * 15 // 8,
-    _pyramid((0.10, 0.15, 0.15, 0.35), {"gpu": (128, 128)}),
-    _PYRAMID,
-    platforms=("gpu",),
-  ),
+  # A block of 128 has 128, 64, 32 and 16 rows on a GPU; none has less than 16
+  # there, and less than 128 on a TPU.
+  "75k PSA, density 0.15, blocks of 128": _of_paper(128, "gpu", 60),
+  "75k PSA, density 0.15, blocks of 64": _of_paper(64, "gpu", 64),
+  "75k PSA, density 0.15, blocks of 32": _of_paper(32, "gpu", 80),
+  "75k PSA, density 0.15, tiles of 128": _of_paper(128, "tpu", 128),
   "171k dense": Sparse(math.prod(_VIDEO)),
   "171k FreeSwim": Sparse(math.prod(_VIDEO), _freeswim),
 }

@@ -60,9 +60,11 @@ def _remedies(experiment: Experiment, rows: int) -> list[str]:
   config, mesh = experiment.config, experiment.mesh
   found = []
   if rows > 1:
+    # The least that divides them, as accumulation has to.
+    parts = next(n for n in range(2, rows + 1) if rows % n == 0)
     found.append(
-      f"--config.accumulation_steps={2 * config.accumulation_steps} takes half "
-      "the examples at a time, for the same update"
+      f"--config.accumulation_steps={parts * config.accumulation_steps} takes "
+      f"{rows // parts} at a time, for the same update"
     )
   model = experiment.task.model
   if getattr(model, "remat", None) is False:
@@ -72,12 +74,17 @@ def _remedies(experiment: Experiment, rows: int) -> list[str]:
     )
   if config.dtype == "float32":
     found.append("--config.dtype=bfloat16 halves what layers keep")
-  if mesh.size > 1 and mesh.shape["fsdp"] < mesh.size:
+  if mesh.shape["data"] > 1:
+    shared = mesh.shape["data"] * mesh.shape["fsdp"]
     found.append(
-      f"--config.mesh.fsdp={mesh.size} --config.mesh.data=1 splits parameters, "
-      f"optimizer and average {mesh.size // mesh.shape['fsdp']} times more"
+      f"--config.mesh.fsdp={shared} --config.mesh.data=1 splits parameters, "
+      f"optimizer and average {mesh.shape['data']} times more"
     )
   found.append(f"a --config.batch_size below {config.batch_size}")
+  found.append(
+    "in an evaluation a --config.eval_batch_size below "
+    f"{config.eval_batch_size}"
+  )
   found.append("more devices")
   return found
 

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from generation import sampler
+from generation import c_upscale_checks, sampler
 from generation.denoiser import Denoiser, with_none
 from generation.paths import Path
 from generation.tiles import Tiles
@@ -130,7 +130,7 @@ class TiledDenoiser:
       self.variables,
       condition,
       self.guidance,
-      self.model.guided_channels or None,
+      getattr(self.model, "guided_channels", None) or None,
     )
     return denoise(x, time, state)[0]
 
@@ -179,7 +179,11 @@ def log_gate(seen: jax.Array) -> jax.Array:
     greatest value, 1e-4 at least; 0 for the start token.
   """
   greatest = seen.max(axis=tuple(range(1, seen.ndim - 1)), keepdims=True)
-  gate = jnp.log(jnp.maximum(seen / greatest, LEAST))
+  # A token that is seen nowhere, as padding, is seen alike everywhere.
+  share = jnp.where(
+    greatest > 0, seen / jnp.where(greatest > 0, greatest, 1), 1
+  )
+  gate = jnp.log(jnp.maximum(share, LEAST))
   special = np.arange(seen.shape[-1]) < _SPECIAL
   return jnp.where(special.reshape((1,) * (seen.ndim - 1) + (-1,)), 0, gate)
 
@@ -266,8 +270,24 @@ def upscale(
     ValueError: for options that do not fit, or tiles that patches do not
       divide.
   """
-  plan = _plan(model, x.shape[1:-1], scale, overlap)
-  _check(model, condition, scale, start, structure, gate, mix, describe)
+  plan, times = c_upscale_checks.plan(
+    model,
+    path,
+    condition=condition,
+    scale=scale,
+    steps=steps,
+    guidance=guidance,
+    start=start,
+    overlap=overlap,
+    structure=structure,
+    gate=gate,
+    mix=mix,
+    described=describe is not None,
+  )
+  if x.shape[1:-1] != plan.window:
+    raise ValueError(
+      f"x has sides {x.shape[1:-1]}; the model has {plan.window}."
+    )
   condition = {n: _tokens(n, value) for n, value in condition.items()}
   low = jax.image.resize(x, (len(x), *plan.shape, x.shape[-1]), "cubic")
   regions = None
@@ -276,12 +296,6 @@ def upscale(
       name: jax.vmap(functools.partial(_tokens, name))(jnp.asarray(value))
       for name, value in describe(plan.cut(low)).items()
     }
-  times = path.times(steps)
-  times = times[times <= start * times[0]]
-  if len(times) < 2:
-    raise ValueError(
-      f"start={start} leaves no step of steps={steps}: more of either do."
-    )
   denoise = TiledDenoiser(
     _regional(model, gate, mix),
     variables,
@@ -304,42 +318,6 @@ def upscale(
     times=times,
     progress=progress,
   )
-
-
-def _plan(model, sides, scale, overlap) -> Tiles:
-  """The tiles of the canvas; only height and width grow."""
-  window = tuple(model.sample_shape)
-  if tuple(sides) != window:
-    raise ValueError(f"x has sides {tuple(sides)}; the model has {window}.")
-  if scale != int(scale) or scale < 1:
-    raise ValueError(f"scale={scale} is not an integer that is 1 or more.")
-  *rest, height, width = window
-  if overlap is None:
-    overlap = (*(0 for _ in rest), height // 2, width // 2)
-  plan = Tiles((*rest, scale * height, scale * width), window, tuple(overlap))
-  plan.in_patches(tuple(model.patch_size))
-  return plan
-
-
-def _check(model, condition, scale, start, structure, gate, mix, describe):
-  del scale
-  if not 0 < start <= 1:
-    raise ValueError(f"start={start} must be more than 0 and at most 1.")
-  if not 0 <= structure <= 1:
-    raise ValueError(f"structure={structure} must be from 0 to 1.")
-  if not 0 <= mix <= 1:
-    raise ValueError(f"mix={mix} must be from 0 to 1.")
-  if (gate or mix) and model.conditioning != "cross":
-    raise ValueError(
-      f"conditioning={model.conditioning!r} of the model has no "
-      'cross-attention for gate or mix; take one of "cross", or neither.'
-    )
-  if bool(mix) != (describe is not None):
-    raise ValueError(
-      f"mix={mix} and describe={describe}: prompts of tiles need both."
-    )
-  if not condition:
-    raise ValueError('condition={} is none: it needs "label" or "text".')
 
 
 def _regional(model, gate, mix):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attention import checks
 from models import decoding
 from models.attends import STATE
 
@@ -111,8 +112,7 @@ def create_denoiser(
   Raises:
     ValueError: if there is guidance and no condition, or it is not finite.
   """
-  if not np.isfinite(guidance):
-    raise ValueError(f"guidance={guidance} must be finite.")
+  checks.number("guidance", guidance)
   condition = {"label": label, "text": text, "text_length": text_length}
   condition = {
     name: jnp.asarray(value)

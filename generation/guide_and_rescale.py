@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from attention import checks
 from generation import sampler
 from generation.denoiser import Denoiser, create_denoiser
 from generation.paths import Path
@@ -52,10 +52,12 @@ class Guider:
 
   def __post_init__(self):
     for name, known in (("distance", DISTANCES), ("condition", CONDITIONS)):
-      if (value := getattr(self, name)) not in known:
-        raise ValueError(f"{name}={value!r} must be one of {known}.")
-    if not np.isfinite(self.scale):
-      raise ValueError(f"scale={self.scale} must be finite.")
+      checks.choice(name, getattr(self, name), known)
+    checks.number("scale", self.scale)
+    if isinstance(self.names, str) or not self.names:
+      raise ValueError(
+        f"names is {self.names!r}; it must be a tuple of names of values"
+      )
 
 
 class Preset(NamedTuple):
@@ -236,11 +238,7 @@ def edit(
     ValueError: for a preset that there is not, bounds or a share that do not
       fit, or no guidance.
   """
-  preset = _checked(preset, model)
-  if guidance == 1:
-    raise ValueError(
-      "guidance=1 leaves no difference of conditions to scale by."
-    )
+  preset = check(model, preset, guidance)
   times = path.times(steps)
   inverting = create_denoiser(model, variables, **source)
   latents = sampler.invert(inverting, x, path, times=times, progress=progress)
@@ -266,17 +264,31 @@ def edit(
   return edited, latents
 
 
-def _checked(preset, model) -> Preset:
-  if isinstance(preset, str):
+def check(model: Any, preset: str | Preset, guidance: float) -> Preset:
+  """Returns the preset of `edit`, whose arguments these are.
+
+  Raises:
+    ValueError: for what does not fit.
+  """
+  checks.number("guidance", guidance)
+  if guidance == 1:
+    raise ValueError(
+      "guidance=1 leaves no difference of conditions to scale by."
+    )
+  if not isinstance(preset, Preset):
+    # The names of hidden states are those of a transformer's blocks.
+    if not hasattr(model, "depth"):
+      raise ValueError(
+        f"the model is a {type(model).__name__}, whose hidden states the "
+        f"preset {preset!r} does not name; a DiffusionTransformer has them"
+      )
     known = presets(model.depth)
-    if preset not in known:
-      raise ValueError(f"preset={preset!r} must be one of {tuple(known)}.")
+    checks.choice("preset", preset, known)
     preset = known[preset]
   low, high = preset.bounds
   if not 0 <= low <= high:
     raise ValueError(f"bounds={preset.bounds} must be 0 or more, and rise.")
-  if not 0 <= preset.active <= 1:
-    raise ValueError(f"active={preset.active} must be a share, from 0 to 1.")
+  checks.share("active", preset.active)
   if not preset.guiders:
     raise ValueError("guiders=() leaves nothing to compare.")
   return preset

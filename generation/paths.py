@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attention import checks
+
 PREDICTIONS = ("noise", "velocity", "clean")
 SCHEDULES = ("linear", "scaled_linear", "cosine")
 SPACINGS = ("trailing", "leading")
@@ -40,6 +42,11 @@ class Path(abc.ABC):
 
   def __post_init__(self):
     _check("prediction", self.prediction, PREDICTIONS)
+
+  @property
+  def highest_time(self) -> float:
+    """The time at which there is no more noise to come."""
+    return 1000.0
 
   @abc.abstractmethod
   def alpha(self, time: Time) -> Time:
@@ -204,6 +211,10 @@ class _Ddpm(Path):
     _check("end", self.end, ENDS)
     _check_steps(self.steps)
 
+  @property
+  def highest_time(self):
+    return self.steps - 1.0
+
   def alpha(self, time):
     return _library(time).exp(self._log_alpha(time))
 
@@ -322,6 +333,7 @@ def _betas(schedule, steps, first, last):
     for given, default in zip((first, last), bounds, strict=True)
   )
   for name, beta in (("first_beta", first), ("last_beta", last)):
+    checks.number(name, beta)
     if not 0 < beta < 1:
       raise ValueError(f"{name}={beta} must be more than 0 and less than 1.")
   if root:
@@ -339,5 +351,4 @@ def _check(name, value, known):
 
 
 def _check_steps(steps):
-  if steps != int(steps) or steps < 1:
-    raise ValueError(f"steps={steps} is not an integer that is 1 or more.")
+  checks.whole("steps", steps, 1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attention import checks
 from generation import solvers
 from generation.denoiser import Denoise
 from generation.paths import Path
@@ -62,6 +63,8 @@ def sample(
     )
   x, before = noise, jnp.zeros_like(noise)
   state = {} if state is None else state
+  rows = [tuple(map(float, row)) for row in table]
+  _trace(denoisers, which, x, state, times, rows, path)
   walk = range(count)
   for n in walk if progress is None else progress(walk, count):
     x, before, state = take_step(
@@ -70,7 +73,7 @@ def sample(
       before,
       state,
       float(times[n]),
-      tuple(map(float, table[n])),
+      rows[n],
       path=path,
     )
     if progress is not None:
@@ -139,7 +142,9 @@ def check_which(which: Sequence[int], steps: int) -> tuple[int, ...]:
   Raises:
     ValueError: if there is not one for each, or one is negative.
   """
-  which = tuple(map(int, which))
+  which = tuple(which)
+  for index in which:
+    checks.whole("an entry of which", index)
   if len(which) != steps or min(which) < 0:
     raise ValueError(
       f"which={which} must have an index, 0 or more, for each of {steps} steps."
@@ -181,16 +186,38 @@ def take_step(
   return x, clean, state
 
 
+def _trace(denoisers, which, x, state, times, rows, path):
+  """Traces all steps, so that what does not fit is an error before the first.
+
+  Those that are like one before are it, and the loop finds what was traced.
+  """
+  made = {}
+  state = jax.eval_shape(lambda state: state, state)
+  for n, index in enumerate(which):
+    leaves, tree = jax.tree.flatten(state)
+    kind = (index, tree, *((leaf.shape, leaf.dtype) for leaf in leaves))
+    if kind not in made:
+      step = functools.partial(take_step.eval_shape, path=path)
+      made[kind] = step(denoisers[index], x, x, state, float(times[n]), rows[n])
+    *_, state = made[kind]
+
+
 def _times(path, steps, times):
   """The times to go through, float64."""
   if (steps is None) == (times is None):
     raise ValueError(
       f"steps={steps} and times={times}: one of them says where to go."
     )
-  times = path.times(steps) if times is None else np.asarray(times, np.float64)
-  if np.any(np.diff(times) > 0) or times[-1] < path.lowest_time:
+  if times is None:
+    return path.times(steps)
+  times = np.asarray(times, np.float64)
+  # Of what is no number, no comparison is true.
+  ends = path.lowest_time, path.highest_time
+  fall = times.ndim == 1 and np.all(np.diff(times) <= 0)
+  if not fall or not np.all((times >= ends[0]) & (times <= ends[1])):
     raise ValueError(
-      f"times={times} must fall, to no less than {path.lowest_time:g}."
+      f"times={times} must fall, to no less than {ends[0]:g} and from no more "
+      f"than {ends[1]:g}."
     )
   return times
 

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attention import checks
+
 ORDERS = ("commit", "remask")
 Logits = Callable[[jax.Array], jax.Array]
 
@@ -49,8 +51,7 @@ def plan(slots: int, steps: int) -> tuple[int, int]:
     ValueError: for numbers that are not positive.
   """
   for name, value in (("slots", slots), ("steps", steps)):
-    if value != int(value) or value < 1:
-      raise ValueError(f"{name}={value} is not an integer that is 1 or more.")
+    checks.whole(name, value, 1)
   each = -(-slots // steps)
   return each, -(-slots // each)
 
@@ -198,7 +199,8 @@ def _check(order, temperature, guidance, key) -> None:
   if order not in ORDERS:
     raise ValueError(f"{order=} must be one of {ORDERS}.")
   for name, value in (("temperature", temperature), ("guidance", guidance)):
-    if not 0 <= value < np.inf:
-      raise ValueError(f"{name}={value} must be a number from 0.")
+    checks.number(name, value)
+    if value < 0:
+      raise ValueError(f"{name} is {value}; it must be at least 0")
   if temperature and key is None:
     raise ValueError(f"{temperature=} draws, which needs key=.")

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attention import checks
+
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
@@ -33,6 +35,9 @@ class Tiles:
   overlap: tuple[int, ...]
 
   def __post_init__(self):
+    for name in ("shape", "window", "overlap"):
+      checks.wholes(name, getattr(self, name))
+      object.__setattr__(self, name, tuple(getattr(self, name)))
     if not len(self.shape) == len(self.window) == len(self.overlap):
       raise ValueError(
         f"window={self.window} and overlap={self.overlap} need a number for "

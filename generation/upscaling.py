@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from attention import checks
 from generation.paths import Path
 
 
@@ -20,6 +21,7 @@ def last_times(path: Path, steps: int, strength: float) -> np.ndarray:
   Raises:
     ValueError: if no step is left or more than there are.
   """
+  checks.number("strength", strength)
   left = int(steps * strength)
   if not 1 <= left <= steps:
     raise ValueError(

@@ -51,15 +51,17 @@ def run(
       `edit(value, site)` that return a replacement of the same shape; see
       `models.edits`. Of several edits of a value the first is applied first.
     given: arrays that edits find as `site.given`.
-    **options: of `model.apply`, as `train=True`, `rngs`, `method` or `cache`.
+    **options: of `model.apply`, as `train=True`, `rngs`, `method` or `cache`;
+      models with statistics of batches need `mutable=["batch_stats"]` to train.
 
   Returns:
     (output, values): what the model returns, and the values by their names, as
-    edited.
+    edited, those of a pattern in the order of layers, also under jit.
 
   Raises:
     ValueError: for a pattern that fits no value, with the nearest that there
-      are, and for a replacement of another shape.
+      are, for inputs or an edit of another kind, and for a replacement of
+      another shape or a dtype that the value's cannot hold.
   """
   args, named = _arguments(inputs)
   if given is not None:
@@ -86,6 +88,11 @@ def list_taps(
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+  if isinstance(inputs, list | str):
+    raise ValueError(
+      f"inputs is a {type(inputs).__name__}; it must be an array, a tuple of "
+      "arguments, or a mapping of named ones"
+    )
   if isinstance(inputs, Mapping):
     return (), dict(inputs)
   return (inputs if isinstance(inputs, tuple) else (inputs,)), {}

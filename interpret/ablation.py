@@ -23,10 +23,11 @@ from interpret import head_edits, tap_names
 from models import registry
 
 # Name: the tap beneath a mixer that an ablation edits, and its axis of heads.
+# Head outputs of images are [batch, height, width, heads, dim].
 KINDS = {
-  "zero": ("head_outputs", 2),
-  "mean": ("head_outputs", 2),
-  "uniform": ("attention_weights", 1),
+  "zero": ("head_outputs", -2),
+  "mean": ("head_outputs", -2),
+  "uniform": ("attention_weights", -3),
 }
 # Of what an edit finds as given, under which the means of heads are.
 MEANS = "ablation_means"
@@ -51,8 +52,8 @@ class Sweep(NamedTuple):
 
 
 def zeroed(head_outputs: jax.Array, heads: jax.Array) -> jax.Array:
-  """Returns [batch, length, heads, dim] with 0 for heads, bool [heads]."""
-  return jnp.where(heads[None, None, :, None], 0, head_outputs)
+  """Returns [batch, ..., heads, dim] with 0 for heads, bool [heads]."""
+  return jnp.where(_each(heads, head_outputs), 0, head_outputs)
 
 
 def averaged(
@@ -61,12 +62,12 @@ def averaged(
   """Returns head outputs with means in the place of some heads'.
 
   Args:
-    head_outputs: [batch, length, heads, dim].
+    head_outputs: [batch, ..., heads, dim].
     heads: bool [heads], which.
     means: [heads, dim].
   """
-  means = means[None, None].astype(head_outputs.dtype)
-  return jnp.where(heads[None, None, :, None], means, head_outputs)
+  means = jnp.broadcast_to(means.astype(head_outputs.dtype), head_outputs.shape)
+  return jnp.where(_each(heads, head_outputs), means, head_outputs)
 
 
 def edit(
@@ -153,8 +154,9 @@ def mean_outputs(
     model: any model with such taps.
     variables: its variables.
     inputs: as `interpret.run` has them.
-    tap: pattern of head outputs [batch, length, heads, dim].
-    **options: of `model.apply`; tokens whose `positions` are -1 do not count.
+    tap: pattern of head outputs [batch, ..., heads, dim].
+    **options: of `model.apply`; tokens whose `positions` are -1 do not count,
+      be they among these or named inputs.
 
   Returns:
     float32 [heads, dim] by the names of taps.
@@ -162,8 +164,12 @@ def mean_outputs(
   known = interpret.list_taps(model, variables, inputs, **options)
   names = tap_names.matching(tap, known)
   _, values = interpret.run(model, variables, inputs, read=names, **options)
-  real = _real(values[names[0]], options.get("positions"))
-  return {name: _mean(values[name], real) for name in names}
+  named = inputs if isinstance(inputs, Mapping) else {}
+  positions = {**named, **options}.get("positions")
+  return collections.OrderedDict(
+    (name, _mean(values[name], _real(values[name], positions)))
+    for name in names
+  )
 
 
 def sweep(
@@ -263,13 +269,20 @@ def _ablated(kind, value, chosen, site, means) -> jax.Array:
   return head_edits.uniform_heads(value, chosen, visible)
 
 
+def _each(heads: jax.Array, outputs: jax.Array) -> jax.Array:
+  """Brings bool [heads] to the rank of [batch, ..., heads, dim]."""
+  return heads.reshape((1,) * (outputs.ndim - 2) + (-1, 1))
+
+
 def _real(outputs: jax.Array, positions: jax.Array | None) -> jax.Array:
-  if positions is None or positions.shape != outputs.shape[:2]:
-    return jnp.ones(outputs.shape[:2], bool)
+  """Which places [batch, ...] of head outputs are no padding."""
+  places = outputs.shape[:-2]
+  if positions is None or jnp.shape(positions) != places:
+    return jnp.ones(places, bool)
   return jnp.asarray(positions) >= 0
 
 
 def _mean(outputs: jax.Array, real: jax.Array) -> jax.Array:
   outputs = outputs.astype(jnp.float32)
-  total = jnp.where(real[..., None, None], outputs, 0).sum((0, 1))
-  return total / jnp.maximum(real.sum(), 1)
+  kept = jnp.where(real[..., None, None], outputs, 0)
+  return kept.sum(range(real.ndim)) / jnp.maximum(real.sum(), 1)

@@ -6,6 +6,7 @@ than it was trained on. Of windows it is the distance within the window, so that
 only layers of one kind and size compare.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -99,13 +100,14 @@ def of_model(
     spacing: see `grid_positions`, of all layers or by the names of their maps.
 
   Returns:
-    float32 [heads] of each layer, by the names of the maps.
+    float32 [heads] of each layer, by the names of the maps, the first layer
+    first.
 
   Raises:
     ValueError: if the model has no such taps, or their tokens are no square.
   """
   _, maps = taps.read(model, variables, images, names=[MAPS])
-  found = {}
+  found = collections.OrderedDict()
   for name, weights in maps.items():
     tokens = weights.shape[-1]
     side = int(tokens**0.5)

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 import interpret
-from interpret import head_edits
+from interpret import head_edits, model_kinds
 
 FORMS = ("relative", "relative_to_masked", "difference")
 
@@ -103,8 +103,10 @@ def losses(
     float32 [batch].
 
   Raises:
-    ValueError: if the mask does not fit the model.
+    ValueError: if the mask does not fit the model, or for another kind of
+      model.
   """
+  model_kinds.check_language_model(model)
   if mask.shape != (model.depth, model.heads):
     raise ValueError(
       f"mask has shape {mask.shape}; for this model it must be "

@@ -7,6 +7,7 @@ x . dm/dx estimates what m would lose if x were zero, exactly where m is linear
 in x.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import interpret
-from interpret import tap_names
+from interpret import model_kinds, tap_names
 
 Metric = Callable[[Any], jax.Array]
 
@@ -33,10 +34,8 @@ class Gradients(NamedTuple):
 
   def times_values(self) -> dict[str, jax.Array]:
     """Value times gradient, float32, by the names of taps."""
-    return {
-      name: value.astype(jnp.float32) * self.gradients[name].astype(jnp.float32)
-      for name, value in self.values.items()
-    }
+    wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+    return jax.tree.map(jnp.multiply, wide(self.values), wide(self.gradients))
 
 
 def of_tokens(
@@ -57,8 +56,9 @@ def of_tokens(
     **options: of `model.apply`, as `positions=`.
 
   Raises:
-    ValueError: if the tokens are no integers.
+    ValueError: if the tokens are no integers, or for another kind of model.
   """
+  model_kinds.check_language_model(model)
   tokens = jnp.asarray(tokens)
   if not jnp.issubdtype(tokens.dtype, jnp.integer):
     raise ValueError(f"tokens are {tokens.dtype}; they must be integers")
@@ -100,7 +100,9 @@ def of_taps(
   names = [n for pattern in read for n in tap_names.matching(pattern, known)]
   names = list(dict.fromkeys(names))
   # What is added to a value has its gradient, and cuts no other off.
-  zeros = {n: jnp.zeros(known[n].shape, known[n].dtype) for n in names}
+  zeros = collections.OrderedDict(
+    (name, jnp.zeros(known[name].shape, known[name].dtype)) for name in names
+  )
 
   def total(added):
     edit = [(name, _add(added[name])) for name in names]

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import interpret
-from interpret import head_edits
+from interpret import head_edits, model_kinds
 
 SIDES = ("queries", "features")
 
@@ -200,8 +200,10 @@ def run_ablated(
     **options: of the model's call.
 
   Raises:
-    ValueError: if masks do not fit the model, or the ablation says heads.
+    ValueError: if masks do not fit the model, the ablation says heads, or for
+      another kind of model.
   """
+  model_kinds.check_language_model(model)
   ablation = head_edits.Ablation() if ablation is None else ablation
   if ablation.heads is not None:
     raise ValueError(
@@ -245,6 +247,7 @@ def ships(
   Arguments and errors are those of `run_ablated`, which this runs 1 + layers *
   heads times, in one program.
   """
+  model_kinds.check_language_model(model)
   shape = (model.depth, model.heads)
   none = np.zeros((1, *shape), bool)
   masks = np.concatenate([none, head_edits.single_heads(*shape)])

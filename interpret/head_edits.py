@@ -1,9 +1,9 @@
 """Attention of single heads replaced: uniform, scaled, or the mean of heads.
 
 Pure functions of a map [batch, heads, queries, keys], after the normaliser, and
-`Ablation`, the edit of "*/mixer/attention_weights" that is made of them. Every
-head counts by itself, also where keys and values are shared by a group: nothing
-of a shared key or value changes.
+`Ablation`, the edit of "layer_*/mixer/attention_weights" that is made of them.
+Every head counts by itself, also where keys and values are shared by a group:
+nothing of a shared key or value changes.
 
 Which heads, an edit says itself (`heads`, the same of each layer that its
 pattern fits), or the array `CHOSEN` of what is given with the variables, bool
@@ -26,8 +26,8 @@ import numpy as np
 # The name of the array in `site.given` that chooses heads.
 CHOSEN = "ablated_heads"
 KINDS = ("uniform", "uniform_of_length", "scale", "mean")
-# The maps of all layers of a language model.
-MAPS = "*/mixer/attention_weights"
+# The maps of all layers of a language model, and not those of a ViT within it.
+MAPS = "layer_*/mixer/attention_weights"
 
 
 def uniform_weights(visible: jax.Array, of_length: bool = False) -> jax.Array:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import interpret
-from interpret import frozen_norms
+from interpret import frozen_norms, model_kinds
 from models import transformer
 
 
@@ -160,11 +160,7 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _check_model(model: nn.Module, heads: bool) -> None:
   """Raises ValueError if logits are no sum of parts."""
-  if not isinstance(model, transformer.Transformer):
-    raise ValueError(
-      f"model is a {type(model).__name__}; it must be a language model, a "
-      "models.transformer.Transformer"
-    )
+  model_kinds.check_language_model(model)
   for field, fits in (
     ("residual", ("sum",)),
     ("norm_placement", ("pre", "sandwich")),

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import interpret
+from interpret import model_kinds
 
 
 class Lens(NamedTuple):
@@ -70,9 +71,10 @@ def lens(
     **options: of `model.apply`, as `positions=`.
 
   Raises:
-    ValueError: for residual="attention", whose output is not made of the last
-      state, and if `last` is not positive.
+    ValueError: for another kind of model, for residual="attention", whose
+      output is not made of the last state, and if `last` is not positive.
   """
+  model_kinds.check_language_model(model)
   if model.residual != "sum":
     raise ValueError(
       f"residual is {model.residual!r}: the head reads no state of a layer "

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import interpret
-from interpret import head_edits
+from interpret import head_edits, model_kinds
 
 FORMS = ("tokens", "events")
 
@@ -133,8 +133,9 @@ def of_model(
     **options: of the model's call.
 
   Raises:
-    ValueError: as `retrieval_score`.
+    ValueError: as `retrieval_score`, and for another kind of model.
   """
+  model_kinds.check_language_model(model)
   logits, maps = interpret.run(
     model, variables, tokens, read=[head_edits.MAPS], **options
   )

@@ -208,7 +208,15 @@ class Calibration(taps.StatefulEdit):
           f"table [layers, {number}], as in interpret.with_given(variables, "
           "{'heads': table})"
         )
-      return jnp.asarray(site.given["heads"], bool)[site.layer]
+      table = jnp.asarray(site.given["heads"], bool)
+      # A scanned layer's number is not known here: too few rows would pass.
+      rows = site.layer + 1 if isinstance(site.layer, int) else 1
+      if table.ndim != 2 or table.shape[1] != number or len(table) < rows:
+        raise ValueError(
+          f"given['heads'] has shape {table.shape}; at {site.name} it must be "
+          f"[layers, {number}] of all layers"
+        )
+      return table[site.layer]
     for pair in self.heads:
       if isinstance(pair, str) or not 0 <= pair[1] < number:
         raise ValueError(

@@ -8,6 +8,7 @@ The definitions are those of "Gated Attention for Large Language Models" (arXiv
 Sinks" (arXiv 2601.22966: Havg).
 """
 
+import collections
 import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -235,7 +236,9 @@ def of_heads(
   known = taps.list_names(model, variables, tokens, **places)
   names = tap_names.matching(MAPS, known)
   _, maps = taps.read(model, variables, tokens, names=names, **places)
-  return {name: measure(maps[name], **places) for name in names}
+  return collections.OrderedDict(
+    (name, measure(maps[name], **places)) for name in names
+  )
 
 
 def summary(

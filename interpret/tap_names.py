@@ -1,10 +1,9 @@
 """Which taps a pattern means, in the order of layers."""
 
 import fnmatch
-import re
 from collections.abc import Iterable
 
-from models import registry
+from models import scanned_names, tap_errors
 
 
 def matching(pattern: str, known: Iterable[str]) -> tuple[str, ...]:
@@ -20,15 +19,5 @@ def matching(pattern: str, known: Iterable[str]) -> tuple[str, ...]:
   known = tuple(known)
   names = fnmatch.filter(known, pattern)
   if not names:
-    raise registry.unknown("tap", pattern, known)
-  return tuple(sorted(names, key=natural))
-
-
-def natural(name: str) -> list[tuple[bool, int, str]]:
-  """A key to sort names by in which numbers count as numbers."""
-  parts = re.split(r"(\d+)", name)
-  return [
-    (part.isdigit(), int(part) if part.isdigit() else 0, part)
-    for part in parts
-    if part
-  ]
+    raise tap_errors.unknown("tap", pattern, known)
+  return tuple(sorted(names, key=scanned_names.natural))

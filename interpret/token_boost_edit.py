@@ -25,11 +25,11 @@ class Boost:
   It finds in `site.given`:
   - "token_gains" [batch or 1, image tokens], by `token_boost.token_gains` or
     `pai_gains`. Where a row's image is, the model says: `image_places.SPAN`;
-  - "first_position" int32 [batch or 1], if it is there: rows at this position
-    and later are boosted. With that of a prompt's last token a pass over a
-    whole text equals decoding with a cache. Without it the last query of each
-    call is boosted, as published: that of a prompt in the call that brings it.
-    Where prompts end before the call does, or are put into a cache without
+  - "first_position" int32 [], or [batch or 1], if it is there: rows at this
+    position and later are boosted. With that of a prompt's last token a pass
+    over a whole text equals decoding with a cache. Without it the last query of
+    each call is boosted, as published: that of a prompt in the call that brings
+    it. Where prompts end before the call does, or are put into a cache without
     their last token as by `models.decoding`, it is needed.
   - "head_gains" [heads] or [batch, heads], if it is there.
 
@@ -85,7 +85,8 @@ class Boost:
       raised = _uniform(scores, raised, image, facts["visible"])
     rows = None
     if "first_position" in given:
-      rows = facts["query_positions"] >= given["first_position"][:, None]
+      first = jnp.atleast_1d(given["first_position"])[:, None]
+      rows = facts["query_positions"] >= first
     raised = token_boost.boost_rows(scores, raised, rows)
     if site.layer is None or isinstance(site.layer, int):
       return raised

@@ -33,7 +33,8 @@ class Backbone(taps.Tapped):
       ValueError: if `x` is no such array of floating point, or of a size that
         the family does not take.
     """
-    return self.classify(self.features(x, train=train), train=train)
+    logits = self.classify(self.features(x, train=train), train=train)
+    return taps.tap(self, "logits", logits) if self.num_classes else logits
 
   def features(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
     """Returns the feature maps of stem and stages: strides 2, 4, 8, ..."""

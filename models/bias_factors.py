@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import attention
-from attention import scores
+from attention import checks, scores
 
 # Names of the parameters, [tokens, heads, rank] each.
 FACTORS = ("query_bias_factor", "key_bias_factor")
@@ -136,10 +136,8 @@ def _check(model: nn.Module, energy: float, limit: int) -> None:
     raise ValueError(
       f"model has bias_ranks {dict(model.bias_ranks)}: it is converted already"
     )
-  if not 0 < energy <= 1:
-    raise ValueError(f"energy is {energy}; it must be above 0, at most 1")
-  if limit < 1:
-    raise ValueError(f"limit is {limit}; it must be at least 1")
+  checks.share("energy", energy, positive=True)
+  checks.whole("limit", limit, 1)
 
 
 def _factored(

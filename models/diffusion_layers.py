@@ -57,7 +57,7 @@ class _Adaptive(nn.Module):
       self.param_dtype,
       name=name,
     )(self._normed(f"{name}_norm", x, shift, scale))
-    return x + gate * rows.by_rows(y)
+    return x + gate * taps.tap(self, f"{name}_output", rows.by_rows(y))
 
 
 class Block(_Adaptive):
@@ -150,11 +150,12 @@ class JointBlock(_Adaptive):
       text=self._normed("text_mixer_norm", text, *of_text[:2]),
       lengths=lengths,
     )
-    x = self._fed_forward("mlp", x + of_x[2] * rows.by_rows(y), *of_x[3:])
+    x = x + of_x[2] * taps.tap(self, "mixed", rows.by_rows(y))
+    x = self._fed_forward("mlp", x, *of_x[3:])
     x = taps.tap(self, "hidden_state", x)
     if self.last:
       return x, None
-    text = text + of_text[2] * rows.by_rows(z)
+    text = text + of_text[2] * taps.tap(self, "text_mixed", rows.by_rows(z))
     text = self._fed_forward("text_mlp", text, *of_text[3:])
     return x, taps.tap(self, "text_hidden_state", text)
 

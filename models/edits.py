@@ -8,6 +8,7 @@ to one call of it, while it is traced.
 import contextlib
 import dataclasses
 import fnmatch
+import inspect
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -95,30 +96,74 @@ class StatefulEdit:
     raise NotImplementedError
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Put:
+  """An edit that puts an array in the place of a value.
+
+  It is equal to itself alone, as a function is, so that models with it can be
+  hashed.
+  """
+
+  array: Any
+
+  def __call__(self, value: jax.Array, site: Site) -> Any:
+    return self.array
+
+
 Edit = jax.Array | Callable[..., Any]
 Edits = Mapping[str, Edit] | Iterable[tuple[str, Edit]]
 
 
-def pairs(edits: Edits) -> tuple[tuple[str, Edit], ...]:
-  """Edits in the order in which they are applied.
+def pairs(edits: Edits) -> tuple[tuple[str, Callable[..., Any]], ...]:
+  """Edits in the order in which they are applied, all of them functions.
 
   Raises:
     ValueError: if it is neither a mapping nor pairs, or an edit is no array and
-      cannot be called.
+      cannot be called with a value and its site.
   """
+  if callable(edits):
+    raise ValueError(f"edit is {edits!r}; it must have a pattern for each edit")
   listed = edits.items() if isinstance(edits, Mapping) else edits
-  listed = tuple(tuple(pair) for pair in listed)
-  for pair in listed:
-    if len(pair) != 2 or not isinstance(pair[0], str):
+  return tuple(_pair(pair) for pair in listed)
+
+
+def _pair(pair) -> tuple[str, Callable[..., Any]]:
+  if (
+    not isinstance(pair, list | tuple)
+    or len(pair) != 2
+    or not isinstance(pair[0], str)
+  ):
+    raise ValueError(
+      f"edit has {pair!r}; it must have pairs of a pattern and an edit"
+    )
+  pattern, edit = pair
+  if not callable(edit):
+    if not hasattr(edit, "shape"):
       raise ValueError(
-        f"edit has {pair!r}; it must have pairs of a pattern and an edit"
+        f"edit has {edit!r} for {pattern!r}; it must be an array or a function "
+        "of a value and its site"
       )
-    if not callable(pair[1]) and not hasattr(pair[1], "shape"):
-      raise ValueError(
-        f"edit has {pair[1]!r} for {pair[0]!r}; it must be an array or a "
-        "function of a value and its site"
-      )
-  return listed
+    return pattern, _Put(edit)
+  given = ("value", "site", "state")[: 2 + isinstance(edit, StatefulEdit)]
+  if not _takes(edit, len(given)):
+    raise ValueError(
+      f"edit has {edit!r} for {pattern!r}, which takes "
+      f"{inspect.signature(edit)}; it is called with ({', '.join(given)})"
+    )
+  return pattern, edit
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+  """Whether a function takes so many arguments, as far as can be known."""
+  try:
+    signature = inspect.signature(function)
+  except ValueError:  # Some that are written in C have none.
+    return True
+  try:
+    signature.bind(*range(count))
+  except TypeError:
+    return False
+  return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,14 +302,34 @@ def _edit(module, name, value, site, planned) -> jax.Array:
       if here is not None:
         after = jax.tree.map(lambda a, b: jnp.where(here, a, b), after, state)
       module.put_variable(STATE, kept, after)
-  elif callable(edit):
-    new = edit(value, site)
   else:
-    new = edit
+    new = edit(value, site)
+  _check_replacement(new, value, site)
+  new = jnp.asarray(new, value.dtype)
+  return new if here is None else jnp.where(here, new, value)
+
+
+def _check_replacement(new, value, site) -> None:
   shape = getattr(new, "shape", None)
+  if shape is None:
+    kind = "nothing" if new is None else f"a {type(new).__name__}"
+    raise ValueError(
+      f"edit of {site.name} gave {kind}; it must give an array of shape "
+      f"{value.shape}"
+    )
   if shape != value.shape:
     raise ValueError(
       f"edit of {site.name} has shape {shape}; it must have shape {value.shape}"
     )
-  new = new.astype(value.dtype)
-  return new if here is None else jnp.where(here, new, value)
+  if _rank(new.dtype) > _rank(value.dtype):
+    raise ValueError(
+      f"edit of {site.name} is {new.dtype}, which {value.dtype}, the dtype of "
+      "the value, cannot hold"
+    )
+
+
+def _rank(dtype) -> int:
+  """How much numbers of a dtype may say: none of a lower rank holds them."""
+  kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+  ranks = (i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
+  return next(ranks, len(kinds))

@@ -6,8 +6,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import layers, lina_layers, normalization
+from models import (
+  dense,
+  feed_forward_branch,
+  feed_forward_tpu,
+  layers,
+  lina_layers,
+  normalization,
+)
 
+# Of the norms without parameters.
+_EPSILON = 1e-6
+# The least for which the kernel of feed-forward layers is taken: its parameters
+# are a quarter of those of a transformer's layer.
+_TOKENS_OF_A_CHANNEL = 1
 _ZEROS = {
   "kernel_init": nn.initializers.zeros,
   "bias_init": nn.initializers.zeros,
@@ -23,12 +35,14 @@ class FlowHead(nn.Module):
   Attributes:
     width: channels of the hidden state.
     depth: number of blocks.
+    feed_forward_implementation: see `FlowBlock`.
     dtype: dtype of the computation; the velocity is float32.
     param_dtype: dtype of the parameters.
   """
 
   width: int
   depth: int
+  feed_forward_implementation: str = "auto"
   dtype: layers.Dtype = jnp.float32
   param_dtype: layers.Dtype = jnp.float32
 
@@ -62,8 +76,12 @@ class FlowHead(nn.Module):
     condition = mlp("condition")(z) + time(time_features(t, self.dtype))
     condition = nn.silu(condition)
     for i in range(self.depth):
-      x = FlowBlock(name=f"block_{i}", **dtypes)(x, condition)
-    x, _ = _modulated(x, condition, 2, dtypes)
+      block = FlowBlock(
+        self.feed_forward_implementation, name=f"block_{i}", **dtypes
+      )
+      x = block(x, condition)
+    statistics = _statistics(condition, 2 * self.width, dtypes)
+    x = _modulated(x, *jnp.split(statistics, 2, axis=-1), dtypes)
     # In float32, since a sampler adds up many of them.
     return lina_layers.dense(
       x_t.shape[-1],
@@ -79,10 +97,13 @@ class FlowBlock(nn.Module):
   """x + g LN(MLP(LN(x) (1 + s) + b)), with s, b, g of the condition.
 
   Attributes:
+    feed_forward_implementation: which implementation runs of all but what makes
+      s, b and g; see `feed_forward_branch.kernel`.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters.
   """
 
+  feed_forward_implementation: str = "auto"
   dtype: layers.Dtype = jnp.float32
   param_dtype: layers.Dtype = jnp.float32
 
@@ -91,10 +112,40 @@ class FlowBlock(nn.Module):
     """Maps [..., width], given SiLU(c) [..., width], to an array like `x`."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     width = x.shape[-1]
-    y, (gate,) = _modulated(x, condition, 3, dtypes)
+    run = None
+    if not self.is_initializing():
+      run = self._kernel(x, condition)
+    if run is not None:
+      return run(_in_rows(x), None).reshape(x.shape)
+    statistics = _statistics(condition, 3 * width, dtypes)
+    scale, shift, gate = jnp.split(statistics, 3, axis=-1)
+    y = _modulated(x, scale, shift, dtypes)
     y = lina_layers.Mlp(width, width, name="mlp", **dtypes)(y)
     norm = normalization.LayerNorm(epsilon=1e-5, name="norm", **dtypes)
     return x + gate * norm(y)
+
+  def _kernel(self, x, condition):
+    """The branch as a kernel, or None if layers run one by one."""
+    have = self.variables["params"]
+    modulation = have["modulation"]
+    statistics = dense.matmul(
+      condition.astype(self.dtype), modulation["kernel"].astype(self.dtype)
+    )
+    return feed_forward_branch.kernel(
+      _in_rows(x),
+      feed_forward_branch.parameters(
+        None,
+        have["mlp"]["expand"],
+        have["mlp"]["shrink"],
+        have["norm"],
+        modulation["bias"],
+      ),
+      feed_forward_tpu.Form(_EPSILON, "silu", 1e-5),
+      self.dtype,
+      self.feed_forward_implementation,
+      modulation=_in_rows(statistics),
+      least=_TOKENS_OF_A_CHANNEL,
+    )
 
 
 def time_features(t: jax.Array, dtype: layers.Dtype) -> jax.Array:
@@ -110,14 +161,25 @@ def time_features(t: jax.Array, dtype: layers.Dtype) -> jax.Array:
   return jnp.concatenate(parts, axis=-1).astype(dtype)
 
 
-def _modulated(x, condition, count, dtypes):
-  """Adaptive layer norm; returns what is left of its `count` statistics too."""
-  width = x.shape[-1]
-  statistics = lina_layers.dense(
-    count * width, width, name="modulation", **_ZEROS, **dtypes
+def _statistics(condition, features, dtypes):
+  """What adaptive norms and gates are made of, zeros at first."""
+  return lina_layers.dense(
+    features, condition.shape[-1], name="modulation", **_ZEROS, **dtypes
   )(condition)
-  scale, shift, *rest = jnp.split(statistics, count, axis=-1)
+
+
+def _modulated(x, scale, shift, dtypes):
+  """Adaptive layer norm."""
   norm = normalization.LayerNorm(
-    epsilon=1e-6, use_scale=False, use_bias=False, name="plain_norm", **dtypes
+    epsilon=_EPSILON,
+    use_scale=False,
+    use_bias=False,
+    name="plain_norm",
+    **dtypes,
   )
-  return norm(x) * (1 + scale) + shift, rest
+  return norm(x) * (1 + scale) + shift
+
+
+def _in_rows(x):
+  """[batch, ..., channels] as [batch, tokens, channels]."""
+  return x.reshape(len(x), -1, x.shape[-1])

@@ -71,6 +71,8 @@ class Lina(taps.Tapped):
       keeping its activations.
     implementation: which implementation of the attention runs; see
       `attention.kernels.dispatch`.
+    feed_forward_implementation: which implementation of the feed-forward layers
+      with their norms runs, see `feed_forward_branch.kernel`.
     dtype: dtype of the computation; attention and velocities are float32.
     param_dtype: dtype of the parameters.
   """
@@ -93,6 +95,7 @@ class Lina(taps.Tapped):
   attention: str = "linear"
   remat: bool = False
   implementation: str = "auto"
+  feed_forward_implementation: str = "auto"
   dtype: layers.Dtype = jnp.float32
   param_dtype: layers.Dtype = jnp.float32
 
@@ -123,7 +126,9 @@ class Lina(taps.Tapped):
       grid=tuple(self.grid) if self.convolution else None,
     )()
     self.norm = normalization.LayerNorm(epsilon=1e-5, **dtypes)
-    self.flow_head = FlowHead(self.width, self.flow_layers, **dtypes)
+    self.flow_head = FlowHead(
+      self.width, self.flow_layers, self.feed_forward_implementation, **dtypes
+    )
 
   def __call__(
     self,
@@ -261,7 +266,11 @@ class Lina(taps.Tapped):
     )
     block = nn.remat(lina_layers.Block) if self.remat else lina_layers.Block
     return functools.partial(
-      lina_layers.Stack, depth, functools.partial(block, attend, **dtypes)
+      lina_layers.Stack,
+      depth,
+      functools.partial(
+        block, attend, self.feed_forward_implementation, **dtypes
+      ),
     )
 
 

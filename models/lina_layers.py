@@ -7,7 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import layers, normalization, positions, rows, taps
+from models import (
+  feed_forward_branch,
+  feed_forward_tpu,
+  layers,
+  normalization,
+  positions,
+  rows,
+  taps,
+)
 from models.dense import dot_general
 from models.feed_forward import exact_gelu
 
@@ -15,6 +23,9 @@ from models.feed_forward import exact_gelu
 MAX_TEXT = 512
 # Channels of a time before its dense layers.
 TIME_CHANNELS = 256
+# The least for which the kernel of feed-forward layers is taken, whose
+# parameters and their gradients take as long as it saves with fewer.
+_TOKENS_OF_A_CHANNEL = 1.25
 _TOKEN_INIT = nn.initializers.normal(0.02)
 
 
@@ -110,11 +121,14 @@ class Block(nn.Module):
 
   Attributes:
     attention: makes the attention, given a name.
+    feed_forward_implementation: which implementation of the second branch runs;
+      see `feed_forward_branch.kernel`.
     dtype: dtype of the computation.
     param_dtype: dtype of the parameters.
   """
 
   attention: functools.partial
+  feed_forward_implementation: str = "auto"
   dtype: layers.Dtype = jnp.float32
   param_dtype: layers.Dtype = jnp.float32
 
@@ -130,8 +144,28 @@ class Block(nn.Module):
     x = x + norm(name="attention_norm")(y)
     width = x.shape[-1]
     mlp = Mlp(4 * width, width, exact_gelu, name="mlp", **dtypes)
-    x = x + norm(name="mlp_norm")(rows.by_rows(mlp(x)))
+    run = None
+    if not self.is_initializing():
+      run = self._kernel(x)
+    if run is None:
+      x = x + norm(name="mlp_norm")(rows.by_rows(mlp(x)))
+    else:
+      x = rows.by_rows(run(rows.by_rows(x), None))
     return taps.tap(self, "hidden_state", x)
+
+  def _kernel(self, x):
+    """The second branch as a kernel, or None if layers run one by one."""
+    have = self.variables["params"]
+    return feed_forward_branch.kernel(
+      x,
+      feed_forward_branch.parameters(
+        None, have["mlp"]["expand"], have["mlp"]["shrink"], have["mlp_norm"]
+      ),
+      feed_forward_tpu.Form(activation="gelu", out_epsilon=1e-5),
+      self.dtype,
+      self.feed_forward_implementation,
+      least=_TOKENS_OF_A_CHANNEL,
+    )
 
 
 class Stack(nn.Module):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from models import (
   feed_forward_branch,
+  feed_forward_tpu,
   layers,
   normalization,
   rows,
@@ -21,6 +22,8 @@ Dtype = layers.Dtype
 
 KERNEL_INIT = nn.initializers.normal(0.02)
 EPSILON = 1e-5
+# The least for which the kernel of feed-forward layers was found faster.
+_TOKENS_OF_A_CHANNEL = 4
 LayerNorm = functools.partial(normalization.LayerNorm, epsilon=EPSILON)
 
 
@@ -183,12 +186,16 @@ class TransformerLayer(nn.Module):
     ffn = FeedForward(self.expansion * x.shape[-1], name="ffn", **dtypes)
     run = None
     if not self.is_initializing():
+      have = self.variables["params"]
       run = feed_forward_branch.kernel(
         x,
-        self.variables["params"],
+        feed_forward_branch.parameters(
+          have["ffn_norm"], have["ffn"]["expand"], have["ffn"]["shrink"]
+        ),
+        feed_forward_tpu.Form(EPSILON),
         self.dtype,
-        EPSILON,
         self.feed_forward_implementation,
+        least=_TOKENS_OF_A_CHANNEL,
       )
     if run is None:
       return x + drop()(rows.by_rows(ffn(norm(x))), train)

@@ -101,7 +101,8 @@ class FeedForward(_Layer):
     """Maps [..., width] to an array like it."""
     width = x.shape[-1]
     y = self._dense(width, self.hidden_width, name="expand")(x)
-    y = self._dropped(ACTIVATIONS[self.activation](y), train)
+    y = taps.tap(self, "hidden", ACTIVATIONS[self.activation](y))
+    y = self._dropped(y, train)
     y = self._dense(self.hidden_width, width, name="shrink")(y)
     return self._dropped(y, train)
 
@@ -216,11 +217,14 @@ class Block(_Layer):
     drop = functools.partial(layers.StochasticDepth, self.stochastic_depth_rate)
     first = norm(name="norm")
     second = first if self.shared_norm else norm(name="ffn_norm")
-    x += drop()(self.mixer(name="mixer")(first(x), train), train)
+    x = taps.tap(self, "input_state", x)
+    y = drop()(self.mixer(name="mixer")(first(x), train), train)
+    x = taps.tap(self, "middle_state", x + taps.tap(self, "mixer_output", y))
     y = FeedForward(hidden_width=self.hidden_width, name="ffn", **self._shared)(
       second(x), train
     )
-    return taps.tap(self, "hidden_state", x + drop()(y, train))
+    y = taps.tap(self, "mlp_output", drop()(y, train))
+    return taps.tap(self, "hidden_state", x + y)
 
 
 MIXERS: dict[str, type[nn.Module]] = {

@@ -133,7 +133,8 @@ class PatchMixer(Backbone):
     if self.last_norm:
       # Always there, so that a trunk has the parameters of a classifier.
       normalized = self.final_norm(x)
-      x = normalized if self.normalized_features else x
+      if self.normalized_features:
+        x = taps.tap(self, "final_state", normalized)
     # Pairs of what stands before the patches, and the patches.
     (_, begin), (token, end) = (self._split(y, grid) for y in (first, x))
     return [begin, token, end] if self.class_token else [begin, end]

@@ -140,12 +140,17 @@ def list_models(pattern: str = "*", kind: str | None = None) -> list[str]:
   return sorted(name for name in names if kind in (None, kinds[name]))
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+def unknown(kind: str, name: Any, known: Iterable[str]) -> ValueError:
   """Makes the error for a name that is not known, with the nearest that are."""
   known = sorted(known)
-  near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+  near = nearest(str(name), known)
   hint = f"did you mean {' or '.join(near)}?" if near else f"known: {known}"
   return ValueError(f"there is no {kind} {name!r}; {hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+  """Those names that may have been meant, the most alike first."""
+  return difflib.get_close_matches(name, known, n=5, cutoff=0.5)
 
 
 def _variant(name: str) -> tuple[type[nn.Module], dict[str, Any]]:

@@ -25,7 +25,7 @@ def places(known: Mapping[str, tuple[int, ...]]) -> dict[str, edits.Place]:
       tuple.
 
   Returns:
-    By name the path, and which of the values there.
+    By name the path, and which of the values there; in the order of `natural`.
   """
   repeated = {}
   for path in known:
@@ -37,7 +37,17 @@ def places(known: Mapping[str, tuple[int, ...]]) -> dict[str, edits.Place]:
     for index in np.ndindex(layers):
       name = _name(path, index, repeated) if layers else path
       places[name] = (path, index)
-  return places
+  return {name: places[name] for name in sorted(places, key=natural)}
+
+
+def natural(name: str) -> list[tuple[bool, int, str]]:
+  """A key to sort names by in which numbers count: layer 2 before layer 10."""
+  parts = re.split(r"(\d+)", name)
+  return [
+    (part.isdigit(), int(part) if part.isdigit() else 0, part)
+    for part in parts
+    if part
+  ]
 
 
 def _scanned_layer(path: str) -> tuple[str, str]:

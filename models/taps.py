@@ -10,6 +10,7 @@ what there is. Edits are functions, see `models.edits`. And Flax's own way, to
 have all values at once of `mutable=["intermediates"]`, goes too.
 """
 
+import collections
 import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from models import edits, insertion, registry, scanned_names
+from models import edits, insertion, scanned_names, tap_errors
 from models.edits import Edits, Site, StatefulEdit
 
 __all__ = [
@@ -74,16 +75,17 @@ def read(
     edit: what is done to values, by such patterns: an array takes the place of
       a value of its shape, and a function maps a value and its `edits.Site` to
       a replacement. Of several edits of a value the first is applied first.
-    **options: of `model.apply`, as `train=True`, `method` or `rngs`; but for
-      `mutable`.
+    **options: of `model.apply`, as `train=True`, `method`, `rngs` or `mutable`.
 
   Returns:
-    (output, values): what `model.apply` returns, and the values by their names.
-    A value that is edited is read as its replacement.
+    (output, values): what `model.apply` returns, and the values by their names,
+    those of a pattern in the order of layers. A value that is edited is read as
+    its replacement.
 
   Raises:
     ValueError: for a name or an edit that fits no value, with the nearest that
-      there are, and for a replacement of another shape.
+      there are, and for a replacement of another shape or a dtype that the
+      value's cannot hold.
   """
   if edit:
     more = edits.pairs(edit)
@@ -95,23 +97,35 @@ def read(
   for name in names:
     matches = fnmatch.filter(places, name)
     if not matches:
-      raise registry.unknown("tap", name, places)
+      raise tap_errors.unknown("tap", name, places)
     wanted |= {match: places[match] for match in matches}
   # Of scanned layers all are read, for they are one program.
   readings = {path: jnp.zeros(known[path]) for path, _ in wanted.values()}
   variables = {**variables, "readings": _nest(readings)}
+  mutable = options.pop("mutable", False)
   output, state = _apply_edited(
-    model, known, variables, *inputs, **options, mutable=["readings"]
+    model,
+    known,
+    variables,
+    *inputs,
+    **options,
+    mutable=_also(mutable, "readings"),
   )
-  values = _flatten(state.get("readings", {}))
-  return output, {n: values[path][index] for n, (path, index) in wanted.items()}
+  state = dict(state)
+  values = _flatten(state.pop("readings", {}))
+  if mutable:
+    output = output, state
+  # Under jit, a plain dictionary would come out with layer 10 before layer 2.
+  return output, collections.OrderedDict(
+    (name, values[path][index]) for name, (path, index) in wanted.items()
+  )
 
 
 def list_names(
   model: nn.Module, variables: Mapping[str, Any], *inputs: Any, **options: Any
 ) -> list[str]:
   """The names of all values that `read` gives for the same arguments."""
-  return sorted(scanned_names.places(_known(model, variables, inputs, options)))
+  return list(scanned_names.places(_known(model, variables, inputs, options)))
 
 
 def list_taps(
@@ -122,7 +136,7 @@ def list_taps(
   def trace(variables, inputs):
     return read(model, variables, *inputs, names=["*"], **options)[1]
 
-  return dict(sorted(jax.eval_shape(trace, dict(variables), inputs).items()))
+  return jax.eval_shape(trace, dict(variables), inputs)
 
 
 def edited(model: nn.Module, edit: Edits) -> nn.Module:
@@ -153,8 +167,12 @@ def with_given(variables: Mapping[str, Any], given: Any) -> dict[str, Any]:
 
   Args:
     variables: of a model.
-    given: a tree of arrays.
+    given: a tree of arrays. Mappings are joined, so that several edits have
+      theirs: what is not named again stays as it was given before.
   """
+  before = variables.get(edits.GIVEN)
+  if isinstance(before, Mapping) and isinstance(given, Mapping):
+    given = {**before, **given}
   return {**variables, edits.GIVEN: given}
 
 
@@ -189,6 +207,21 @@ class Tapped(nn.Module):
       return _apply(self, variables, *args, **options)
     known = _known(self, variables, args, options)
     return _apply_edited(self, known, variables, *args, **options)
+
+  @nn.nowrap
+  def bind(self, variables, *args, **options):
+    """Does as Flax's.
+
+    Raises:
+      ValueError: with variables, if there are edits or inserts: those run where
+        a model is applied, and what is bound would be the model without.
+    """
+    if variables and (self.edits or self.inserts):
+      raise ValueError(
+        "a model with edits or inserts cannot be bound to variables, for it "
+        "would run without them; use apply"
+      )
+    return super().bind(variables, *args, **options)
 
   @nn.nowrap
   def init_with_output(self, *args, **options):
@@ -309,7 +342,7 @@ def _apply_edited(model, known, variables, *args, **options):
   plan = edits.Plan(
     asked,
     places,
-    lambda pattern: registry.unknown("tap to edit", pattern, places),
+    lambda pattern: tap_errors.unknown("tap to edit", pattern, places),
   )
   given = variables.get(edits.GIVEN)
   variables = {k: v for k, v in variables.items() if k != edits.GIVEN}
@@ -349,7 +382,8 @@ def _also(mutable, collection):
 
 def _known(model, variables, inputs, options) -> dict[str, tuple[int, ...]]:
   """For each value's path () or, in scanned layers, their number in a tuple."""
-  options = {**options, "mutable": ["tap_names"]}
+  mutable = _also(options.get("mutable"), "tap_names")
+  options = {**options, "mutable": mutable}
   if isinstance(cache := options.get("cache"), Mapping):
     options["cache"] = {k: v for k, v in cache.items() if k != edits.STATE}
 

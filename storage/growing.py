@@ -4,6 +4,7 @@ from typing import BinaryIO
 
 from etils import epath
 
+from storage.files import read_bytes_if_there
 from storage.paths import is_remote
 from storage.retrying import retry
 
@@ -31,8 +32,8 @@ class GrowingFile:
     self._grows = not is_remote(path)
     if self._grows:
       self._file = path.open("ab" if append else "wb")
-    elif append and path.exists():
-      self._content += retry(path.read_bytes, what=f"reading {path}")
+    elif append:
+      self._content += read_bytes_if_there(path) or b""
 
   @property
   def grows(self) -> bool:
@@ -49,7 +50,8 @@ class GrowingFile:
   def flush(self) -> None:
     """Makes all that was written seen by others."""
     if self._grows:
-      self._file.flush()
+      # What was not written yet stays in its buffer.
+      retry(self._file.flush, what=f"writing {self._path}")
     else:
       content = bytes(self._content)
       retry(self._path.write_bytes, content, what=f"writing {self._path}")

@@ -106,8 +106,9 @@ class Quality:
         "motion_consistency": found.consistency,
         "motion_amount": found.amount,
       }
-      labels = frames.set_numbers(labels.reshape(len(labels), -1))
-      labels = labels.repeat(pixels.shape[1])
+      if labels is not None:
+        labels = frames.set_numbers(labels.reshape(len(labels), -1))
+        labels = labels.repeat(pixels.shape[1])
       pixels = pixels.reshape(-1, *pixels.shape[2:])
     measured = sample_metrics.measure(
       pixels, labels, self.features, self._reference

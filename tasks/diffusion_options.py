@@ -77,23 +77,32 @@ def parse_sums(classes: str, count: int, labels: int) -> np.ndarray:
   return np.array(rows, np.int32)
 
 
-def parse_options(text: str) -> dict[str, Any]:
+def parse_options(text: str, name: str = "method_options") -> dict[str, Any]:
   """Reads "decay=0.5,window=(2,2),kind=entropy" by Python's rules.
 
-  Words without quotes are text.
+  Words without quotes are text, and lists are tuples.
+
+  Args:
+    text: to read.
+    name: of the option that has it.
 
   Raises:
     ValueError: for anything else.
   """
   wrong = ValueError(
-    f"method_options={text!r} is not read: write names and values with commas, "
+    f"{name}={text!r} is not read: write names and values with commas, "
     'as "decay=0.5,window=(2,2)".'
   )
   try:
     call = ast.parse(f"f({text})", mode="eval").body
-    if not isinstance(call, ast.Call) or call.args:
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
       raise wrong
-    return {str(word.arg): _value(word.value) for word in call.keywords}
+    if call.args:
+      raise wrong
+    options = {word.arg: _value(word.value) for word in call.keywords}
+    if None in options or len(options) < len(call.keywords):
+      raise wrong
+    return options
   except (SyntaxError, ValueError):
     raise wrong from None
 
@@ -101,7 +110,12 @@ def parse_options(text: str) -> dict[str, Any]:
 def _value(node: ast.AST) -> Any:
   if isinstance(node, ast.Name):
     return node.id
-  return ast.literal_eval(node)
+  if isinstance(node, ast.Tuple | ast.List):
+    return tuple(map(_value, node.elts))
+  value = ast.literal_eval(node)
+  if not isinstance(value, bool | int | float | str | None):
+    raise ValueError("It is no number and no text.")
+  return value
 
 
 def parse_size(size: str, model: nn.Module) -> tuple[int, ...] | None:

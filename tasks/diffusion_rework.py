@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from generation import c_upscale, guide_and_rescale
+from attention import checks
+from generation import c_upscale, c_upscale_checks, guide_and_rescale
 from generation.paths import Path
 from models import registry
 from tasks import diffusion_options
@@ -40,8 +41,11 @@ class Rework:
   def __init__(
     self,
     model: nn.Module,
+    path: Path,
     condition: Mapping[str, np.ndarray],
     *,
+    steps: int,
+    guidance: float,
     edit: str = "",
     edit_options: str = "",
     upscale: int = 1,
@@ -51,7 +55,10 @@ class Rework:
 
     Args:
       model: that samples.
+      path: of the model.
       condition: of the rows, "label" or "text".
+      steps: of what is done to samples.
+      guidance: w; of an edit where its options have none.
       edit: as in OPTIONS, and so for all that follow.
       edit_options: of the edit.
       upscale: a factor.
@@ -60,7 +67,7 @@ class Rework:
     Raises:
       ValueError: for what cannot be read, or does not fit.
     """
-    self._model = model
+    self._model, self._path, self._steps = model, path, steps
     self._target = None
     if edit:
       if "label" not in condition:
@@ -72,28 +79,34 @@ class Rework:
           f"{len(condition['label'])} rows: one for all, or one for each."
         )
       self._target = np.broadcast_to(target, condition["label"].shape)
-    if upscale != int(upscale) or upscale < 1:
-      raise ValueError(f"upscale={upscale} must be an integer of at least 1.")
-    self._scale = upscale
-    self._edit = _read("edit_options", edit_options, _EDIT, edit)
-    self._upscale = _read(
-      "upscale_options", upscale_options, _UPSCALE, upscale > 1
-    )
+    checks.whole("upscale", upscale, 1)
+    self._edit = {
+      "preset": "local",
+      "guidance": guidance,
+      **_read("edit_options", edit_options, _EDIT, edit),
+    }
+    self._upscale = {
+      "scale": upscale,
+      "steps": steps,
+      "guidance": guidance,
+      **_read("upscale_options", upscale_options, _UPSCALE, upscale > 1),
+    }
+    if edit:
+      guide_and_rescale.check(model, **self._edit)
+    if upscale > 1:
+      c_upscale_checks.plan(model, path, condition=condition, **self._upscale)
 
   def __bool__(self):
     """Whether anything is asked for."""
-    return self._target is not None or self._scale > 1
+    return self._target is not None or self._upscale["scale"] > 1
 
   def __call__(
     self,
     variables: Mapping[str, Any],
-    path: Path,
     made: np.ndarray,
     condition: Mapping[str, np.ndarray],
     *,
     columns: int,
-    steps: int,
-    guidance: float,
     seed: int,
     progress: Progress | None = None,
   ) -> np.ndarray:
@@ -101,12 +114,9 @@ class Rework:
 
     Args:
       variables: of the model.
-      path: of the model.
       made: samples [rows, *shape, channels].
       condition: of each of them.
       columns: how many samples there are of each row of the condition.
-      steps: of what is done to them.
-      guidance: w; of an edit where its options have none.
       seed: of the noise of larger ones.
       progress: what is shown on the way.
     """
@@ -117,30 +127,26 @@ class Rework:
       given = {name: jnp.asarray(a[rows]) for name, a in condition.items()}
       if self._target is not None:
         target = self._target.repeat(columns, axis=0)[rows]
-        options = {"guidance": guidance, **self._edit}
         x, _ = guide_and_rescale.edit(
           self._model,
           variables,
           x,
-          path,
+          self._path,
           source=given,
           target={"label": jnp.asarray(target)},
-          steps=steps,
+          steps=self._steps,
           progress=progress,
-          **options,
+          **self._edit,
         )
         given = {"label": jnp.asarray(target)}
-      if self._scale > 1:
+      if self._upscale["scale"] > 1:
         x = c_upscale.upscale(
           self._model,
           variables,
           x,
-          path,
+          self._path,
           condition=given,
           key=jax.random.fold_in(jax.random.key(seed), first),
-          scale=self._scale,
-          steps=steps,
-          guidance=guidance,
           progress=progress,
           **self._upscale,
         )
@@ -152,7 +158,7 @@ def _read(
   name: str, text: str, known: tuple[str, ...], wanted: Any
 ) -> dict[str, Any]:
   """Reads options, which must be of `known`."""
-  options = diffusion_options.parse_options(text)
+  options = diffusion_options.parse_options(text, name)
   if options and not wanted:
     raise ValueError(f"{name}={text!r} is of something that is not asked for.")
   for option in options:

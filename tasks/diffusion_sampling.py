@@ -12,6 +12,7 @@ import tqdm
 
 import generation
 import storage
+from attention import checks
 from generation import methods, solvers
 from generation.paths import Path
 from models import decoding
@@ -125,11 +126,14 @@ def samples(
   Raises:
     ValueError: for what does not fit, before any step.
   """
-  if rows < 1 or batch_size < 1:
-    raise ValueError(
-      f"rows={rows} and batch_size={batch_size} must be at least 1."
-    )
+  checks.whole("rows", rows, 1)
+  checks.whole("batch_size", batch_size, 1)
   changed = methods.create(method, model, steps, method_options or {})
+  if changed.guided and guidance == 1:
+    raise ValueError(
+      f"method {method!r} with {dict(method_options or {})} is for samples "
+      "with guidance, and guidance is 1, which has no half without a condition"
+    )
   sides = tuple(size or model.sample_shape)
   small = changed.small
   if small and any(side % small.factor for side in sides):
@@ -262,7 +266,10 @@ def draw(
   )
   then = diffusion_rework.Rework(
     model,
+    path,
     condition,
+    steps=options["steps"],
+    guidance=options["guidance"],
     edit=edit,
     edit_options=edit_options,
     upscale=upscale,
@@ -302,12 +309,9 @@ def draw(
   if then:
     made = then(
       variables,
-      path,
       made,
       given,
       columns=columns,
-      steps=options["steps"],
-      guidance=options["guidance"],
       seed=seed,
       progress=progress,
     )

@@ -231,8 +231,9 @@ def check_stopped():
     again = train(config, "whole")
   check_same(again, whole)
   repeated.finish_as_users_do(pytest.MonkeyPatch())
-  # Both processes hold all rows.
-  train(make_config(**{"mesh.data": 1, "mesh.model": 4}), "across")
+  # Both processes hold all rows, of the last evaluated batch fewer.
+  across = {"mesh.data": 1, "mesh.model": 4, "eval_batch_size": 100}
+  train(make_config(**across), "across")
 
 
 def train_until_killed():

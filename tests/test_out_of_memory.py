@@ -7,6 +7,7 @@ import pytest
 import experiment
 from configs import digits
 from experiment import memory
+from training import sharding, train_step
 
 
 def create(tmp_path, **fields):
@@ -36,6 +37,7 @@ def test_sizes_and_what_would_fit_are_said(tmp_path):
     "--config.mesh.fsdp=4 --config.mesh.data=1 splits parameters, optimizer "
     "and average 4 times",
     "--config.batch_size below 64",
+    "--config.eval_batch_size below 120",
   ):
     assert remedy in said
   assert "Out of memory allocating" in said
@@ -62,6 +64,20 @@ def test_what_is_done_already_is_not_advised(tmp_path):
   for remedy in ("accumulation_steps", "remat", "bfloat16", "fsdp"):
     assert remedy not in said
   assert "the 1 examples that a device has" in said
+
+
+def test_what_is_advised_fits_the_mesh_and_the_batch(tmp_path):
+  setup = create(
+    tmp_path, **{"batch_size": 18, "mesh.data": 2, "mesh.model": 2}
+  )
+  said = memory.describe(setup)
+  # Of 9 examples a device no half can be taken.
+  assert "--config.accumulation_steps=3 takes 3 at a time" in said
+  assert "--config.mesh.fsdp=2 --config.mesh.data=1 splits" in said
+  assert "average 2 times more" in said
+  train_step.check_accumulation(18, 3, setup.mesh)
+  setup.config.mesh.update(fsdp=2, data=1)
+  assert sharding.create_mesh(setup.config.mesh).size == 4
 
 
 def test_other_errors_are_themselves(tmp_path):

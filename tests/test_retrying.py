@@ -2,11 +2,13 @@
 
 import errno
 
+import ml_collections
 import pytest
 from etils import epath
 
 import storage
 from storage import retrying
+from training import metrics, records
 
 
 class HttpError(Exception):
@@ -118,14 +120,14 @@ def test_what_stays_is_raised_at_once(waits):
 def flaky_disk(waits, monkeypatch, tmp_path):
   """A local path whose every third read or write works."""
   path = storage.path(tmp_path) / "file"
-  for name in ("read_bytes", "write_bytes"):
+  for name in ("read_bytes", "write_bytes", "mkdir"):
     original, calls = getattr(type(path), name), [0]
 
-    def flaky(self, *args, original=original, calls=calls):
+    def flaky(self, *args, original=original, calls=calls, **kwargs):
       calls[0] += 1
       if calls[0] % 3:
         raise OSError(errno.ESTALE, "stale file handle")
-      return original(self, *args)
+      return original(self, *args, **kwargs)
 
     monkeypatch.setattr(type(path), name, flaky)
   return path
@@ -150,3 +152,21 @@ def test_folders_get_through(flaky_disk, tmp_path):
   (tmp_path / "from" / "a").write_text("a")
   storage.upload(str(tmp_path / "from"), epath.Path(tmp_path) / "to")
   assert (tmp_path / "to" / "a").read_text() == "a"
+
+
+def test_what_a_disk_does_not_show_at_once_is_not_taken_for_absent(
+  flaky_disk, monkeypatch, tmp_path
+):
+  """As `os.path.exists` says no of a stale handle, and some buckets do."""
+  storage.write_whole(tmp_path / "metrics.jsonl", '{"step": 1}\n')
+  config = ml_collections.ConfigDict({"seed": 0})
+  records.write_config(str(tmp_path), config)
+  monkeypatch.setattr(type(flaky_disk), "exists", lambda self: False)
+  assert metrics.read_metrics(str(tmp_path)) == [{"step": 1}]
+  other = ml_collections.ConfigDict({"seed": 1})
+  with pytest.raises(records.ConfigMismatchError, match="seed: 0 -> 1"):
+    records.check_workdir(
+      str(tmp_path), other, defaults=lambda _: config, override=False
+    )
+  assert storage.read_bytes_if_there(flaky_disk) is None
+  assert storage.read_bytes_if_there(tmp_path / "metrics.jsonl" / "a") is None

@@ -93,12 +93,12 @@ def compile_step(
   started = time.perf_counter()
   lowered = STEPS[step](config, devices, info)
   middle = time.perf_counter()
-  report = None
+  kind, report = devices[0].device_kind, None
   needed = lowered.argument_bytes
   with tempfile.TemporaryDirectory(prefix="program_") as dump:
     try:
       with jax.set_mesh(lowered.mesh):
-        compiled = lowered.program.compile(program_report.dumping(dump))
+        compiled = lowered.program.compile(program_report.dumping(kind, dump))
     except jax.errors.JaxRuntimeError as error:
       if _NO_ROOM not in str(error):
         raise
@@ -108,7 +108,6 @@ def compile_step(
       ended = time.perf_counter()
       report = program_report.read(compiled, lowered.mesh, dump)
       needed = report.argument_bytes + report.temporary_bytes
-  kind = devices[0].device_kind
   chip = topologies.CHIPS.get(kind)
   return Outcome(
     fits=report is not None,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
+from jax.sharding import Mesh
 
 import models
 from tools.compiled_steps import Outcome
@@ -68,13 +69,13 @@ def search(
     "change" and with what a chip needs then; or if none is, of all together.
   """
   tries = _Search(config, compile_step)
-  parts = sharding.batch_parts(sharding.create_mesh(config.mesh, devices))
+  mesh = sharding.create_mesh(config.mesh, devices)
   remat = _remat(config) if step == "train" else {}
   if remat:
     tries.attempt(remat)
-  shared = _fsdp(config, parts)
+  shared = _fsdp(mesh)
   tries.bisect(shared)
-  rows = _rows(config, step, parts)
+  rows = _rows(config, step, sharding.batch_parts(mesh))
   tries.bisect(rows)
   if not tries.answers and (remat or shared):
     together = remat | (shared[-1] if shared else {})
@@ -131,14 +132,13 @@ def _remat(config) -> dict[str, Any]:
   return {"model.remat": True}
 
 
-def _fsdp(config, parts: int) -> list[dict[str, Any]]:
+def _fsdp(mesh: Mesh) -> list[dict[str, Any]]:
   """Ever more chips that share what is not the batch's, by powers of two."""
-  now = max(config.mesh.get("fsdp", 1), 1)
-  slices = max(config.mesh.get("slice", 1), 1)
+  data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
   sizes = []
-  while parts // slices % (2 * now) == 0:
-    now *= 2
-    sizes.append({"mesh.data": -1, "mesh.fsdp": now})
+  while data % 2 == 0:
+    data, fsdp = data // 2, 2 * fsdp
+    sizes.append({"mesh.data": data, "mesh.fsdp": fsdp})
   return sizes
 
 

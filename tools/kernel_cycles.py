@@ -112,12 +112,14 @@ def cycles(folder: Path, call: Call, busy: float = 1.0) -> float:
   name, params = call.name, call.equation.params
   dumped = next(k for k in llo.kernels(folder) if name in k).rsplit(".", 1)[0]
   found = llo.loops(folder, dumped)
-  outer = [loop for loop in found if loop.depth == 1]
-  step = outer[0].length if outer else llo.bundles(folder, dumped)
-  inner = [loop for loop in found if loop.depth > 1]
-  turns = _turns(params["jaxpr"])
-  step = _cycles(name, step, inner, 2, turns)
   grid = params["grid_mapping"].grid
+  # A single step is in no loop.
+  steps = 1 if math.prod(grid) > 1 else 0
+  outer = [loop for loop in found if loop.depth == steps]
+  step = outer[0].length if outer else llo.bundles(folder, dumped)
+  inner = [loop for loop in found if loop.depth > steps]
+  turns = _turns(params["jaxpr"])
+  step = _cycles(name, step, inner, steps + 1, turns)
   total = math.prod(grid) * step * busy
   under = llo.conditional(folder, dumped) if "flash" in name else []
   if under and not inner:

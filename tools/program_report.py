@@ -24,6 +24,10 @@ from etils import epath
 
 from tools import hlo_text, program_costs, topologies
 
+# An older jaxlib cannot print all that a newer libtpu makes: with jax 0.10.2
+# large steps for these, which have sparse cores.
+_UNPRINTABLE = ("TPU v5", "TPU v6 lite")
+
 
 class Collective(NamedTuple):
   """Collectives of one kind along the same axes.
@@ -90,8 +94,15 @@ class Report:
   dearest: list[tuple[str, int, int]]
 
 
-def dumping(folder: str) -> dict[str, Any]:
-  """Options with which the compiler of TPUs writes programs to `folder`."""
+def dumping(kind: str, folder: str) -> dict[str, Any]:
+  """Options with which the compiler writes programs to `folder`.
+
+  Args:
+    kind: of device; none are needed where jaxlib can print all programs.
+    folder: for `read`.
+  """
+  if kind not in _UNPRINTABLE:
+    return {}
   return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
 
 
@@ -120,8 +131,6 @@ def read(
   try:
     text = compiled.as_text()
   except jax.errors.JaxRuntimeError as error:
-    # An older jaxlib cannot print all that a newer libtpu makes: with jax
-    # 0.10.2 large steps for chips with sparse cores, v5p and v6e.
     text = dump and _dumped(dump)
     if not text:
       return _without_text(str(error).partition("\n")[0], counted, memory)

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser.parse_args(argv)
   out = args.out.resolve()
   target = args.report and args.report.resolve()
-  if args.workers < 1 or (out / f"soak_{args.workers}.jsonl").exists():
+  if args.workers < 1 or not kills.began_with(out, args.workers):
     parser.error(
       f"--workers={args.workers}: it has to be at least 1, and as many as "
       f"began {out}."

@@ -1,5 +1,6 @@
 """TPU slices by name, and what is known of their chips."""
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -66,13 +67,14 @@ _SQUARES = {
   256: "16x16",
 }
 ALIASES = {
-  f"{chip}-{size}": f"{chip}:{sides}"
-  for chip, slices in {
-    "v4": _CUBES,
-    "v5p": _CUBES,
-    "v5e": _SQUARES,
-    "v6e": _SQUARES,
-  }.items()
+  f"{name}-{size}": f"{chip}:{sides}"
+  for name, chip, slices in (
+    ("v4", "v4", _CUBES),
+    ("v5p", "v5p", _CUBES),
+    ("v5e", "v5e", _SQUARES),
+    ("v5litepod", "v5e", _SQUARES),
+    ("v6e", "v6e", _SQUARES),
+  )
   for size, sides in slices.items()
 }
 
@@ -102,9 +104,16 @@ def devices(name: str, num_slices: int = 1) -> Sequence[Any]:
     num_slices: of a job that goes over several.
 
   Raises:
-    ValueError: if there is no such slice.
+    ValueError: if there is no such slice, or no libtpu to ask.
   """
   resolved = resolve(name)
+  if num_slices < 1:
+    raise ValueError(f"num_slices={num_slices} must be 1 or more.")
+  if importlib.util.find_spec("libtpu") is None:
+    raise ValueError(
+      f"topology={name!r} needs libtpu, which compiles for TPUs that are not "
+      "here: pip install -e '.[compile]'."
+    )
   options: dict[str, Any] = {}
   if resolved.endswith(":1x1"):
     options["chips_per_host_bounds"] = (1, 1, 1)

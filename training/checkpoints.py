@@ -79,7 +79,7 @@ class Checkpoints:
     )
     self.directory = storage.absolute(storage.path(workdir)) / "checkpoints"
     if not read_only:
-      self.directory.mkdir(parents=True, exist_ok=True)
+      storage.make_folder(self.directory)
 
     def metric(result):
       better = self._better(result)

@@ -4,6 +4,7 @@ Texts go by JAX's coordination service and not through the devices: a collective
 waits for ever for a process that hangs, and cannot say for which.
 """
 
+import functools
 import itertools
 import json
 import socket
@@ -134,13 +135,15 @@ def check_folder(path: str) -> None:
   if jax.process_count() == 1:
     return
   token = storage.path(path) / ".seen_by_all_hosts"
+  # Another one at each start, so that no folder has it by chance.
+  text = json.dumps([socket.gethostname(), id(path)])
   if jax.process_index() == 0:
-    # Another one at each start, so that no folder has it by chance.
-    storage.write_whole(token, json.dumps([socket.gethostname(), id(path)]))
-  text = share(token.read_text() if jax.process_index() == 0 else "")[0]
+    storage.write_whole(token, text)
+  text = share(text)[0]
   seen = share(_text(token) == text)
   if jax.process_index() == 0:
-    token.unlink()
+    remove = functools.partial(token.unlink, missing_ok=True)
+    storage.retry(remove, what=f"removing {token}")
   if not all(seen):
     blind = [index for index, sees in enumerate(seen) if not sees]
     raise HostsError(
@@ -151,7 +154,7 @@ def check_folder(path: str) -> None:
 
 def _text(path: Any) -> str | None:
   try:
-    return path.read_text()
+    return storage.read_bytes(path).decode()
   except OSError as error:
     logging.info("%s cannot be read: %s", path, error)
     return None

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+import storage
 from training import hosts, watching
 
 # What JAX takes by default: to wait for the others at the start, and for the
@@ -160,15 +161,28 @@ def _has_other_tpu_hosts(environment: Mapping[str, str]) -> bool:
 
 
 def _metadata(server: str, name: str) -> str:
-  """What Google's machines say of themselves; "" where they say nothing."""
+  """What Google's machines say of themselves; "" where they say nothing.
+
+  Raises:
+    HTTPError: if their server is there and gives no answer for two minutes: a
+      host of a pod that takes itself to be alone is missed by the others.
+  """
   request = urllib.request.Request(
     _METADATA.format(server, name), headers={"Metadata-Flavor": "Google"}
   )
-  try:
-    with urllib.request.urlopen(request, timeout=5) as answer:
-      return answer.read().decode()
-  except (urllib.error.URLError, TimeoutError):
-    return ""
+
+  def ask() -> str:
+    try:
+      with urllib.request.urlopen(request, timeout=5) as answer:
+        return answer.read().decode()
+    except (urllib.error.URLError, TimeoutError) as error:
+      if isinstance(error, urllib.error.HTTPError) and storage.is_transient(
+        error
+      ):
+        raise
+      return ""
+
+  return storage.retry(ask, what=f"asking for {name}")
 
 
 def _initialize(arguments: Mapping[str, Any], wait_limit: float) -> None:
@@ -181,12 +195,20 @@ def _initialize(arguments: Mapping[str, Any], wait_limit: float) -> None:
   timer = threading.Timer(join, _end_alone, (arguments, join))
   timer.daemon = True
   timer.start()
-  jax.distributed.initialize(
-    **arguments,
-    initialization_timeout=int(join) + 30,
-    heartbeat_timeout_seconds=int(heartbeat),
-  )
-  timer.cancel()
+  try:
+    jax.distributed.initialize(
+      **arguments,
+      initialization_timeout=int(join) + 30,
+      heartbeat_timeout_seconds=int(heartbeat),
+    )
+  except ValueError as error:
+    raise ValueError(
+      "There should be other processes, but the environment does not say all "
+      f"that it takes to join them: {error} Pass --coordinator, "
+      "--num_processes and --process_id, or --nodistributed to be alone."
+    ) from error
+  finally:
+    timer.cancel()
 
 
 def _end_alone(arguments: Mapping[str, Any], limit: float) -> None:

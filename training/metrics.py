@@ -66,7 +66,7 @@ class MetricWriter:
     # Not tensorboardX's writers: one writes in a thread of its own, and when
     # that has died of a full disk the training waits for it for ever; the
     # other opens URLs as local files.
-    (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+    storage.make_folder(folder / "tensorboard")
     name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
     self._events = storage.GrowingFile(folder / "tensorboard" / name)
     self._flushed = time.monotonic()
@@ -192,11 +192,9 @@ def is_evaluation(row: dict[str, Any]) -> bool:
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
   """All rows of `<workdir>/metrics.jsonl`, without a torn last line."""
-  path = storage.path(workdir) / "metrics.jsonl"
-  if not path.exists():
-    return []
+  saved = storage.read_bytes_if_there(storage.path(workdir) / "metrics.jsonl")
   rows = []
-  for line in storage.read_bytes(path).decode().splitlines():
+  for line in (saved or b"").decode().splitlines():
     try:
       rows.append(json.loads(line))
     except json.JSONDecodeError:

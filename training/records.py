@@ -65,13 +65,14 @@ def check_workdir(
   """
   path = storage.path(workdir) / "config.json"
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    saved = json.loads(storage.read_bytes(path)) if path.exists() else None
+    storage.make_folder(path.parent)
+    saved = storage.read_bytes_if_there(path)
   # ImportError: a bucket's file system is a package of its own.
   except (OSError, ImportError) as error:
     raise _not_writable(workdir, error) from error
   if saved is None:
     return
+  saved = json.loads(saved)
   saved = _complete(saved, _to_json(defaults(saved)), workdir)
   changed, moved = [], []
   for difference in differences(saved, _to_json(config)):
@@ -134,8 +135,8 @@ def check_files(
     ConfigMismatchError: if one differs.
   """
   for name, content in files.items():
-    path = storage.path(workdir) / name
-    if path.exists() and storage.read_bytes(path) != content:
+    saved = storage.read_bytes_if_there(storage.path(workdir) / name)
+    if saved not in (None, content):
       raise ConfigMismatchError(
         f"{field}={workdir!r} has another {name} than this config makes: what "
         "was trained there does not fit it. Take the config of the run itself, "
@@ -187,13 +188,13 @@ def load_config(
   Raises:
     ValueError: if there is no run.
   """
-  path = storage.path(workdir) / "config.json"
-  if not path.exists():
+  saved = storage.read_bytes_if_there(storage.path(workdir) / "config.json")
+  if saved is None:
     raise ValueError(
       f"{workdir!r} holds no run: there is no config.json. Give the --workdir "
       "of a training run."
     )
-  saved = json.loads(storage.read_bytes(path))
+  saved = json.loads(saved)
   return ml_collections.ConfigDict(
     _tuples(_complete(saved, _to_json(defaults(saved)), workdir))
   )
@@ -256,9 +257,7 @@ class StartRecord:
       task: what the task has to say of itself.
     """
     self._path = storage.path(workdir) / "run.json"
-    self._starts = (
-      json.loads(storage.read_bytes(self._path)) if self._path.exists() else []
-    )
+    self._starts = json.loads(storage.read_bytes_if_there(self._path) or "[]")
     # Starts of before this was recorded took nobody knows how long.
     self.earlier = sum(start.get("seconds", 0.0) for start in self._starts)
     self._starts.append(_describe_start(mesh, task))

@@ -48,7 +48,7 @@ def create_mesh(
     raise ValueError(
       f"mesh={dict(zip(AXES, sizes, strict=True))} does not fit "
       f"{len(devices)} device(s): the sizes must multiply to {len(devices)}, "
-      "one of them may be -1."
+      "at most one of them may be -1."
     )
   sizes = [len(devices) // known if size == -1 else size for size in sizes]
   slices: dict[Any, list[Any]] = {}

@@ -65,24 +65,34 @@ def choose(
     ValueError: if there is no such implementation, or if a kernel was asked
       for and cannot take the arguments.
   """
+  name = platform(implementation)
+  if name == "xla":
+    return None
+  if name not in reasons:
+    reason = f"there is no kernel for the platform {name!r}"
+  else:
+    reason = reasons[name]()
+  if reason is None:
+    return Target(name, interpret=implementation.endswith("_interpret"))
+  if implementation == "auto":
+    return None
+  raise ValueError(f"implementation is {implementation!r}, but {reason}")
+
+
+def platform(implementation: str) -> str:
+  """Returns whose kernels may run: "tpu", "gpu", "cpu", or "xla" for none.
+
+  Raises:
+    ValueError: if there is no such implementation.
+  """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"implementation is {implementation!r}; it must be one of "
       f"{', '.join(map(repr, IMPLEMENTATIONS))}"
     )
-  if implementation == "xla":
-    return None
-  named = implementation not in ("auto", "pallas")
-  platform = implementation.split("_")[0] if named else chip()[0]
-  if platform not in reasons:
-    reason = f"there is no kernel for the platform {platform!r}"
-  else:
-    reason = reasons[platform]()
-  if reason is None:
-    return Target(platform, interpret=implementation.endswith("_interpret"))
-  if implementation == "auto":
-    return None
-  raise ValueError(f"implementation is {implementation!r}, but {reason}")
+  if implementation in ("auto", "pallas"):
+    return chip()[0]
+  return implementation.split("_")[0]
 
 
 def chip() -> tuple[str, str]:

@@ -33,6 +33,11 @@ _KERNELS = {"gpu": flash_gpu, "tpu": flash_tpu}
 PLATFORMS = tuple(_KERNELS)
 
 
+def least_keys(platform: str) -> int:
+  """Returns the keys that tiles have at least; 1 where there is no kernel."""
+  return _KERNELS[platform].LEAST_KEYS if platform in _KERNELS else 1
+
+
 def unsupported(
   platform: str,
   q: Array,

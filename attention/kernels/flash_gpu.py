@@ -19,6 +19,8 @@ from attention.kernels.flash_gpu_tiles import WIDE, Arrays, backward_step
 LAYOUT = "bnhd"
 # Most queries and keys of a tile.
 TILE = 128
+# What the number of keys of a tile is a multiple of.
+LEAST_KEYS = triton.LEAST_TILE
 # Most channels of queries and keys.
 MOST_DIM = 256
 # Few queries (`flash_few`): each key head by itself. Most rows of queries of

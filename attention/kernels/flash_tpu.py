@@ -27,6 +27,8 @@ MAX_LISTED_TILES = 180_000
 # Side of a tile of scores: large enough that a step's products take longer than
 # to fetch its keys and values and to start it.
 BLOCK = 512
+# What the number of keys of a tile is a multiple of.
+LEAST_KEYS = LANES
 # Few queries (`flash_few`): keys of all heads lie side by side. As many at a
 # time as take longer to fetch than a step to start, a MiB of bfloat16, and so
 # many rows of queries that the matrix unit still waits for the keys.

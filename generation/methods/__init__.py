@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from attention import checks
 from generation.methods.entropy_scale import entropy_scale
 from generation.methods.freeswim import freeswim
 from generation.methods.linfusion import linfusion
@@ -43,11 +44,14 @@ class Method(NamedTuple):
     models: clones of one model.
     which: for each step the index of one of them.
     small: of a smaller sample that is made first; None for none.
+    guided: whether they need both halves of guidance, with a condition and
+      without.
   """
 
   models: Sequence[nn.Module]
   which: Sequence[int]
   small: Small | None = None
+  guided: bool = False
 
 
 def full(model: nn.Module, steps: int) -> Method:
@@ -61,6 +65,8 @@ def full_first(
   steps: int,
   full_steps: int,
   scale_by: str = "constant",
+  *,
+  name: str = "full_steps",
 ) -> Method:
   """The model as it is for the first steps, then the changed one.
 
@@ -70,16 +76,55 @@ def full_first(
     steps: of sampling.
     full_steps: how many are the model's.
     scale_by: of `changed`; the model's own attention is scaled alike.
+    name: of `full_steps` among the options of the method.
 
   Raises:
     ValueError: if there are not so many steps.
   """
-  if full_steps != int(full_steps) or not 0 <= full_steps <= steps:
-    raise ValueError(
-      f"full_steps={full_steps} must be an integer from 0 to steps={steps}."
-    )
+  check_first(name, full_steps, steps)
   which = (0,) * full_steps + (1,) * (steps - full_steps)
   return Method((scaled(model, scale_by), changed), which)
+
+
+def check_first(name: str, first: int, steps: int) -> None:
+  """Raises ValueError unless so many steps, the first ones, are there."""
+  checks.whole(name, first, 0)
+  if first > steps:
+    raise ValueError(f"{name} is {first}; there are {steps} steps")
+
+
+def require(model: nn.Module, *fields: str) -> None:
+  """Raises ValueError for a model whose attention cannot be changed by them."""
+  if missing := [field for field in fields if not hasattr(model, field)]:
+    raise ValueError(
+      f"the model is a {type(model).__name__}, which has no field "
+      f"{missing[0]!r}; methods that change attention need a "
+      "DiffusionTransformer"
+    )
+
+
+def with_attend(
+  model: nn.Module, attend: str, options: Mapping[str, Any], **fields: Any
+) -> nn.Module:
+  """A diffusion transformer with another attend of its self-attention.
+
+  Args:
+    model: that was trained.
+    attend: a name of `attends.ATTENDS`.
+    options: of it.
+    **fields: others of the model that are changed.
+
+  Raises:
+    ValueError: for a model that cannot have it.
+  """
+  require(model, "attend", *fields)
+  mixer = getattr(model, "mixer", "attention")
+  if mixer != "attention":
+    raise ValueError(
+      f"mixer is {mixer!r}, which is no attention, so that attend={attend!r} "
+      "would change nothing; mixer='attention' is"
+    )
+  return model.clone(attend=attend, attend_options=options, **fields)
 
 
 def scaled(model: nn.Module, scale_by: str) -> nn.Module:
@@ -94,6 +139,7 @@ def scaled(model: nn.Module, scale_by: str) -> nn.Module:
   """
   if scale_by == "constant":
     return model
+  require(model, "mixer", "attend", "attend_options")
   if model.mixer != "attention":
     raise ValueError(
       f"mixer is {model.mixer!r}, which has no scores to scale by how many "
@@ -138,4 +184,5 @@ def create(
   for option in options:
     if option not in known:
       raise registry.unknown(f"option of method {name!r}", option, known)
+  checks.whole("steps", steps, 1)
   return METHODS[name](model, steps, **options)

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 
+from attention import checks
 from generation import methods
 from models import decoding
 from models.attends import STATE
@@ -83,11 +84,15 @@ def freeswim(
       f"conditioning is {getattr(model, 'conditioning', None)!r}; FreeSwim's "
       "branches meet in cross-attention, so it must be 'cross'"
     )
-  if period < 1:
-    raise ValueError(f"period is {period}; it must be at least 1")
+  checks.whole("period", period, 1)
+  for name, value in (
+    ("override", override),
+    ("cached_unconditional", cached_unconditional),
+  ):
+    checks.flag(name, value)
   options = {"scale_by": scale_by}
-  windows = model.clone(
-    attend="inward_window", attend_options={**options, "inward": inward}
+  windows = methods.with_attend(
+    model, "inward_window", {**options, "inward": inward}
   )
   if not override:
     return methods.Method((windows,), (0,) * steps)
@@ -103,4 +108,4 @@ def freeswim(
   )
   which = tuple(int(step % period > 0) for step in range(steps))
   dual = DualPath(decoding.hashable(guide), decoding.hashable(windows))
-  return methods.Method((dual, windows), which)
+  return methods.Method((dual, windows), which, guided=not cached_unconditional)

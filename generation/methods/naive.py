@@ -29,9 +29,10 @@ def naive(
   Raises:
     ValueError: if there are not so many steps.
   """
-  changed = model.clone(
-    attend="naive",
-    attend_options={
+  changed = methods.with_attend(
+    model,
+    "naive",
+    {
       "kind": kind,
       "density": density,
       "block_size": block_size,
@@ -40,4 +41,6 @@ def naive(
     },
     dense_layers=dense_layers,
   )
-  return methods.full_first(model, changed, steps, dense_steps, scale_by)
+  return methods.full_first(
+    model, changed, steps, dense_steps, scale_by, name="dense_steps"
+  )

@@ -19,6 +19,9 @@ def psa(
   caps: Sequence[float] | None = None,
   window: Sequence[int] | None = None,
   order: str = "rows",
+  clusters: Sequence[int] = (200, 1000),
+  iterations: Sequence[int] = (50, 2),
+  text_rows: bool = False,
   importance: str = "scores",
   stride: int = 16,
   seed: int | None = None,
@@ -37,7 +40,11 @@ def psa(
     chosen_by: "count" or "mass".
     caps: thresholds of how alike the keys of a block must be.
     window: sides of the windows of tokens that blocks are made of.
-    order: "rows" or "gilbert".
+    order: "rows", "gilbert" or "kmeans".
+    clusters: of queries and of keys, for "kmeans".
+    iterations: of the first step with the pyramid and of each later one, for
+      "kmeans".
+    text_rows: whether queries see all keys where they are a text's.
     importance: "scores", "antidiagonal" or "random".
     stride: tokens in a group of the antidiagonal estimate.
     seed: of what is drawn.
@@ -54,10 +61,18 @@ def psa(
     "caps": None if caps is None else tuple(caps),
     "window": None if window is None else tuple(window),
     "order": order,
+    "clusters": _hashable(clusters),
+    "iterations": _hashable(iterations),
+    "text_rows": text_rows,
     "importance": importance,
     "stride": stride,
     "seed": seed,
     "scale_by": scale_by,
   }
-  changed = model.clone(attend="pyramid", attend_options=options)
+  changed = methods.with_attend(model, "pyramid", options)
   return methods.full_first(model, changed, steps, full_steps, scale_by)
+
+
+def _hashable(pair):
+  """What is no sequence is for the attend to refuse."""
+  return tuple(pair) if isinstance(pair, Sequence) else pair

@@ -30,9 +30,10 @@ def radial(
   Raises:
     ValueError: if there are not so many steps.
   """
-  changed = model.clone(
-    attend="radial",
-    attend_options={
+  changed = methods.with_attend(
+    model,
+    "radial",
+    {
       "decay": decay,
       "sink": sink,
       "block_size": block_size,
@@ -41,4 +42,6 @@ def radial(
     },
     dense_layers=dense_layers,
   )
-  return methods.full_first(model, changed, steps, dense_steps, scale_by)
+  return methods.full_first(
+    model, changed, steps, dense_steps, scale_by, name="dense_steps"
+  )

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 
+from attention import checks
 from generation import methods
 
 KINDS = ("reshaped", "window")
@@ -39,18 +40,14 @@ def re_ttention(
   Raises:
     ValueError: if there are not so many steps, or for another `kind`.
   """
-  if kind not in KINDS:
-    raise ValueError(f"kind={kind!r} must be one of {KINDS}.")
-  if not 0 <= full_steps <= steps or period < 1:
-    raise ValueError(
-      f"full_steps={full_steps} must be from 0 to steps={steps}, and "
-      f"period={period} at least 1."
-    )
+  checks.choice("kind", kind, KINDS)
+  methods.check_first("full_steps", full_steps, steps)
+  checks.whole("period", period, 1)
 
   def changed(step):
     options = {"step": step, "keep": keep, "ramp": ramp, "most": most}
     options["scale_by"] = scale_by
-    return model.clone(attend="reshaped_window", attend_options=options)
+    return methods.with_attend(model, "reshaped_window", options)
 
   full = methods.scaled(model, scale_by)
   # In comparison nothing is stored.

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from attention import checks
 from generation import denoiser, methods
 
 
@@ -29,14 +30,20 @@ def scale_dit(
     scale_by: "constant" or "entropy", see `models.attends.scale_dit`.
 
   Raises:
-    ValueError: for a model whose positions cannot be stretched.
+    ValueError: for a model whose positions cannot be stretched, or windows that
+      `scale` does not divide.
   """
+  checks.whole("window", window, 1)
+  checks.whole("scale", scale, 0)
   if scale:
     _check_rotary(model)
-  changed = model.clone(
-    attend="scale_dit",
-    attend_options={"window": window, "scale": scale, "scale_by": scale_by},
-  )
+    if window % scale:
+      raise ValueError(
+        f"window is {window}; the small image's windows are {scale} times "
+        f"smaller, so it must be a multiple of scale={scale}"
+      )
+  options = {"window": window, "scale": scale, "scale_by": scale_by}
+  changed = methods.with_attend(model, "scale_dit", options)
   small = None
   if scale:
     state = functools.partial(small_image, model, window=window, scale=scale)
@@ -85,6 +92,7 @@ def small_image(
 
 
 def _check_rotary(model: nn.Module) -> None:
+  methods.require(model, "position_encoding")
   if model.position_encoding != "rotary":
     raise ValueError(
       f"position_encoding is {model.position_encoding!r}; a small image's "

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 import attention
+from attention import checks
 from models import open_attention
 from models.attends.layout import Layout
 
@@ -43,6 +44,7 @@ def flow(
   Raises:
     ValueError: for options that there are not.
   """
+  checks.number("clip", clip)
   # In joint attention what is padded among keys is padded among queries.
   joint = q.shape[1] == layout.places + layout.text
   options = {

@@ -1,15 +1,14 @@
 """FreeSwim's self-attention: a window of the trained size, all frames."""
 
-import functools
 import math
 
 import flax.linen as nn
 import jax
 
-from attention import masks, scales
+from attention import checks, masks, scales
 from attention.mask_base import Mask
 from models.attends import scaling
-from models.attends.layout import Layout
+from models.attends.layout import Layout, cache_by_layout
 from models.attends.masked import masked
 
 # FreeSwim's own: of twice as many keys as in training, whatever the size is.
@@ -50,6 +49,7 @@ def inward_window(
     ValueError: for another `scale_by`, a grid without rows and columns, or with
       text among its tokens, which FreeSwim does not define.
   """
+  checks.flag("windowed", windowed)
   scaling.check(scale_by, (TWICE, *scaling.SCALES))
   mask = window_mask(layout, inward)
   mask = mask if windowed else None
@@ -61,7 +61,7 @@ def inward_window(
   return masked(module, q, k, v, mask, scale=scale)
 
 
-@functools.lru_cache(maxsize=32)
+@cache_by_layout
 def window_mask(layout: Layout, inward: bool) -> Mask:
   """Returns the mask of `inward_window`."""
   if len(layout.grid) < 2 or layout.text:

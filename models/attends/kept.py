@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from attention import checks
 from models.attends.full import full
 from models.attends.layout import STATE, Layout
 
@@ -40,6 +41,8 @@ def kept(
   Raises:
     ValueError: if nothing was written, or for another batch or grid.
   """
+  checks.flag("write", write)
+  checks.flag("first_half", first_half)
   if write or module.is_initializing():
     out = full(module, q, k, v, layout, lengths=lengths)
     if write:

@@ -1,8 +1,12 @@
 """What attention over a grid is told of the tokens before it is traced."""
 
 import dataclasses
+import functools
 import math
 
+# Of what makes a mask of a layout and options. Typed, since 1 and True are one
+# key otherwise, and what refuses True would not see it.
+cache_by_layout = functools.lru_cache(maxsize=32, typed=True)
 # The collection of what goes from one step of sampling to the next.
 STATE = "attention_state"
 

@@ -1,7 +1,5 @@
 """Sparse attention without a thought, to measure others against."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import numpy as np
@@ -10,7 +8,7 @@ from attention import checks, masks
 from attention.mask_base import Mask
 from models import registry
 from models.attends import scaling
-from models.attends.layout import Layout
+from models.attends.layout import Layout, cache_by_layout
 from models.attends.masked import masked
 
 KINDS = ("random", "band")
@@ -56,14 +54,16 @@ def naive(
   return masked(module, q, k, v, mask, scale=scale)
 
 
-@functools.lru_cache(maxsize=32)
+@cache_by_layout
 def naive_mask(
   layout: Layout, kind: str, density: float, block_size: int, seed: int
 ) -> Mask:
   """Returns the mask of `naive`, whose arguments these are."""
   if kind not in KINDS:
     raise registry.unknown("kind of naive attention", kind, KINDS)
+  checks.number("density", density)
   checks.whole("block_size", block_size, 1)
+  checks.whole("seed", seed, 0)
   blocks = -(-layout.places // block_size)
   seen = round(density * blocks)
   if not 1 <= seen <= blocks:

@@ -10,12 +10,11 @@ import numpy as np
 from attention import permutations, pyramid_importance, pyramid_levels
 from attention import pyramid as pyramids
 from models import registry, taps
-from models.attends import scaling
+from models.attends import orders, scaling
 from models.attends.layout import Layout
 
 CHOICES = ("count", "mass")
 IMPORTANCE = ("scores", "antidiagonal", "random")
-ORDERS = ("rows", "gilbert")
 
 
 def pyramid(
@@ -33,6 +32,9 @@ def pyramid(
   pools: Sequence[int] = pyramids.POOLS,
   window: Sequence[int] | None = None,
   order: str = "rows",
+  clusters: Sequence[int] = (200, 1000),
+  iterations: Sequence[int] = (50, 2),
+  text_rows: bool = False,
   importance: str = "scores",
   stride: int = 16,
   seed: int | None = None,
@@ -57,14 +59,21 @@ def pyramid(
     pools: the levels that there are.
     window: sides of windows of the grid, of whose tokens blocks are made, as
       (2, 8, 8); in the order below if None.
-    order: "rows", row-major, or "gilbert", `permutations.gilbert`, which the
-      paper has for most models. The text comes after the grid.
+    order: see `models.attends.orders`: "rows", "gilbert", which the paper has
+      for most models, or "kmeans", another of queries than of keys. The text
+      comes after the grid in any of them.
+    clusters: of queries and of keys, for "kmeans".
+    iterations: of the first step of sampling and of each later one, for
+      "kmeans".
+    text_rows: whether queries see all keys as they are where a block of them
+      holds text, as in the released code for causal models.
     importance: "scores", `block_importance`; "antidiagonal", the estimate that
       the paper has for causal models, `antidiagonal_importance`; or "random",
       for comparison.
     stride: tokens in a group of the antidiagonal estimate; divides both blocks.
-    seed: of the positions that scores are made of, a quarter of each block, and
-      of random importance; None for scores of all positions.
+    seed: of the positions that scores are made of, a quarter of each block, of
+      random importance and of the first centroids; None for scores of all
+      positions.
     scale_by: "constant" or "entropy", see `models.attends.scaling`; a mean of g
       keys is g of those that a query sees.
 
@@ -75,7 +84,7 @@ def pyramid(
   for name, value, known in (
     ("chosen_by", chosen_by, CHOICES),
     ("importance", importance, IMPORTANCE),
-    ("order", order, ORDERS),
+    ("order", order, orders.ORDERS),
   ):
     if value not in known:
       raise registry.unknown(f"{name} of attend='pyramid'", value, known)
@@ -86,9 +95,12 @@ def pyramid(
       f"attend is 'pyramid', and there are {q.shape[1]} queries and "
       f"{k.shape[1]} keys; it is for self-attention, of {tokens} tokens here"
     )
-  places = _order(layout, window, order)
+  places = orders.of_tokens(
+    module, q, k, layout, order, window, clusters, iterations, seed
+  )
   if places is not None:
-    q, k, v = (x[:, places] for x in (q, k, v))
+    q = permutations.reordered(q, places[0])
+    k, v = (permutations.reordered(x, places[1]) for x in (k, v))
   blocks = -(-tokens // block_k)
   look = _importance(q, k, block_q, block_k, importance, seed, stride)
   choose = {
@@ -98,14 +110,21 @@ def pyramid(
   levels = choose(look, tuple(bounds), pools=tuple(pools))
   most = None
   if chosen_by == "count":
-    most = pyramid_levels.most_tiles(blocks, tuple(bounds), tuple(pools))
+    most = pyramid_levels.most_blocks(blocks, tuple(bounds), tuple(pools))
   if caps is not None:
     allowed = pyramid_importance.similarity_caps(k, block_k, caps, pools=pools)
     levels, most = jnp.minimum(levels, allowed[:, :, None]), None
-  levels = pyramid_levels.with_text(levels, layout.text, block_k)
+  levels = pyramid_levels.with_text(
+    levels,
+    layout.text,
+    tokens,
+    block_k,
+    block_q=block_q if text_rows else None,
+  )
   levels = taps.tap(module, "levels", levels)
-  if most is not None:
-    most += -(-layout.text // block_k) * pools[-1]
+  if most is not None and layout.text:
+    with_text = blocks if text_rows else blocks - layout.places // block_k
+    most = (min(most[0] + with_text, blocks), *most[1:])
   out = pyramids.pyramid_attention(
     q,
     k,
@@ -120,23 +139,9 @@ def pyramid(
     most=most,
     implementation=module.implementation,
   )
-  return out if places is None else out[:, permutations.inverse(places)]
-
-
-def _order(layout, window, order) -> np.ndarray | None:
-  """Returns the order of the tokens, None if they stay as they are."""
-  if window is not None and order != "rows":
-    raise ValueError(
-      f"order is {order!r} and window {tuple(window)}; blocks are made by one "
-      "of them"
-    )
-  if window is not None:
-    of_grid = permutations.windows(layout.grid, window)
-  elif order == "gilbert":
-    of_grid = permutations.gilbert(layout.grid)
-  else:
-    return None
-  return permutations.joined(of_grid, layout.text)
+  if places is None:
+    return out
+  return permutations.reordered(out, permutations.inverse(places[0]))
 
 
 def _visible(levels, tokens, block_q, block_k) -> jax.Array:

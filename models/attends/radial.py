@@ -1,15 +1,14 @@
 """Radial Attention: the farther two frames, the fewer places see each other."""
 
-import functools
 import math
 
 import flax.linen as nn
 import jax
 
-from attention import masks
+from attention import checks, masks
 from attention.mask_base import Mask
 from models.attends import scaling
-from models.attends.layout import Layout
+from models.attends.layout import Layout, cache_by_layout
 from models.attends.masked import masked
 
 
@@ -53,7 +52,7 @@ def radial(
   return masked(module, q, k, v, mask, scale=scale)
 
 
-@functools.lru_cache(maxsize=32)
+@cache_by_layout
 def radial_mask(
   layout: Layout, decay: float, sink: bool, block_size: int, dense_width: int
 ) -> Mask:
@@ -65,7 +64,8 @@ def radial_mask(
     )
   frames, *sides = layout.grid
   tokens = math.prod(sides)
-  if not 1 <= block_size <= tokens:
+  checks.whole("block_size", block_size, 1)
+  if block_size > tokens:
     raise ValueError(
       f"block_size is {block_size}; a frame has {tokens} tokens, so it must be "
       f"from 1 to {tokens}"

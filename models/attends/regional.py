@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 import attention
-from attention import masks
+from attention import checks, masks
 from models import open_attention
 from models.attends.layout import STATE, Layout
 
@@ -48,14 +48,13 @@ def regional(
   Raises:
     ValueError: for a `mix` beyond 0 to 1, or tokens that are no two prompts.
   """
-  if not 0 <= mix <= 1:
-    raise ValueError(f"mix={mix} must be from 0 to 1")
+  checks.share("mix", mix)
   del layout
   keys = k.shape[1]
   if mix and keys % 2 == 0:
     raise ValueError(
-      f"mix={mix} needs two prompts of equal length: there are {keys - 1} "
-      "tokens behind the start token"
+      f"mix is {mix}, which needs two prompts of equal length: there are "
+      f"{keys - 1} tokens behind the start token"
     )
   if not mix:
     return _global(module, q, k, v, lengths)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 import attention
-from attention import masks, reshaped
+from attention import checks, masks, reshaped
 from models import registry
 from models.attends import scaling
 from models.attends.layout import STATE, Layout
@@ -56,6 +56,9 @@ def reshaped_window(
   """
   if step not in STEPS:
     raise registry.unknown("step of attend='reshaped_window'", step, STEPS)
+  checks.number("ramp", ramp)
+  if most is not None:
+    checks.number("most", most)
   tokens = layout.places + layout.text
   if (q.shape[1], k.shape[1]) != (tokens, tokens):
     raise ValueError(

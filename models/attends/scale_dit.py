@@ -1,6 +1,5 @@
 """Scale-DiT's attention: near tokens, text, and a small image of the same."""
 
-import functools
 import math
 
 import flax.linen as nn
@@ -8,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attention import masks
+from attention import checks, masks
 from attention.mask_base import Mask
 from models import positions, registry
 from models.attends import scaling
-from models.attends.layout import STATE, Layout
+from models.attends.layout import STATE, Layout, cache_by_layout
 from models.attends.masked import masked
 
 ROLES = ("high", "low")
@@ -78,10 +77,12 @@ def scale_dit(
   return masked(module, q, k, v, mask, scale=factor)
 
 
-@functools.lru_cache(maxsize=32)
+@cache_by_layout
 def scale_dit_mask(layout: Layout, window: int, scale: int, role: str) -> Mask:
   """Returns the mask of `scale_dit`: grid, text and, for high, low."""
   text, places = layout.text, layout.places
+  checks.whole("window", window, 1)
+  checks.whole("scale", scale, 0)
   if role == "low":
     if scale < 1 or window % scale:
       raise ValueError(

@@ -44,7 +44,10 @@ def of_count(
   check(scale_by)
   if scale_by == "constant":
     return None
-  return scales.entropy(visible, layout.trained_places + layout.text, dim)
+  # Of one key the weight is 1 at any scale, as ln 1 is none: it counts as two.
+  trained = max(layout.trained_places + layout.text, 2)
+  visible = max(visible, 2) if isinstance(visible, int) else visible
+  return scales.entropy(visible, trained, dim)
 
 
 def of_mask(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import attention
-from attention import masks, scores
+from attention import masks, pyramid_importance, pyramid_levels, scores
 from benchmarks import sparse_cases
 
 BF16, F32 = jnp.bfloat16, jnp.float32
@@ -118,6 +118,26 @@ def _gated_linear(batch, length, heads, dim):
   return function, (tokens, tokens, tokens, gate, gate)
 
 
+def _pyramid(length, heads, dim, block_k):
+  tokens = _shape(1, length, heads, dim)
+  blocks = {"block_q": 128, "block_k": block_k}
+  bounds = (0.10, 0.15, 0.15, 0.35)
+
+  def function(q, k, v):
+    look = pyramid_importance.block_importance(q, k, **blocks)
+    return attention.pyramid_attention(
+      q,
+      k,
+      v,
+      pyramid_levels.levels_by_count(look, bounds),
+      most=pyramid_levels.most_blocks(look.shape[-1], bounds),
+      implementation="gpu",
+      **blocks,
+    )
+
+  return function, (tokens, tokens, tokens)
+
+
 def _sparse(name):
   function, arguments = sparse_cases.call(name)
   return functools.partial(function, "gpu"), arguments
@@ -176,6 +196,8 @@ CASES = {
   "flash sparse, radial": _sparse("69k radial, decay 0.2"),
   "flash sparse, Scale-DiT": _sparse("70k Scale-DiT"),
   "flash sparse, FreeSwim": _sparse("171k FreeSwim"),
+  "flash pyramid, blocks of 128": _pyramid(8192, 4, 128, 128),
+  "flash pyramid, blocks of 32": _pyramid(8000, 4, 64, 32),
   "halo": _halo(256, 64, 4, 16, 8, 3),
   "linear": _linear(64, 4096, 8, 64, causal=False),
   "linear causal": _linear(64, 4096, 8, 64, causal=True),

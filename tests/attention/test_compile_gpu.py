@@ -18,6 +18,10 @@ TEMPORARY = {
   "window float32": 0.4,
   "flash sliding, shared keys, soft cap": 1.7,
   "flash factored bias": 1.1,
+  # Keys and values of all levels and their gradients: for each of four arrays,
+  # 15/8 and 5/2 of it.
+  "flash pyramid, blocks of 128": 2.5,
+  "flash pyramid, blocks of 32": 3.7,
   "halo": 0.1,
   # Its tokens are no multiple of a tile.
   "flash sparse, FreeSwim": 1.4,
@@ -63,7 +67,7 @@ def test_compiles_with_little_memory(chip):
   )
   assert result.returncode == 0, result.stderr[-3000:]
   rows = [json.loads(line) for line in result.stdout.splitlines()]
-  assert len(rows) == {"a100": 9, "h100": 22}[chip]
+  assert len(rows) == {"a100": 9, "h100": 24}[chip]
   for row in rows:
     case = row["case"]
     kernels = {name.split("_attention_")[1] for name in row["kernels"]}

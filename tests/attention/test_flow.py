@@ -24,30 +24,33 @@ Q, K, V = (heads(sine((1, 6, 4), c)) for c in range(3))
 
 
 @pytest.mark.parametrize(
-  ("arrays", "causal", "total", "last"),
+  ("arrays", "causal", "total", "first", "last"),
   [
     (
       (Q, K, V),
       False,
       0.924083458,
+      [0.279440284, 0.0546841292, -0.0249225469, -0.145728056],
       [0.266815426, 0.0467538589, -0.0231819304, -0.128729883],
     ),
     (
       (Q, K, V),
       True,
       -0.516385959,
+      [0.31243882, -0.186814972, -0.598206063, -0.728251714],
       [0.25376058, 0.0566479953, -0.0276044617, -0.121620717],
     ),
     (
       (Q, heads(sine((1, 3, 4), 1)), heads(sine((1, 3, 4), 2))),
       False,
       0.225928125,
+      None,
       [0.337132415, 0.0416587705, -0.109417385, -0.208014582],
     ),
   ],
 )
 @pytest.mark.parametrize("implementation", ["xla", "tpu_interpret"])
-def test_golden(arrays, causal, total, last, implementation):
+def test_golden(arrays, causal, total, first, last, implementation):
   attend = functools.partial(
     attention.flow_attention, causal=causal, implementation=implementation
   )
@@ -55,6 +58,8 @@ def test_golden(arrays, causal, total, last, implementation):
   out = jax.jit(attend)(*arrays)
   np.testing.assert_allclose(out.sum(), total, rtol=2e-5)
   np.testing.assert_allclose(out[0, 5].ravel(), last, rtol=2e-5)
+  if first is not None:
+    np.testing.assert_allclose(out[0, 0].ravel(), first, rtol=2e-5)
 
 
 def test_causal_by_gradient():

@@ -5,9 +5,11 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import attention
 from attention import masks, permutations
 from tests.attention.test_masks import check_states
 
@@ -130,6 +132,47 @@ def test_fewer_tiles_where_a_window_is_a_run():
   assert tiles(mask.reordered(order)) < 0.3
 
 
+def _neighbourhood(q, k, v, shape, radius):
+  """Neighbourhood attention as NATTEN starts its windows (arXiv 2204.07143).
+
+  Its `get_window_start`, a query at a time, over the last two axes; all frames.
+  """
+  _, *sides = shape
+  q, k, v = (np.asarray(x, np.float64).reshape(*shape, -1) for x in (q, k, v))
+  out = np.zeros(v.shape)
+  for place in np.ndindex(*shape):
+    window = [slice(None)]
+    for at, side, r in zip(place[1:], sides, radius, strict=True):
+      start = max(at - r, 0)
+      if at + r >= side:
+        start += side - at - r - 1
+      window.append(slice(start, start + 2 * r + 1))
+    keys, values = (x[tuple(window)].reshape(-1, x.shape[-1]) for x in (k, v))
+    scores = keys @ q[place] / np.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max())
+    out[place] = weights @ values / weights.sum()
+  return out.reshape(-1, v.shape[-1])
+
+
+@pytest.mark.parametrize(
+  ("shape", "ordered"), [((1, 8, 12), False), ((3, 4, 8), True)]
+)
+def test_inward_windows_are_neighbourhood_attention(shape, ordered):
+  """FreeSwim's section 8 (iv) and (v), in the kernel."""
+  tokens, radius = math.prod(shape), (1, 2)
+  arrays = np.random.default_rng(0).standard_normal((3, 1, tokens, 1, 16))
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in 2 * arrays)
+  mask, order = masks.inward_window(shape, (None, *radius)), np.arange(tokens)
+  if ordered:
+    order = permutations.windows(shape, (shape[0], 4, 4))
+    mask = mask.reordered(order)
+  out = attention.dot_product_attention(
+    *(x[:, order] for x in (q, k, v)), mask=mask, implementation="gpu_interpret"
+  )
+  expected = _neighbourhood(*(x[0, :, 0] for x in (q, k, v)), shape, radius)
+  np.testing.assert_allclose(out[0, :, 0], expected[order], atol=1e-5)
+
+
 def test_window_errors():
   with pytest.raises(ValueError, match=r"radius is \(1,\); a grid of \(2, 3\)"):
     masks.inward_window((2, 3), (1,))
@@ -191,6 +234,34 @@ def test_radial_blocks_of_the_released_code(
   table = radial_table(frames, tokens, **options)
   assert table.shape == (blocks, blocks)
   assert table.sum() == kept
+  # Section 8 (i): frames of whole blocks have a pattern for each distance.
+  side = tokens // 128
+  for i, j in itertools.product(range(frames), range(frames)):
+    part = table[i * side : (i + 1) * side, j * side : (j + 1) * side]
+    d = 0 if j == 0 and options.get("sink", True) else abs(i - j)
+    expected = _blocks_at(d, tokens, options.get("decay", 1.0))
+    assert (part == expected).all(), (i, j)
+
+
+@functools.cache
+def _blocks_at(d, tokens, decay):
+  """Sections 3.2 and 3.3: by how far two blocks of 128 are apart alone."""
+  side = tokens // 128
+  apart = np.abs(np.subtract.outer(np.arange(side), np.arange(side)))
+  if d <= 1:
+    return apart >= 0
+  width = 2 ** len(f"{tokens:b}") / 2 ** len(f"{d:b}")
+  if width < 128 and d % int(128 / width):
+    return apart < 0
+  half = max(width * decay, 128)
+  # [blocks apart, row of the one, column of the other]
+  offset = np.arange(side)[:, None, None] * 128
+  inside = np.arange(128)
+  band = np.abs(offset + inside[:, None] - inside[None, :]) <= half
+  filled = band.sum(axis=1)  # Rows that are set, of each column.
+  columns = (filled > 0).sum(axis=1)
+  high = (3 * filled > 128).sum(axis=1)
+  return (10 * high > 6 * columns)[apart]
 
 
 def test_frames_that_radial_blocks_leave_out():
@@ -207,6 +278,43 @@ def test_text_sees_and_is_seen_by_all():
   assert table[:, 16:].all()
   alone = masks.radial_blocks(8, 256, sink=False).table[0, 0]
   np.testing.assert_array_equal(table[:16, :16], alone)
+
+
+def test_radial_blocks_attend_as_their_scores_do():
+  """Section 8 (iii) and (iv): in the kernel, and joined with the text."""
+  frames, tokens, text, side = 6, 64, 32, 16
+  options = {"decay": 0.1, "block_size": side, "dense_width": 32}
+  mask = masks.radial_blocks(frames, tokens, text_tokens=text, **options)
+  video, n = frames * tokens, frames * tokens + text
+  arrays = np.random.default_rng(0).standard_normal((3, 1, n, 2, 16))
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in 2 * arrays)
+  attend = functools.partial(
+    attention.dot_product_attention, implementation="gpu_interpret"
+  )
+  out = attend(q, k, v, mask=mask)
+  seen = mask.table[0, 0].repeat(side, 0).repeat(side, 1)
+  assert 0.4 < seen.mean() < 0.9
+  score = np.einsum("bihd,bjhd->bhij", *2 * arrays[:2]) / 4
+  weights = np.where(seen, np.exp(score - score.max(-1, keepdims=True)), 0)
+  weights /= weights.sum(-1, keepdims=True)
+  expected = np.einsum("bhij,bjhd->bihd", weights, 2 * arrays[2])
+  np.testing.assert_allclose(out, expected, atol=1e-5)
+  everything = masks.blocks(np.ones(mask.table.shape, bool), side)
+  np.testing.assert_allclose(
+    attend(q, k, v, mask=everything), attend(q, k, v), atol=1e-5
+  )
+  # HunyuanVideo: the video's keys sparse, the text's all, and their sum.
+  alone = masks.radial_blocks(frames, tokens, **options)
+  parts = [
+    attention.dot_product_attention(
+      q[:, :video], k[:, keys], v[:, keys], mask=m, return_log_sum_exp=True
+    )
+    for keys, m in ((slice(video), alone), (slice(video, n), None))
+  ]
+  share = jax.nn.softmax(jnp.stack([x.log_sum_exp for x in parts]), axis=0)
+  share = share.swapaxes(2, 3)[..., None]
+  joined = share[0] * parts[0].out + share[1] * parts[1].out
+  np.testing.assert_allclose(joined, out[:, :video], atol=1e-5)
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.3])

@@ -181,33 +181,91 @@ def test_a_kernel_walks_as_far_as_it_is_told():
       implementation=implementation,
     )
 
-  most = pyramid_levels.most_tiles(4, bounds)
-  assert most == 8 + 2 + 1
+  most = pyramid_levels.most_blocks(4, bounds)
+  assert most == (1, 0, 1, 1)
   expected = run(q, k, v, "xla", None)
   out = run(q, k, v, "gpu_interpret", most)
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
   # Fewer steps leave something out: the list is as long as was said.
-  short = run(q, k, v, "gpu_interpret", most - 1)
+  short = run(q, k, v, "gpu_interpret", (1, 0, 1, 0))
   assert np.abs(np.asarray(short - expected)).max() > 1e-3
 
 
-def test_kernel_has_the_gradients_of_the_reference():
-  q, k, v = draw(16, 200, batch=1)
-  levels = some_levels(17, blocks=2, lead=(1, HEADS))
-  out_bar = draw(18, 200, batch=1)[0]
+# Kernel, sides of blocks, pools, tokens, whether causal, dtype. Sides are those
+# of the paper's presets: blocks of 64 and 32 keys have fewer means of eight
+# than a tile has rows, and so have those of 128 on a TPU.
+KERNELS = {
+  "gpu 128": ("gpu", (128, 128), (1, 2, 4, 8), 200, False, jnp.float32),
+  "gpu 64": ("gpu", (128, 64), (1, 2, 4, 8), 203, False, jnp.bfloat16),
+  "gpu 32, causal": ("gpu", (32, 32), (1, 2, 4, 8), 93, True, jnp.float32),
+  "tpu 128": ("tpu", (128, 128), (1, 2, 4, 8), 200, False, jnp.bfloat16),
+  "tpu 256, causal": ("tpu", (256, 256), (1, 2), 300, True, jnp.float32),
+}
 
-  def run(implementation):
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_has_the_gradients_of_the_reference(name):
+  """Of traced levels of each row and head, of keys that heads share."""
+  kernel, (block_q, block_k), pools, length, causal, dtype = KERNELS[name]
+  q, out_bar, _ = draw(16, length, heads=4, dtype=dtype, batch=1)
+  k, v, _ = draw(18, length, dtype=dtype, batch=1)
+  rng = np.random.default_rng(17)
+  shape = (1, 4, -(-length // block_q), -(-length // block_k))
+  levels = rng.choice([0, *pools], shape).astype(np.int32)
+  levels[..., 0] = np.maximum(levels[..., 0], 1)
+  if causal:
+    levels = np.array(pyramid_levels.with_diagonal(jnp.asarray(levels)))
+
+  def run(implementation, arrays):
     function = functools.partial(
       pyramid.pyramid_attention,
-      levels=levels,
-      block_q=128,
-      block_k=128,
+      levels=jnp.asarray(levels),
+      block_q=block_q,
+      block_k=block_k,
+      pools=pools,
+      causal=causal,
       implementation=implementation,
     )
-    run = kernel_runs.with_gradients(function)
-    return run({"q": q, "k": k, "v": v}, out_bar)
+    return kernel_runs.with_gradients(function)(arrays, out_bar)
 
-  kernel_runs.assert_close(run("gpu_interpret"), run("xla"), 1e-5)
+  arrays = {"q": q, "k": k, "v": v}
+  expected = run("xla", kernel_runs.in_float32(arrays))
+  # Means are rounded to the dtype of the keys.
+  tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+  kernel_runs.assert_close(
+    run(f"{kernel}_interpret", arrays), expected, tolerance
+  )
+
+
+@pytest.mark.parametrize(
+  ("block_k", "platform", "tile"),
+  [
+    (128, "cpu", 16),
+    (32, "cpu", 4),
+    (128, "gpu", 16),
+    (64, "gpu", 16),
+    (32, "gpu", 16),
+    (192, "gpu", 32),
+    (1024, "tpu", 128),
+    (128, "tpu", 128),
+  ],
+)
+def test_tiles_hold_what_blocks_have(block_k, platform, tile):
+  """Rows and table, level by level, from what a block has."""
+  assert pyramid.kernel_tile(block_k, platform=platform) == tile
+  x = 1 + jnp.arange(block_k + 5.0).reshape(1, -1, 1, 1)
+  rows = pyramid.pyramid(x, block_k, tile=tile)[0, :, 0, 0]
+  table = pyramid.level_table(np.array([[2, 8]]), block_k, tile=tile)[0]
+  expected, seen = [], []
+  for pool in pyramid.POOLS:
+    for block in range(2):
+      own = x[0, block * block_k :, 0, 0][:block_k]
+      means = [own[n : n + pool].mean() for n in range(0, len(own), pool)]
+      tiles = -(-block_k // pool // tile)
+      expected += means + [0.0] * (tiles * tile - len(means))
+      seen += [(block, pool) in ((0, 2), (1, 8))] * tiles
+  np.testing.assert_allclose(rows, np.array(expected), rtol=1e-6)
+  assert table.tolist() == seen
 
 
 def test_errors():
@@ -227,6 +285,9 @@ def test_errors():
     attend(q[:, :16], k, v, levels[:, :, :1], causal=True)
   with pytest.raises(ValueError, match=r"pools is \(1, 3, 4\)"):
     attend(q, k, v, levels, pools=(1, 3, 4))
+  for most in ((1, 1, 1), (0, 0, 0, 0)):
+    with pytest.raises(ValueError, match=r"most is \(.*\); it must have"):
+      attend(q, k, v, levels, most=most)
 
 
 def test_density():

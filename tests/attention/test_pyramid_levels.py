@@ -59,11 +59,10 @@ def test_levels_by_count(bounds, blocks, share):
     share,
   )
   np.testing.assert_array_equal(levels, expected)
-  # A row has just as many tiles as kernels are told.
-  tiles = np.asarray(pyramid.level_table(levels)).sum(axis=-1)
-  assert (
-    tiles == pyramid_levels.most_tiles(blocks, bounds, tile_share=share)
-  ).all()
+  # A row has just as many blocks as kernels are told.
+  most = pyramid_levels.most_blocks(blocks, bounds, tile_share=share)
+  for level, number in zip(POOLS, most, strict=True):
+    assert ((np.asarray(levels) == level).sum(axis=-1) == number).all()
 
 
 def test_nominal_densities():
@@ -97,6 +96,45 @@ def test_levels_by_mass(bounds, share):
   )
   np.testing.assert_array_equal(levels, expected)
   assert (np.asarray(levels)[0, 0, 0] == 1).sum() == 3
+
+
+@pytest.mark.parametrize("bounds", [(0.7, 0.8, 0.9, 0.9), (0.3, 0.5, 0.8, 1.0)])
+def test_causal_levels_by_energy(bounds):
+  """Of the released code for causal models: lo < sum so far <= hi."""
+  blocks, text, length, block = 11, 21, 83, 8
+  importance = np.tril(draw_importance(8, blocks, (2, 3, blocks)))
+  # One has more than all bounds, and a row that looks at nothing.
+  importance[0, 0, 9, 4] = 50
+  importance[0, 1, 5] = 0
+  importance = importance.astype(np.float32)
+  levels = pyramid_levels.levels_by_mass(
+    jnp.asarray(importance), bounds, causal=True
+  )
+  levels = pyramid_levels.with_text(levels, text, length, block, block_q=block)
+  levels = np.asarray(pyramid_levels.with_diagonal(levels))
+  first_text = (length - text) // block
+  expected = np.zeros(importance.shape, int)
+  for b, h, row in np.ndindex(2, 3, blocks):
+    look = importance[b, h, row].astype(float)
+    order = sorted(range(blocks), key=lambda j: (-look[j], j))
+    so_far = 0.0
+    for j in order:
+      so_far += look[j] / max(look.sum(), 1e-10)
+      lower = 0.0
+      for level, upper in zip(POOLS, bounds, strict=True):
+        if lower < so_far <= upper + 1e-6:
+          expected[b, h, row, j] = level
+          break
+        lower = upper
+    if row >= first_text:
+      expected[b, h, row] = 1
+    expected[b, h, row, first_text:] = 1
+    expected[b, h, row, row + 1 :] = 0
+    expected[b, h, row, [0, row]] = 1
+  np.testing.assert_array_equal(levels, expected)
+  # No row is empty, and all levels are there.
+  assert (levels.max(axis=-1) > 0).all()
+  assert {0, 1, 2, 4} < set(np.unique(levels).tolist()) | {8}
 
 
 @pytest.mark.parametrize("key", [None, 0])
@@ -209,9 +247,23 @@ def test_lists_and_levels_are_the_same():
 
 def test_text_and_diagonal():
   levels = jnp.full((1, 4, 4), 8)
-  text = pyramid_levels.with_text(levels, 17, 16)
+  text = pyramid_levels.with_text(levels, 17, 64, 16)
   np.testing.assert_array_equal(text[0, 2], [8, 8, 1, 1])
-  np.testing.assert_array_equal(pyramid_levels.with_text(levels, 0, 16), levels)
+  np.testing.assert_array_equal(
+    pyramid_levels.with_text(levels, 0, 63, 16, block_q=16), levels
+  )
+  # Four tokens in two blocks: the last is not whole.
+  for tokens, first in ((2, 3), (3, 2), (4, 2)):
+    text = pyramid_levels.with_text(levels, tokens, 50, 16, block_q=16)
+    whole = np.arange(4) >= first
+    np.testing.assert_array_equal(
+      text[0], np.where(whole[:, None] | whole[None], 1, 8)
+    )
+  for bad, name in (((65, 64, 16), "tokens is 65"), ((4, 80, 16), "needs 5")):
+    with pytest.raises(ValueError, match=name):
+      pyramid_levels.with_text(levels, *bad)
+  with pytest.raises(ValueError, match="block_q=8 needs 8 along axis -2"):
+    pyramid_levels.with_text(levels, 4, 64, 16, block_q=8)
   np.testing.assert_array_equal(
     pyramid_levels.with_diagonal(levels)[0],
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, 8, 1, 0], [1, 8, 8, 1]],

@@ -186,3 +186,8 @@ def test_errors():
       masks.frame_window(2, 8, keep)
   with pytest.raises(ValueError, match="text is -1"):
     masks.frame_window(2, 8, 0.5, text=-1)
+  statistics = reshaped.Statistics(jnp.ones(2), jnp.zeros(2))
+  with pytest.raises(ValueError, match="step is nan; it must be a number"):
+    reshaped.ramped(statistics, np.nan)
+  with pytest.raises(ValueError, match="most is inf; it must be a number"):
+    reshaped.ramped(statistics, 0.04, np.inf)

@@ -24,6 +24,26 @@ from benchmarks import sparse_cases
       (128, 16),
       592 * (59 * 8 + 29 * 4 + 119),
     ),
+    # and half as large, 118, 59, 0 and 237 of 1,184, of 4, 2, 1 and 1 tiles,
+    (
+      "75k PSA, density 0.15, blocks of 64",
+      "gpu",
+      (128, 16),
+      592 * (118 * 4 + 59 * 2 + 237),
+    ),
+    # or a quarter, 236, 119, 0 and 473 of 2,368, of 2, 1, 1 and 1.
+    (
+      "75k PSA, density 0.15, blocks of 32",
+      "gpu",
+      (128, 16),
+      592 * (236 * 2 + 119 + 473),
+    ),
+    (
+      "75k PSA, density 0.15, tiles of 128",
+      "tpu",
+      (128, 128),
+      592 * (59 + 29 + 119),
+    ),
     # or 7, 4, 0 and 14 of 74.
     ("75k PSA, density 0.15", "tpu", (512, 128), 148 * (7 * 8 + 4 * 4 + 14)),
   ],
@@ -61,6 +81,7 @@ def test_bytes_grow_with_the_density():
     "69k radial, decay 0.2",
     "70k Scale-DiT",
     "75k PSA, density 0.3",
+    "75k PSA, density 0.15, tiles of 128",
     "171k FreeSwim",
   ],
 )

@@ -61,11 +61,17 @@ def test_weights_and_covariance_are_those_of_errors():
 
 
 def test_a_ladder_predicts_the_next_with_ours_and_not_with_likelihood():
-  """The sheet's: 20 items, cap 1e5; .187, .106 and .061 with sd .012."""
+  """The sheet's: 20 items, cap 1e5, and its slope of -.32 for r = 1."""
   rng = np.random.default_rng(1)
-  predicted = {}
-  for name, wanted in (("one", 1), ("two", 2), ("ours", 2)):
-    found = []
+  predicted, slopes = {}, {}
+  for name, wanted in (
+    ("one", 1),
+    ("two", 2),
+    ("five", 5),
+    ("ours", 2),
+    ("ours of five", 5),
+  ):
+    found, alphas = [], []
     for _ in range(400):
       samples = wanted + rng.negative_binomial(
         wanted, rates(SIZES)[:, None], (len(SIZES), 20)
@@ -75,16 +81,24 @@ def test_a_ladder_predicts_the_next_with_ours_and_not_with_likelihood():
         for row in samples
       ]
       estimator = (
-        pass_rates.unbiased if name == "ours" else pass_rates.maximum_likelihood
+        pass_rates.unbiased
+        if name.startswith("ours")
+        else pass_rates.maximum_likelihood
       )
       means = np.array([estimator(each).mean() for each in counts])
       law = scaling_law.fit(SIZES, means)
       found.append(scaling_law.predict(law, LARGEST).estimate)
-    predicted[name] = np.array(found)
+      alphas.append(law.alpha)
+    predicted[name], slopes[name] = np.array(found), -np.mean(alphas)
   np.testing.assert_allclose(predicted["one"].mean(), 0.187, atol=0.006)
   np.testing.assert_allclose(predicted["two"].mean(), 0.106, atol=0.004)
   np.testing.assert_allclose(predicted["ours"].mean(), 0.061, atol=0.003)
   np.testing.assert_allclose(predicted["ours"].std(), 0.012, atol=0.003)
+  np.testing.assert_allclose(predicted["five"].mean(), 0.074, atol=0.002)
+  five = predicted["ours of five"]
+  np.testing.assert_allclose(five.mean(), 0.061, atol=0.001)
+  np.testing.assert_allclose(five.std(), 0.005, atol=0.002)
+  np.testing.assert_allclose(slopes["one"], -0.32, atol=0.01)
 
 
 def test_series_are_convex_and_the_best_of_circuits_is_concave():

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import generation
-from generation import c_upscale
+from generation import c_upscale, c_upscale_checks
 from models import taps
 from models.diffusion_transformer import DiffusionTransformer
+from models.dimr import DiMR
 
 LABEL = np.array([1, 3])
 SMALL = dict(
@@ -181,7 +182,7 @@ def test_structure_holds_the_low_frequencies():
     None,
     structure,
     path,
-    c_upscale._plan(model, (8, 8), 2, None),
+    c_upscale_checks.tiles_of(model, 2),
     False,
     0.5,
   )
@@ -200,6 +201,10 @@ def test_structure_holds_the_low_frequencies():
 def test_log_gate():
   seen = np.random.default_rng(0).uniform(size=(2, 3, 4, 3))
   seen[0, 1, 1, 1] = 1e-9
+  # Of padding no place sees anything.
+  unseen = np.concatenate([seen, 0 * seen[..., :1]], axis=-1)
+  made = np.asarray(c_upscale.log_gate(jnp.asarray(unseen, jnp.float32)))
+  assert not made[..., 3].any()
   made = np.asarray(c_upscale.log_gate(jnp.asarray(seen, jnp.float32)))
   np.testing.assert_array_equal(made[..., 0], np.zeros((2, 3, 4)))
   for row in range(2):
@@ -227,7 +232,7 @@ def test_gate_is_of_the_map_of_the_whole():
     None,
     None,
     generation.flow(),
-    c_upscale._plan(model, (8, 8), 1, None),
+    c_upscale_checks.tiles_of(model, 1),
     True,
     1.0,
   )
@@ -250,13 +255,14 @@ def test_gate_is_of_the_map_of_the_whole():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"scale": 1.5}, "scale=1.5 is not an integer"),
+    ({"scale": 1.5}, "scale is 1.5; it must be a whole number"),
+    ({"overlap": 4}, "overlap is 4; it must be a tuple of whole numbers"),
     ({"overlap": (3, 4)}, r"overlap=\(3, 4\) must be multiples"),
     ({"overlap": (8, 4)}, r"overlap=\(8, 4\) must be from 0 to less"),
-    ({"start": 0.0}, "start=0.0 must be more than 0"),
-    ({"start": 0.1}, "start=0.1 leaves no step of steps=6"),
-    ({"structure": 2.0}, "structure=2.0 must be from 0 to 1"),
-    ({"mix": 0.5}, "mix=0.5 and describe=None: prompts of tiles need both"),
+    ({"start": 0.0}, "start is 0.0; it must be a share, above 0"),
+    ({"start": 0.1}, "start is 0.1, which leaves no step of steps=6"),
+    ({"structure": 2.0}, "structure is 2.0; it must be a share"),
+    ({"mix": 0.5}, "mix is 0.5, and there is no describe: prompts of"),
     ({"condition": {}}, 'it needs "label" or "text"'),
   ],
 )
@@ -265,9 +271,20 @@ def test_refuses(options, message):
     upscaled(**options)
 
 
+def test_tiles_overlap_by_half_in_whole_patches():
+  odd = DiffusionTransformer(**{**SMALL, "sample_shape": (6, 10)})
+  tiles = c_upscale_checks.tiles_of(odd, 2)
+  assert (tiles.shape, tiles.overlap) == ((12, 20), (2, 4))
+  video = odd.clone(sample_shape=(3, 8, 8), patch_size=(1, 4, 2))
+  assert c_upscale_checks.tiles_of(video, 3).overlap == (0, 4, 4)
+  row = odd.clone(sample_shape=(8,), patch_size=(2,))
+  with pytest.raises(ValueError, match=r"sample_shape of the model is \(8,\)"):
+    c_upscale_checks.tiles_of(row, 2)
+
+
 def test_refuses_a_model_without_cross_attention():
   model, variables, x = start()
-  with pytest.raises(ValueError, match="conditioning='adaptive' of the model"):
+  with pytest.raises(ValueError, match="of the model is 'adaptive': take"):
     c_upscale.upscale(
       model.clone(conditioning="adaptive"),
       variables,
@@ -276,6 +293,8 @@ def test_refuses_a_model_without_cross_attention():
       condition={"label": LABEL},
       key=jax.random.key(0),
     )
+  with pytest.raises(ValueError, match="of the model is None: take a model"):
+    c_upscale_checks.plan(DiMR(), generation.flow(), condition={"label": LABEL})
   with pytest.raises(ValueError, match=r"x has sides \(8, 4\); the model has"):
     c_upscale.upscale(
       model,

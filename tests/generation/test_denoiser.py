@@ -130,7 +130,7 @@ def test_sampling_with_a_model():
   ("options", "message"),
   [
     ({"guidance": 2.0}, "guidance needs a condition"),
-    ({"guidance": np.inf}, "guidance=inf must be finite"),
+    ({"guidance": np.inf}, "guidance is inf; it must be a number, finite"),
   ],
 )
 def test_refuses(options, message):

@@ -12,6 +12,7 @@ import generation
 from generation import guide_and_rescale
 from generation.guide_and_rescale import GuidedDenoiser, Guider, Preset
 from models import taps
+from models.dimr import DiMR
 from tests.generation import toy
 
 SOURCE, TARGET = np.array([0, 1]), np.array([2, 3])
@@ -243,10 +244,13 @@ def test_presets_are_the_published_ones():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"preset": "global"}, "preset='global' must be one of"),
+    ({"preset": "global"}, "preset is 'global'; it must be one of local"),
     ({"guidance": 1.0}, "guidance=1 leaves no difference"),
     ({"preset": Preset((), 0.5, (0, 1))}, "leaves nothing to compare"),
-    ({"preset": Preset(GUIDERS, 1.5, (0, 1))}, "active=1.5 must be a share"),
+    (
+      {"preset": Preset(GUIDERS, 1.5, (0, 1))},
+      "active is 1.5; it must be a share",
+    ),
     ({"preset": Preset(GUIDERS, 0.5, (2, 1))}, r"bounds=\(2, 1\) must be"),
   ],
 )
@@ -261,9 +265,18 @@ def test_refuses(options, message):
 
 
 def test_refuses_guiders():
-  with pytest.raises(ValueError, match="distance='cosine' must be one of"):
+  with pytest.raises(ValueError, match="distance is 'cosine'; it must be"):
     Guider(("x",), 1.0, "cosine")
-  with pytest.raises(ValueError, match="condition='none' must be one of"):
+  with pytest.raises(ValueError, match="condition is 'none'; it must be"):
     Guider(("x",), 1.0, condition="none")
-  with pytest.raises(ValueError, match="scale=nan must be finite"):
+  with pytest.raises(ValueError, match="scale is nan; it must be a number"):
     Guider(("x",), float("nan"))
+  with pytest.raises(ValueError, match="names is 'x'; it must be a tuple"):
+    Guider("x", 1.0)
+
+
+def test_presets_name_the_states_of_a_transformer():
+  with pytest.raises(ValueError, match="the model is a DiMR, whose hidden"):
+    guide_and_rescale.check(DiMR(), "local", 2.0)
+  own = Preset(GUIDERS[:1], 0.5, (0.0, np.inf))
+  assert guide_and_rescale.check(DiMR(), own, 2.0) is own

@@ -142,11 +142,11 @@ def test_leading_times():
     (lambda: generation.flow("x"), r"prediction='x' must be one of"),
     (lambda: generation.ddpm(spacing="even"), r"spacing='even' must be"),
     (lambda: generation.ddpm(end="zero"), r"end='zero' must be one of"),
-    (lambda: generation.ddpm(steps=0), r"steps=0 is not an integer"),
+    (lambda: generation.ddpm(steps=0), "steps is 0; it must be at least 1"),
     (lambda: generation.ddpm(last_beta=1.5), r"last_beta=1.5 must be more"),
     (lambda: generation.ddpm("cosine", last_beta=0.1), r"must be None"),
     (lambda: generation.ddpm().times(1001), r"steps=1001 are more than"),
-    (lambda: generation.flow().times(2.5), r"steps=2.5 is not an integer"),
+    (lambda: generation.flow().times(2.5), "steps is 2.5; it must be a whole"),
   ],
 )
 def test_refuses(make, message):

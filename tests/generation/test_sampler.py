@@ -127,6 +127,12 @@ def test_inversion_is_undone_where_predictions_stay():
     ({"steps": 2, "times": [1, 0]}, "one of them says where to go"),
     ({"times": [10, 20]}, "must fall, to no less than 0"),
     ({"times": [10, -1]}, "must fall, to no less than 0"),
+    ({"times": [np.nan, 0]}, "must fall, to no less than 0"),
+    ({"times": [1200, 0]}, "and from no more than 1000"),
+    ({"times": []}, "must be two or more in a row"),
+    ({"times": [[1, 0]]}, "must fall, to no less than 0"),
+    ({"steps": np.nan}, "steps is nan; it must be a whole number"),
+    ({"steps": 2, "which": (0, 0.5)}, "an entry of which is 0.5"),
     ({"steps": 2, "which": (0,)}, r"which=\(0,\) must have an index"),
     ({"steps": 2, "which": (0, 1)}, r"names denoiser 1; there are 1"),
     ({"steps": 2, "which": (0, -1)}, "0 or more, for each of 2 steps"),
@@ -138,6 +144,33 @@ def test_refuses(options, message):
     generation.sample(
       gaussian.denoiser(path), jnp.ones((1, 3)), path, **options
     )
+
+
+def test_what_does_not_fit_is_an_error_before_the_first_step():
+  """Also of models that come late, and with the state that there will be."""
+  path, done, traced = generation.flow(), [], []
+
+  def first(x, time, state):
+    traced.append("first")
+    jax.debug.callback(lambda: done.append(1))
+    return x, {"kept": jnp.ones(len(x))}
+
+  def wrong(x, time, state):
+    if state["kept"].shape != (1,):
+      raise ValueError("kept is of another batch")
+    return x, state
+
+  options = {"path": path, "steps": 5, "which": (0, 0, 0, 0, 1)}
+  with pytest.raises(ValueError, match="kept is of another batch"):
+    generation.sample([first, wrong], jnp.ones((2, 3)), **options)
+  assert not done
+  # Without a state, and then with one; what was traced is not traced again.
+  assert traced == ["first"] * 2
+  traced.clear()
+  generation.sample([first, wrong], jnp.ones((1, 3)), **options)
+  jax.effects_barrier()
+  assert len(done) == 4
+  assert traced == ["first"] * 2
 
 
 def test_methods():
@@ -153,5 +186,5 @@ def test_methods():
     methods.create("fool", model, 3, {})
   with pytest.raises(ValueError, match="no option of method 'full' 'decay'"):
     methods.create("full", model, 3, {"decay": 1})
-  with pytest.raises(ValueError, match="full_steps=6 must be an integer from"):
+  with pytest.raises(ValueError, match="full_steps is 6; there are 5 steps"):
     methods.full_first(model, other, 5, 6)

@@ -248,11 +248,11 @@ ERRORS = [
   ({"slot_mask": np.zeros(11, bool)}, "with 0 slots"),
   ({"slot_mask": np.ones(11, np.int32)}, "slot_mask is int32"),
   ({"tokens": np.zeros(10, np.int32)}, r"tokens has shape \(10,\)"),
-  ({"steps": 0}, "steps=0 is not an integer"),
+  ({"steps": 0}, "steps is 0; it must be at least 1"),
   ({"order": "reveal"}, "order='reveal' must be one of"),
-  ({"temperature": -1.0}, "temperature=-1.0 must be"),
+  ({"temperature": -1.0}, "temperature is -1.0; it must be"),
   ({"temperature": 1.0}, "needs key="),
-  ({"guidance": np.inf}, "guidance=inf must be"),
+  ({"guidance": np.inf}, "guidance is inf; it must be a number, finite"),
 ]
 
 

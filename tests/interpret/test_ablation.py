@@ -10,7 +10,7 @@ import pytest
 import interpret
 from interpret import ablation, metrics
 from models import decoding, transformer
-from tests.models import language
+from tests.models import language, test_taps
 
 METRIC = functools.partial(metrics.log_probability, tokens=3)
 
@@ -77,23 +77,22 @@ def test_means_of_tokens_that_are_real():
   tokens, positions, segments = language.packed()
   places = {"positions": positions, "segments": segments}
   names = [f"layer_{i}/mixer/head_outputs" for i in range(2)]
-  means = ablation.mean_outputs(model, variables, tokens, **places)
-  _, values = interpret.run(model, variables, tokens, read=names, **places)
+  # By names, where the sweep below has them as options.
+  named = {"tokens": tokens, **places}
+  means = jax.jit(functools.partial(ablation.mean_outputs, model))(
+    variables, named
+  )
+  run = functools.partial(interpret.run, model, read=names, **places)
+  _, values = jax.jit(run)(variables, tokens)
   for name in names:
     expected = np.asarray(values[name])[positions >= 0].mean(0)
     np.testing.assert_allclose(means[name], expected, atol=1e-6)
   found = ablation.sweep(
     model, variables, tokens, METRIC, kind="mean", **places
   )
-  out, edited = interpret.run(
-    model,
-    variables,
-    tokens,
-    read=names,
-    edit=ablation.edit([(1, 2)], "mean"),
-    given={ablation.MEANS: means},
-    **places,
-  )
+  one = functools.partial(run, edit=ablation.edit([(1, 2)], "mean"))
+  given = {ablation.MEANS: means}
+  out, edited = jax.jit(one)(variables, tokens, given=given)
   np.testing.assert_allclose(found.grid[1, 2], METRIC(out), atol=1e-5)
   mixed = values[names[1]].at[:, :, 2].set(means[names[1]][2])
   np.testing.assert_allclose(edited[names[1]], mixed, atol=1e-6)
@@ -104,6 +103,22 @@ def test_means_of_tokens_that_are_real():
     model, variables, tokens, METRIC, kind="mean", means=other, **places
   )
   assert jnp.abs(moved.grid - found.grid).min() > 1e-4
+
+
+def test_heads_of_windows_of_images():
+  """Head outputs are [batch, height, width, heads, dim] there."""
+  model, variables, images = test_taps.init(depth=2)
+  variables = jax.tree.map(jnp.asarray, variables)
+  found = ablation.sweep(model, variables, images, lambda x: x.sum((1, 2, 3)))
+  assert found.grid.shape == (2, 2, 2)
+  apply = jax.jit(model.apply)
+  for layer, head in np.ndindex(2, 2):
+    out = apply(_without(variables, layer, head), images)
+    np.testing.assert_allclose(
+      found.grid[layer, head], out.sum((1, 2, 3)), rtol=1e-4
+    )
+  means = ablation.mean_outputs(model, variables, images)
+  assert {mean.shape for mean in means.values()} == {(2, 4)}
 
 
 def test_a_uniform_head_sees_what_it_may_see():

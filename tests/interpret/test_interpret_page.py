@@ -8,8 +8,32 @@ from matplotlib.figure import Figure
 
 import interpret
 from interpret import plots
+from models import tap_errors
 
 PAGE = (Path(__file__).parents[2] / "docs" / "interpret.md").read_text()
+
+
+def test_names_of_transformer_lens_are_answered_by_ours():
+  """Those of the table, which a model of transformers was held against."""
+  rows = re.findall(r"^\| (`(?:blocks|ln_final)\..*)$", PAGE, re.MULTILINE)
+  answered = 0
+  for row in rows:
+    theirs, ours = (
+      re.findall(r"`([A-Za-z_.0-9/]+)`", cell) for cell in row.split("|")[:2]
+    )
+    stem = theirs[0].rpartition("hook_")[0]
+    for name in theirs:
+      name = name if "." in name else stem + name
+      found = tap_errors.from_transformer_lens(name.replace(".i.", ".3."))
+      if not ours or ours[0] == "logit_attribution":
+        assert found is None, name
+        continue
+      expected = {tap.replace("_i/", "_3/") for tap in ours}
+      assert found in expected, name
+      answered += 1
+  assert answered >= 15
+  error = tap_errors.unknown("tap", "blocks.0.attn.hook_pattern", [])
+  assert "it is 'layer_0/mixer/attention_weights'" in str(error)
 
 
 # The analyses of the page, each of which compiles a model.

@@ -249,6 +249,11 @@ def test_heads_by_pairs_and_by_a_table():
   np.testing.assert_allclose(same, by_pairs, rtol=1e-4, atol=1e-4)
   with pytest.raises(ValueError, match=r"heads is 'given', but there is no"):
     given.apply(variables, TOKENS)
+  for few in (table[:, :1], table[:2], table[0]):
+    with pytest.raises(ValueError, match=r"given\['heads'\] has shape \("):
+      jax.eval_shape(
+        given.apply, interpret.with_given(variables, {"heads": few}), TOKENS
+      )
   wrong = sink_edits.Calibration(0.16, heads=((1, 2),))
   with pytest.raises(ValueError, match=r"heads has \(1, 2\).*from 0 to 1"):
     interpret.run(model, variables, TOKENS, edit={name: wrong})

@@ -71,7 +71,7 @@ def plain(read=(), start=0):
 
 
 @pytest.mark.parametrize(
-  ("first_position", "start"), [(None, 0), (ANSWERS, 0), (ANSWERS, STARTS)]
+  ("first_position", "start"), [(None, 0), (8, 0), (ANSWERS, STARTS)]
 )
 def test_scores_are_those_of_the_rule(first_position, start):
   given = {} if first_position is None else {"first_position": first_position}
@@ -82,7 +82,9 @@ def test_scores_are_those_of_the_rule(first_position, start):
   z = np.asarray(before[FIRST])
   expected = z.copy()
   for b, h, q, k in np.ndindex(z.shape):
-    begins = 10 if first_position is None else int(first_position[b])
+    begins = 10
+    if first_position is not None:
+      begins = int(np.broadcast_to(first_position, 2)[b])
     token = k - int(np.broadcast_to(start, 2)[b])
     if 0 <= token < IMAGE_TOKENS and k <= q and q >= begins:
       expected[b, h, q, k] += float(GAINS[b, token]) * abs(z[b, h, q, k])

@@ -177,7 +177,7 @@ def test_factors_train():
 @pytest.mark.parametrize(
   ("options", "error"),
   [
-    ({"energy": 0.0}, "energy is 0.0; it must be above 0"),
+    ({"energy": 0.0}, "energy is 0.0; it must be a share, above 0"),
     ({"limit": 0}, "limit is 0; it must be at least 1"),
   ],
 )

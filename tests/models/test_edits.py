@@ -224,6 +224,13 @@ def test_other_arrays_compile_nothing():
   assert not np.allclose(gradient, other)
 
 
+def test_arrays_of_several_edits_are_joined():
+  once = interpret.with_given({"params": {}}, {"a": 1, "b": 2})
+  twice = interpret.with_given(once, {"b": 3, "c": 4})
+  assert twice == interpret.with_given({"params": {}}, {"a": 1, "b": 3, "c": 4})
+  assert interpret.with_given(twice, 5) == interpret.with_given(once, 5)
+
+
 @dataclasses.dataclass(frozen=True)
 class Received(taps.StatefulEdit):
   """Sharpens weights by what each key received so far, of all queries."""
@@ -275,6 +282,23 @@ def test_generation_goes_on_with_edits(scan):
     assert made == [tokens[0, len(prompt) : len(prompt) + 5].tolist()]
 
 
+def test_a_model_with_arrays_for_edits_can_be_hashed():
+  """Jit and decoding take models as static arguments."""
+  model, variables = transformer()
+  name, array = "layer_1/hidden_state", np.ones((2, 7, 8), np.int32)
+  edited = interpret.edited(model, {name: array})
+  assert hash(edited) == hash(edited.clone())
+  assert edited == edited.clone()
+  assert edited != interpret.edited(model, {name: array.copy()})
+  apply = jax.jit(lambda model, v: model.apply(v, TOKENS), static_argnums=0)
+  expected, _ = interpret.run(
+    model, variables, TOKENS, edit={name: lambda x, site: jnp.ones_like(x)}
+  )
+  np.testing.assert_allclose(
+    apply(edited, variables), expected, rtol=1e-4, atol=1e-5
+  )
+
+
 def test_what_cannot_be():
   model, variables = transformer()
   run = functools.partial(interpret.run, model, variables, TOKENS)
@@ -286,8 +310,23 @@ def test_what_cannot_be():
     ValueError, match=r"layer_1/hidden_state has shape \(2, 7\); it must have"
   ):
     run(edit={"layer_1/hidden_state": lambda x, site: x[..., 0]})
-  with pytest.raises(ValueError, match="must be an array or a function"):
-    run(edit={"layer_1/hidden_state": "zero"})
+  for gave, message in (
+    (lambda x, site: None, "gave nothing; it must give an array of shape"),
+    (lambda x, site: (x, x), r"gave a tuple; .* \(2, 7, 8\)"),
+    (lambda x, site: x + 1j, "hidden_state is complex64, which float32,"),
+    (lambda x: x, r"takes \(x\); it is called with \(value, site\)"),
+    (Received.__call__, r"'layer_1/hidden_state', which takes \(self, value"),
+    ("zero", "must be an array or a function"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      run(edit={"layer_1/hidden_state": gave})
+  edited = interpret.edited(model, {"logits": lambda x, site: 2 * x})
+  with pytest.raises(ValueError, match="edits or inserts cannot be bound"):
+    edited.bind(variables)
+  with pytest.raises(ValueError, match="must have a pattern for each edit"):
+    run(edit=lambda x, site: x)
+  with pytest.raises(ValueError, match="inputs is a list; it must be an array"):
+    interpret.run(model, variables, [[1, 2]])
   with pytest.raises(ValueError, match="pairs of a pattern and an edit"):
     interpret.edited(model, [("layer_1/hidden_state",)])
   with pytest.raises(ValueError, match="edits go with models"):

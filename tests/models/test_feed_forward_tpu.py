@@ -10,91 +10,135 @@ import numpy as np
 import pytest
 
 from interpret import quantization
-from models import feed_forward_branch, feed_forward_tpu, maxvit_blocks
-from models.feed_forward_tpu import Parameters
+from models import (
+  feed_forward_branch,
+  feed_forward_tpu,
+  flow_head,
+  lina_layers,
+  maxvit_blocks,
+)
+from models.feed_forward_tpu import Form, Parameters
+from tests import parity_helper
 from tests.attention import kernel_runs
 
 EPSILON = 1e-5
+# A norm before the layers, one behind them (LINA), or both, of which the first
+# and a gate are of each token (its flow head).
+FORMS = {
+  "norm": Form(EPSILON),
+  "behind": Form(activation="gelu", out_epsilon=1e-3),
+  "adaptive": Form(1e-2, "silu", 1e-3),
+}
 # Tokens, channels and hidden channels: fewer than a tile, a tile and more than
 # a tile, the last of which is not full; one turn of the loop over hidden
 # channels and several; channels that do and do not fill registers.
 CASES = [
-  (24, 8, 12),
-  (3, 5, 7),
-  (1024 + 48, 16, 256),
-  (256, 128, 768),
+  ("norm", 24, 8, 12),
+  ("norm", 3, 5, 7),
+  ("norm", 1024 + 48, 16, 256),
+  ("norm", 256, 128, 768),
+  ("behind", 3, 5, 7),
+  ("behind", 1024 + 48, 16, 256),
+  ("adaptive", 3, 5, 7),
+  ("adaptive", 1024 + 48, 16, 16),
+  ("adaptive", 136, 256, 768),
 ]
 
 
-def _arrays(tokens, channels, hidden, dtype):
-  keys = jax.random.split(jax.random.key(0), 9)
+def _arrays(form, tokens, channels, hidden, dtype):
+  keys = jax.random.split(jax.random.key(0), 12)
   draw = lambda key, *shape: jax.random.normal(key, shape)
   arrays = {
     # Far from mean 0.
     "x": (draw(keys[0], tokens, channels) + 3).astype(dtype),
-    "scale": 1 + 0.3 * draw(keys[2], channels),
-    "bias": draw(keys[3], channels),
     "w1": draw(keys[4], channels, hidden) / channels**0.5,
     "b1": draw(keys[5], hidden),
     "w2": draw(keys[6], hidden, channels) / hidden**0.5,
     "b2": draw(keys[7], channels),
   }
+  if form == "norm":
+    arrays["scale"] = 1 + 0.3 * draw(keys[2], channels)
+    arrays["bias"] = draw(keys[3], channels)
+  else:
+    arrays["out_scale"] = 1 + 0.3 * draw(keys[9], channels)
+    arrays["out_bias"] = draw(keys[10], channels)
+  if form == "adaptive":
+    modulation = draw(keys[11], tokens, 3 * channels)
+    arrays["modulation"] = (0.5 * modulation).astype(dtype)
+    arrays["modulation_bias"] = draw(keys[2], 3 * channels)
   factor = jax.random.bernoulli(keys[1], 0.6, (tokens,)) / 0.6
   return arrays, factor, draw(keys[8], tokens, channels).astype(dtype)
 
 
-def _kernel(factor):
+def _kernel(form, factor):
   @kernel_runs.with_gradients
-  def run(x, **parameters):
+  def run(x, modulation=None, scale=None, bias=None, **parameters):
     return feed_forward_tpu.branch(
-      x, factor, Parameters(**parameters), epsilon=EPSILON, interpret=True
+      x,
+      factor,
+      Parameters(scale=scale, bias=bias, **parameters),
+      FORMS[form],
+      modulation,
+      interpret=True,
     )
 
   return run
 
 
-def _formula(arrays, factor, out_bar):
-  """The output and all gradients in float64, written out."""
-  x, scale, bias, w1, b1, w2, b2 = (np.float64(a) for a in arrays.values())
-  factor, out_bar = np.float64(factor)[:, None], np.float64(out_bar)
-  deviation = 1 / np.sqrt(x.var(1, keepdims=True) + EPSILON)
-  normed = (x - x.mean(1, keepdims=True)) * deviation
-  h = (normed * scale + bias) @ w1 + b1
-  c = np.sqrt(2 / np.pi)
-  t = np.tanh(c * (h + 0.044715 * h**3))
-  a = h * (1 + t) / 2
-  g = factor * out_bar
-  slope = (1 + t) / 2 + h / 2 * (1 - t**2) * c * (1 + 3 * 0.044715 * h**2)
-  h_bar = g @ w2.T * slope
-  n_bar = h_bar @ w1.T
-  b = n_bar * scale
-  x_bar = deviation * (
-    b - b.mean(1, keepdims=True) - normed * (b * normed).mean(1, keepdims=True)
-  )
-  return {
-    "out": x + factor * (a @ w2 + b2),
-    "x": out_bar + x_bar,
-    "scale": (n_bar * normed).sum(0),
-    "bias": n_bar.sum(0),
-    "w1": (normed * scale + bias).T @ h_bar,
-    "b1": h_bar.sum(0),
-    "w2": a.T @ g,
-    "b2": g.sum(0),
-  }
+def _plain(form, factor):
+  """The same, written out in float64, with the gradients that JAX derives."""
+
+  @kernel_runs.with_gradients
+  def run(x, w1, b1, w2, b2, **rest):
+    def norm(x, epsilon):
+      x = x - x.mean(1, keepdims=True)
+      return x / jnp.sqrt((x**2).mean(1, keepdims=True) + epsilon)
+
+    of = FORMS[form]
+    y, gate = x, 1
+    if "scale" in rest:
+      y = norm(x, of.epsilon) * rest["scale"][None] + rest["bias"][None]
+    if "modulation" in rest:
+      both = rest["modulation"] + rest["modulation_bias"][None]
+      scale, shift, gate = jnp.split(both, 3, axis=1)
+      y = norm(x, of.epsilon) * (1 + scale) + shift
+    h = y @ w1 + b1[None]
+    if of.activation == "silu":
+      h = h / (1 + jnp.exp(-h))
+    elif of.activation == "gelu":
+      h = h / 2 * jax.scipy.special.erfc(-h / 2**0.5)
+    else:
+      cube = h + 0.044715 * h**3
+      h = h / 2 * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * cube))
+    y = h @ w2 + b2[None]
+    if "out_scale" in rest:
+      y = norm(y, of.out_epsilon) * rest["out_scale"][None]
+      y += rest["out_bias"][None]
+    return x + factor[:, None] * gate * y
+
+  return run
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("sizes", CASES)
-def test_values_and_gradients(sizes, dtype):
-  arrays, factor, out_bar = _arrays(*sizes, dtype)
-  found = _kernel(factor)(arrays, out_bar)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(case, dtype):
+  form = case[0]
+  arrays, factor, out_bar = _arrays(*case, dtype)
+  found = _kernel(form, factor)(arrays, out_bar)
   assert found["out"].dtype == found["x"].dtype == dtype
   assert found["w1"].dtype == found["w2"].dtype == jnp.float32
+  with jax.enable_x64(True):
+    wide = lambda x: jnp.asarray(np.float64(x))
+    wide_arrays = jax.tree.map(wide, arrays), wide(out_bar)
+    want = _plain(form, wide(factor))(*wide_arrays)
+    want = jax.tree.map(np.asarray, want)
+  assert want["x"].dtype == jnp.float64
   # In bfloat16 all that is multiplied is rounded to 8 bits.
-  tolerance = {"float32": 3e-6, "bfloat16": 1e-2}[dtype]
-  for name, want in _formula(arrays, factor, out_bar).items():
-    error = np.linalg.norm(np.float64(found[name]) - want)
-    assert error < tolerance * np.linalg.norm(want), (name, error)
+  rounded = 1e-2 if form == "norm" else 2e-2
+  tolerance = {"float32": 3e-6, "bfloat16": rounded}[dtype]
+  for name, expected in want.items():
+    error = np.linalg.norm(np.float64(found[name]) - expected)
+    assert error < tolerance * np.linalg.norm(expected), (name, error)
 
 
 class _Nothing(nn.Module):
@@ -182,6 +226,62 @@ def test_layers_run_one_by_one_where_their_calls_are_intercepted(layer):
       apply("tpu")
 
 
+def _lina_block(implementation, dtype="float32"):
+  return lina_layers.Block(
+    lambda name: _Mixed(name=name), implementation, dtype, "float32"
+  )
+
+
+def _flow_block(implementation, dtype="float32"):
+  return flow_head.FlowBlock(implementation, dtype, "float32")
+
+
+class _Mixed(nn.Module):
+  """In the place of attention, some other function of tokens."""
+
+  @nn.compact
+  def __call__(self, x, lengths):
+    return jnp.flip(x, 1)
+
+
+# Name: a block, and shapes of what it maps.
+BLOCKS = {
+  "lina": (_lina_block, ((3, 7, 24),)),
+  "flow": (_flow_block, ((3, 2, 5, 24),) * 2),
+  # Leading axes, as a sampler may have them.
+  "flow of tokens": (_flow_block, ((5, 24),) * 2),
+}
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+def test_blocks_of_lina(case):
+  create, shapes = BLOCKS[case]
+  inputs = [
+    jax.random.normal(jax.random.key(i), shape)
+    for i, shape in enumerate(shapes)
+  ]
+  variables = parity_helper.randomise(
+    jax.eval_shape(create("xla").init, jax.random.key(0), *inputs), 0
+  )
+
+  def run(implementation):
+    @kernel_runs.with_gradients
+    def run(variables, inputs):
+      return create(implementation).apply(variables, *inputs)
+
+    out_bar = jax.random.normal(jax.random.key(4), shapes[0])
+    return run({"variables": variables, "inputs": inputs}, out_bar)
+
+  kernel_runs.assert_close(run("tpu_interpret"), run("xla"), 1e-5)
+
+
+def test_modulation_is_of_each_token():
+  x, condition = jnp.ones((3, 5, 8)), jnp.ones((3, 1, 8))
+  variables = _flow_block("xla").init(jax.random.key(0), x, condition)
+  with pytest.raises(ValueError, match="one for each token"):
+    _flow_block("tpu").apply(variables, x, condition)
+
+
 def _choose(shape, implementation, dtype="bfloat16", layer_dtype="bfloat16"):
   channels = shape[-1]
   dense = lambda *s: {
@@ -198,8 +298,11 @@ def _choose(shape, implementation, dtype="bfloat16", layer_dtype="bfloat16"):
     },
   }
   x = jax.ShapeDtypeStruct(shape, dtype)
+  parameters = feed_forward_branch.parameters(
+    variables["ffn_norm"], *variables["ffn"].values()
+  )
   return feed_forward_branch.kernel(
-    x, variables, layer_dtype, EPSILON, implementation
+    x, parameters, Form(EPSILON), layer_dtype, implementation, least=4
   )
 
 
@@ -235,28 +338,40 @@ def test_is_chosen_where_it_is_faster():
   assert _choose((16, 14, 14, 384), "auto") is None
 
 
+# Name: a layer, shapes of what it maps, arguments behind them.
+COMPILED = {
+  "maxvit": (_layer, ((16, 14, 14, 128),), (False,)),
+  "lina": (_lina_block, ((8, 65, 128),), ()),
+  "flow": (_flow_block, ((8, 2, 36, 128),) * 2, ()),
+}
+
+
 @pytest.mark.compile
-@pytest.mark.parametrize(
-  ("chip", "shape"), [("v5e", (16, 14, 14, 128)), ("v6e", (2, 16, 24, 96))]
-)
-def test_compiles(chip, shape):
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+@pytest.mark.parametrize("case", COMPILED)
+def test_compiles(chip, case):
   pytest.importorskip("libtpu")
   from tools import compile_only
 
-  layer = _layer("tpu", "bfloat16")
-  x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+  create, shapes, rest = COMPILED[case]
+  layer = create("tpu", "bfloat16")
+  inputs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
   variables = jax.eval_shape(
-    lambda key: layer.init({"params": key}, jnp.zeros(shape, x.dtype), False),
+    lambda key: layer.init(
+      {"params": key}, *(jnp.zeros(x.shape, x.dtype) for x in inputs), *rest
+    ),
     jax.random.key(0),
   )
 
-  def train(variables, x):
-    out, pull = jax.vjp(lambda *a: layer.apply(*a, False), variables, x)
+  def train(variables, *inputs):
+    apply = lambda *a: layer.apply(*a, *rest)
+    out, pull = jax.vjp(apply, variables, *inputs)
     return out, pull(out)
 
-  text = compile_only.compile_for(chip, train, variables, x).as_text()
+  text = compile_only.compile_for(chip, train, variables, *inputs).as_text()
   assert "feed_forward_backward" in text
-  # The stream is the largest array: hidden channels of tokens are in none.
-  arrays = re.findall(r"(?:bf16|f32)\[([\d,]+)\]", text)
-  largest = max(math.prod(map(int, sizes.split(","))) for sizes in arrays)
-  assert largest == math.prod(shape)
+  if case == "maxvit":
+    # The stream is the largest array: hidden channels of tokens are in none.
+    arrays = re.findall(r"(?:bf16|f32)\[([\d,]+)\]", text)
+    largest = max(math.prod(map(int, sizes.split(","))) for sizes in arrays)
+    assert largest == math.prod(shapes[0])

@@ -185,6 +185,53 @@ def test_other_sizes_precision_remat_and_taps():
   assert 0 < jnp.abs(half - exact).max() < 0.1 * jnp.abs(exact).max()
 
 
+def test_the_residual_stream_of_a_vit_adds_up_and_every_value_counts():
+  name = "vit_tiny_16_224"
+  model, variables = _model(name), _variables(name)
+  images = parity_helper.random_images(2, 16)
+  names = [
+    tap
+    for tap in taps.list_names(model, variables, images)
+    if "block_0" not in tap
+  ]
+
+  def bend(number):
+    # Not all channels alike, which the last norm would not see.
+    ramp = lambda x: 1 + 0.5 * jnp.cos(jnp.arange(x.shape[-1]))
+    turned = lambda x: x * ramp(x).reshape((1,) * (x.ndim - 1) + (-1,))
+    return lambda x, site: jnp.where(site.given == number, turned(x), x)
+
+  edit = {tap: bend(number) for number, tap in enumerate(names)}
+
+  @jax.jit
+  @functools.partial(jax.vmap, in_axes=(None, 0))
+  def run(variables, given):
+    variables = taps.with_given(variables, given)
+    return taps.read(model, variables, images, names=["*"], edit=edit)
+
+  logits, values = run(variables, jnp.arange(len(names) + 1))
+  for number, tap in enumerate(names):
+    assert jnp.abs(logits[number] - logits[-1]).max() > 1e-4, tap
+  plain = {tap: np.asarray(value[-1]) for tap, value in values.items()}
+  at = lambda tap: plain[f"block_1/{tap}"]
+  np.testing.assert_array_equal(
+    at("input_state"), plain["block_0/hidden_state"]
+  )
+  for before, written, after in (
+    ("input_state", "mixer_output", "middle_state"),
+    ("middle_state", "mlp_output", "hidden_state"),
+  ):
+    np.testing.assert_allclose(at(before) + at(written), at(after), atol=1e-5)
+  params = variables["params"]
+  ffn = params["block_1"]["ffn"]["shrink"]
+  shrunk = at("ffn/hidden") @ ffn["kernel"] + ffn["bias"]
+  np.testing.assert_allclose(shrunk, at("mlp_output"), atol=1e-5)
+  head = params["head"]["logits"]
+  said = plain["final_state"][:, 0] @ head["kernel"] + head["bias"]
+  np.testing.assert_allclose(said, plain["logits"], atol=1e-5)
+  np.testing.assert_array_equal(plain["logits"], logits[-1])
+
+
 def test_dropout_and_stochastic_depth():
   name = "vit_tiny_16_224"
   images = np.repeat(parity_helper.random_images(1, 16), 8, axis=0)

@@ -9,7 +9,13 @@ from flax import traverse_util
 
 import attention
 import generation
-from attention import masks, permutations, pyramid_importance, pyramid_levels
+from attention import (
+  cluster_orders,
+  masks,
+  permutations,
+  pyramid_importance,
+  pyramid_levels,
+)
 from generation import methods, paths
 from models import attends, taps
 from models.attends import Layout
@@ -35,7 +41,12 @@ def layout_of(text):
 
 @pytest.mark.parametrize("text", [0, TEXT])
 @pytest.mark.parametrize(
-  "order", [{}, {"window": (2, 2, 3)}, {"order": "gilbert"}]
+  "order",
+  [
+    {},
+    {"window": (2, 2, 3)},
+    {"order": "gilbert"},
+  ],
 )
 def test_pyramid_of_all_levels_one_is_full(text, order):
   """In any order of the tokens."""
@@ -84,6 +95,70 @@ def test_pyramid_has_the_levels_of_its_options(chosen_by, order, importance):
   np.testing.assert_allclose(out[:, order], direct, rtol=1e-6, atol=1e-6)
 
 
+def test_clusters_are_an_order_like_others():
+  layout, qkv = layout_of(TEXT)
+  options = BLOCKS | {"bounds": (1.0,) * 4, "order": "kmeans"}
+  options |= {"clusters": (5, 7), "iterations": (2, 1)}
+  out = Bare("pyramid", layout, options).apply({}, *qkv)
+  full = attention.dot_product_attention(*qkv)
+  np.testing.assert_allclose(out, full, rtol=1e-5, atol=1e-6)
+
+
+def test_clusters_go_on_from_step_to_step():
+  """Queries and keys each in their order; the text stays where it is."""
+  layout, first = layout_of(TEXT)
+  second = arrays(48 + TEXT, seed=1)
+  options = BLOCKS | {
+    "bounds": (0.2, 0.4, 0.6, 0.8),
+    "order": "kmeans",
+    "clusters": (4, 6),
+    "iterations": (3, 2),
+    "text_rows": True,
+    "seed": 5,
+  }
+  model = Bare("pyramid", layout, options)
+  outs, state = run_steps(model, (None, None), (first, second), {})
+  keys = jax.random.split(jax.random.key(5))
+  centroids = [
+    cluster_orders.first_centroids(key, x[:, :48], n)
+    for key, x, n in zip(keys, first, (4, 6), strict=False)
+  ]
+  for out, (q, k, v), iterations in zip(
+    outs, (first, second), (3, 2), strict=True
+  ):
+    orders = []
+    for i, x in enumerate((q, k)):
+      labels, centroids[i] = cluster_orders.kmeans(
+        x[:, :48], centroids[i], iterations
+      )
+      order = np.asarray(cluster_orders.order_of(labels))
+      tail = np.broadcast_to(np.arange(48, 48 + TEXT), (2, 2, TEXT))
+      orders.append(jnp.asarray(np.concatenate([order, tail], axis=-1)))
+    q = permutations.reordered(q, orders[0])
+    k, v = (permutations.reordered(x, orders[1]) for x in (k, v))
+    look = pyramid_importance.block_importance(
+      q, k, **BLOCKS, key=jax.random.key(5)
+    )
+    levels = np.array(pyramid_levels.levels_by_count(look, options["bounds"]))
+    levels[..., -1], levels[..., -1, :] = 1, 1
+    direct = attention.pyramid_attention(q, k, v, levels, **BLOCKS)
+    np.testing.assert_allclose(
+      permutations.reordered(out, orders[0]), direct, rtol=1e-5, atol=1e-5
+    )
+  for name, want in zip(("query", "key"), centroids, strict=True):
+    np.testing.assert_array_equal(state[f"{name}_centroids"], want)
+
+
+def test_text_in_two_blocks_is_seen_as_it_is():
+  """Where the grid ends within a block, and the text too."""
+  layout = Layout((5, 9), (5, 9), 5)
+  options = BLOCKS | {"bounds": (0.0, 0.0, 0.0, 1.0)}
+  model = Bare("pyramid", layout, options)
+  _, values = taps.read(model, {}, *arrays(50), names=["levels"])
+  expected = np.broadcast_to([8] * 5 + [1] * 2, (2, 2, 7, 7))
+  np.testing.assert_array_equal(values["levels"], expected)
+
+
 def test_random_importance_has_the_same_density():
   layout, qkv = layout_of(0)
   densities = []
@@ -99,7 +174,7 @@ def test_random_importance_has_the_same_density():
 def run_steps(model, states, qkv, state):
   outs = []
   for step, (q, k, v) in zip(states, qkv, strict=True):
-    options = dict(model.options) | {"step": step}
+    options = dict(model.options) | ({"step": step} if step else {})
     out, changed = model.clone(options=options).apply(
       {attends.STATE: state} if state else {},
       q,
@@ -169,6 +244,16 @@ def test_errors():
   both = {"order": "gilbert", "window": (2, 2, 3)}
   with pytest.raises(ValueError, match=r"order is 'gilbert' and window \(2, 2"):
     Bare("pyramid", layout, both).apply({}, q, k, v)
+  for option in ("clusters", "iterations"):
+    bad = {"order": "kmeans", "clusters": (4, 4), option: (4,)}
+    with pytest.raises(ValueError, match=rf"{option} is \(4,\); it must be"):
+      Bare("pyramid", layout, bad).apply({}, q, k, v)
+  assert methods.create("psa", Toy(), 4, {"clusters": 8}).models
+  bad = {"order": "kmeans", "clusters": 8}
+  with pytest.raises(ValueError, match="clusters is 8; it must be one number"):
+    Bare("pyramid", layout, bad).apply({}, q, k, v)
+  with pytest.raises(ValueError, match="clusters is 200; of 48 tokens"):
+    Bare("pyramid", layout, {"order": "kmeans"}).apply({}, q, k, v)
   with pytest.raises(ValueError, match="block_k is 12; means of 8"):
     Bare("pyramid", layout, {"block_k": 12}).apply({}, q, k, v)
 
@@ -282,5 +367,5 @@ def test_schedules():
   assert method.models[1].attend == "pyramid"
   assert method.models[1].attend_options["seed"] == 2
   for options in ({"full_steps": 5}, {"period": 0}, {"kind": "all"}):
-    with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
       methods.create("re_ttention", Toy(), 4, {"full_steps": 1} | options)

@@ -103,7 +103,7 @@ def test_none_of_either_prompt():
 @pytest.mark.parametrize(
   ("tokens", "mix", "message"),
   [
-    (5, 1.5, r"mix=1.5 must be from 0 to 1"),
+    (5, 1.5, "mix is 1.5; it must be a share"),
     (4, 0.5, r"two prompts of equal length: there are 3 tokens"),
   ],
 )

@@ -179,6 +179,19 @@ def test_no_bit_changes_at_the_size_of_training(name):
   np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.parametrize("sides", [((1, 1), (2, 2)), ((2, 2), (1, 1))])
+def test_one_token_counts_as_two(sides):
+  """Now or in training; the sheet's guard, as ln 1 is 0."""
+  now, trained = sides
+  layout = Layout(now, trained)
+  arrays = drawn(layout.places)
+  out, _ = run("full", arrays, layout, scale_by="entropy")
+  scale = np.sqrt(
+    np.log(max(layout.places, 2)) / np.log(max(np.prod(trained), 2)) / DIM
+  )
+  np.testing.assert_allclose(out, attended(*arrays, True, scale), atol=1e-5)
+
+
 def test_the_keys_of_a_text_are_as_many_as_they_were():
   layout = Layout((4, 4), (2, 2), 5)
   (q, _, _), (_, k, v) = drawn(16), drawn(5)

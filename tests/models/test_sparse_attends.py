@@ -233,12 +233,27 @@ def test_what_is_kept_is_taken():
     ("scale_dit", (4, 4), 0, {"role": "low", "window": 2}, "scale is 0"),
     ("naive", (4, 4), 0, {"density": 0.03}, r"from 0.0625 to 1, or a row is"),
     ("naive", (4, 4), 0, {"density": 1.2}, "density is 1.2"),
+    ("naive", (4, 4), 0, {"density": np.nan}, "density is nan; .* finite"),
+    ("naive", (4, 4), 0, {"density": "half"}, "density is 'half'"),
+    ("naive", (4, 4), 0, {"density": True}, "density is True"),
+    ("naive", (4, 4), 0, {"block_size": True}, "block_size is True"),
+    ("naive", (4, 4), 0, {"seed": -1}, "seed is -1; it must be at least 0"),
+    ("naive", (4, 4), 0, {"kind": 2}, "kind of naive attention 2"),
+    ("radial", (2, 4, 4), 0, {"block_size": 2.0}, "block_size is 2.0"),
+    ("inward_window", (4, 4), 0, {"windowed": "no"}, "windowed is 'no'"),
+    ("scale_dit", (4, 4), 0, {"scale": -2}, "scale is -2; .* at least 0"),
+    ("scale_dit", (4, 4), 0, {"window": 2.0}, "window is 2.0"),
+    ("reshaped_window", (4, 4), 0, {"ramp": np.nan}, "ramp is nan"),
+    ("kept", (4, 4), 0, {"write": "no"}, "write is 'no'"),
+    ("flow", (4, 4), 0, {"clip": False}, "clip is False"),
     ("naive", (4, 4), 0, {"kind": "bund"}, "did you mean band"),
     ("kept", (4, 4), 0, {}, "nothing was written"),
   ],
 )
 def test_errors(attend, grid, text, options, message):
   layout = Layout(grid, grid, text)
+  # A mask of 1, which is True, may be there already.
+  naive_mask(layout, "random", 0.5, 1, 0)
   with pytest.raises(ValueError, match=message):
     run(attend, drawn(layout.places + text), layout, **options)
 

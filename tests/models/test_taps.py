@@ -146,6 +146,35 @@ def test_scanned_layers_are_named_as_others():
     taps.read(scanned, in_scan, images, names=["layers/hidden_state"])
 
 
+def test_values_come_in_the_order_of_layers():
+  """Also out of jit, for those who stack them."""
+  model, images = create(depth=11)
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  expected = [f"layer_{i}/hidden_state" for i in range(11)]
+  read = functools.partial(taps.read, model, names=["*/hidden_state"])
+  _, values = jax.eval_shape(read, variables, images)
+  assert list(values) == expected
+  listed = taps.list_names(model, variables, images)
+  assert [name for name in listed if name in expected] == expected
+
+
+def test_statistics_of_batches_move_beside_what_is_read_and_edited():
+  model, images = small.model(depths=(1, 1)), small.images()
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  edit = {"stage_1/*/hidden_state": lambda x, site: 0.5 * x}
+  moving = {"train": True, "mutable": ["batch_stats"]}
+  read = functools.partial(
+    taps.read, model, names=["logits"], edit=edit, **moving
+  )
+  (out, state), values = jax.eval_shape(read, variables, images)
+  shapes = functools.partial(jax.tree.map, jnp.shape)
+  assert set(state) == {"batch_stats"}
+  assert shapes(state["batch_stats"]) == shapes(variables["batch_stats"])
+  assert values["logits"] == out
+  edited = functools.partial(taps.edited(model, edit).apply, **moving)
+  assert jax.eval_shape(edited, variables, images) == (out, state)
+
+
 def _kernels(jaxpr):
   """How many kernels a program calls, those of its parts included."""
   return sum(
@@ -179,6 +208,9 @@ def test_misspelt_names_are_errors_with_the_near_ones():
     taps.read(model, variables, images, names=[wrong])
   with pytest.raises(ValueError, match="no tap 'layer_7/"):
     taps.read(model, variables, images, names=["layer_7/*"])
+  # Where nothing is near, all there is, with layers once.
+  with pytest.raises(ValueError, match=r"known: \['layer_\*/hidden_state', '"):
+    taps.read(model, variables, images, names=["xyz"])
   weights = jnp.zeros((2, 4, 2, 4, 4))
   with pytest.raises(ValueError, match=near):
     taps.read(model, variables, images, edit={wrong: weights})

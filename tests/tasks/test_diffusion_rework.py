@@ -114,16 +114,28 @@ def test_edits_and_larger_ones(tmp_path):
     ({"edit": "1,2,3"}, "has 3 classes for 2 rows: one for all, or one for"),
     ({"edit_options": "preset=style"}, "is of something that is not asked for"),
     ({"edit": "1", "edit_options": "steps=2"}, "no option in edit_options"),
-    ({"upscale": 0}, "upscale=0 must be an integer of at least 1"),
+    ({"upscale": 0}, "upscale is 0; it must be at least 1"),
     ({"upscale": 2, "upscale_options": "mix=1"}, "no option in upscale_option"),
     ({"upscale": 2, "size": "8x8"}, "of samples of the trained size"),
+    ({"edit": "1", "edit_options": "preset=all"}, "preset is 'all'; .* local"),
+    ({"edit": "1", "edit_options": "guidance=1"}, "guidance=1 leaves no"),
+    ({"edit": "1", "edit_options": "guidance=all"}, "guidance is 'all'; it"),
+    ({"edit": "1", "edit_options": "style"}, "edit_options='style' is not"),
+    ({"upscale": 2, "upscale_options": "start=2"}, "start is 2; .* a share"),
+    ({"upscale": 2, "upscale_options": "start=0.01"}, "leaves no step of"),
+    ({"upscale": 2, "upscale_options": "gate=no"}, "gate is 'no'; it must be"),
+    ({"upscale": 2, "upscale_options": "overlap=2"}, "overlap is 2; it must"),
   ],
 )
-def test_refuses(tmp_path, options, message):
+def test_refuses_before_any_sample(tmp_path, options, message):
+  def progress(items, total):
+    pytest.fail("a step was done")
+
   with pytest.raises(ValueError, match=message):
-    draw(tmp_path, **options)
+    draw(tmp_path, progress=progress, **options)
 
 
 def test_texts_are_not_edited():
+  texts = {"text": np.zeros((1, 2, 3))}
   with pytest.raises(ValueError, match="and these are texts"):
-    Rework(None, {"text": np.zeros((1, 2, 3))}, edit="1")
+    Rework(None, PATH, texts, steps=4, guidance=2.0, edit="1")

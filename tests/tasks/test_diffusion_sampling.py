@@ -242,6 +242,10 @@ def test_a_row_of_the_picture_is_a_text(tmp_path):
     ({"method_options": "1,2"}, "method_options='1,2' is not read"),
     ({"method_options": "a=b("}, "is not read"),
     ({"method_options": "a=f(1)"}, "is not read"),
+    ({"method_options": "a=1).f(b=1"}, "is not read"),
+    ({"method_options": "a=1,a=2"}, "is not read"),
+    ({"method_options": "**{'a': 1}"}, "is not read"),
+    ({"method_options": "a={1: 2}"}, "is not read"),
     ({"size": "16"}, "size='16' must be 2 numbers, as 2x3"),
     ({"size": "0x2"}, "size='0x2' must be 2"),
     ({"size": "axb"}, "size='axb' must be 2"),
@@ -270,9 +274,10 @@ def test_sets_of_classes():
 def test_options_and_sizes_are_read():
   assert diffusion_options.parse_options("") == {}
   assert diffusion_options.parse_options(
-    "decay=0.5,window=(2,2),kind=entropy,on=True,name='a b'"
-  ) == {"decay": 0.5, "window": (2, 2), "kind": "entropy", "on": True} | {
-    "name": "a b"
+    "decay=-0.5,window=[2,2],kind=entropy,on=True,name='a b',most=None"
+  ) == {"decay": -0.5, "window": (2, 2), "kind": "entropy", "on": True} | {
+    "name": "a b",
+    "most": None,
   }
   read = lambda size: diffusion_options.parse_size(size, VIDEO)
   assert read("") is None

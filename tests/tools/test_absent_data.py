@@ -1,11 +1,20 @@
 """A task can be made of every family's configs without its data."""
 
 import importlib
+import pathlib
 
 import pytest
 
 import tasks
 from tools import absent_data
+
+_CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+# Without those that only others use, and whose data are computed on the spot.
+FAMILIES = sorted(
+  {path.stem for path in _CONFIGS.glob("*.py")}
+  - {"__init__", "common", "imagenet", "restoration"}
+  - {"forecasting", "potentials"}
+)
 
 # Family, variant, and the classes or tokens that follow from it.
 CONFIGS = (
@@ -44,6 +53,19 @@ def test_a_task_is_made(family, variant, number):
     names = ("num_classes", "vocabulary_size")
     (made,) = (getattr(task.model, n) for n in names if hasattr(task.model, n))
     assert made == number
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_of_every_variant_is_known(family):
+  configs = importlib.import_module(f"configs.{family}")
+  for variant in configs.VARIANTS:
+    config = configs.get_config(variant)
+    info = absent_data.info(config)
+    assert info.num_train_examples > 0, variant
+    task = tasks.create(config, info)
+    for train in (True, False):
+      for array in task.batch_spec(12, train=train).values():
+        assert array.shape[0] == 12, variant
 
 
 def test_numbers_can_be_given():

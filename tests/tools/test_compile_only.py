@@ -142,9 +142,12 @@ def test_what_there_is_not_is_refused():
 def test_names_of_slices():
   sizes = {"v4-32": 16, "v5e-64": 64, "v5e-256": 256, "v5p-64": 32}
   sizes["v6e-256"] = 256
+  assert topologies.resolve("v5litepod-256") == "v5e:16x16"
   for name, size in sizes.items():
     found = topologies.devices(name)
     assert len(found) == size
     assert topologies.CHIPS[found[0].device_kind].name == name.split("-")[0]
+  with pytest.raises(ValueError, match="num_slices=0"):
+    topologies.devices("v5e-4", num_slices=0)
   two = topologies.devices("v5e-4", num_slices=2)
   assert [device.slice_index for device in two] == [0] * 4 + [1] * 4

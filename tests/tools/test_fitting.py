@@ -46,7 +46,7 @@ def test_the_least_sharing_and_the_most_rows_are_found():
     config, lambda c: 5 * c.batch_size // 4 + 40 // c.mesh.fsdp
   )
   assert answers == [
-    ({"mesh.data": -1, "mesh.fsdp": 2}, 100),
+    ({"mesh.data": 2, "mesh.fsdp": 2}, 100),
     ({"batch_size": 48}, 100),
   ]
 
@@ -62,11 +62,20 @@ def test_all_changes_together_if_one_is_not_enough():
   answers, _ = found(config, size)
   assert answers == [
     (
-      {"model.remat": True, "mesh.data": -1, "mesh.fsdp": 4, "batch_size": 20},
+      {"model.remat": True, "mesh.data": 1, "mesh.fsdp": 4, "batch_size": 20},
       100,
     )
   ]
   assert found(config, lambda _: 101)[0] == []
+
+
+def test_what_is_shared_already_is_not_tried_again():
+  config = digits.get_config("tiny")
+  config.mesh.data, config.mesh.fsdp = 1, -1
+  # Remat, the fewest rows, and both.
+  assert found(config, lambda _: 101) == ([], 3)
+  config.mesh.fsdp, config.mesh.model = 2, -1
+  assert found(config, lambda _: 101) == ([], 3)
 
 
 def test_decoding_has_rows_but_no_remat():

@@ -8,6 +8,7 @@ import interpret
 from input_pipeline.sequences import digits_grid
 from models import decoding
 from tools import grid_questions, interpret_subjects
+from tools.interpret_studies import imbalanced_attention
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,28 @@ def test_a_wrong_name_in_the_vit_is_refused(subject):
   )
   with pytest.raises(ValueError, match="no tap to edit 'vision_trunk/block_7"):
     grid_questions.listed(model, subject.variables, questions, subject.source)
+
+
+def test_the_weight_of_the_image_is_that_of_each_layer(subject):
+  questions = grid_questions.ask(subject.source, "which", 5)
+  mass = lambda **options: imbalanced_attention.image_mass(
+    subject, questions, options, 0
+  )
+  plain, boosted = mass(), mass(alpha=0.7, beta=0.4)
+  # The same program as of the first masses.
+  maps = imbalanced_attention._maps(
+    decoding.hashable(subject.model),
+    subject.variables,
+    questions.prompts,
+    questions.images,
+  )
+  for layer in range(2):
+    weights = np.asarray(maps[layer])
+    image = weights[:, :, -1, :16].sum(-1).mean()
+    np.testing.assert_allclose(plain[f"layer_{layer}"], image, rtol=1e-5)
+  first = weights[:, :, -1, 0].mean()
+  np.testing.assert_allclose(plain["first_token"], first, rtol=1e-5)
+  # The first layer is not boosted.
+  np.testing.assert_allclose(plain["layer_0"], boosted["layer_0"], rtol=1e-5)
+  assert boosted["layer_1"] > plain["layer_1"] + 1e-4
+  assert plain["marked"] + 1e-4 < boosted["marked"] < boosted["layer_1"]

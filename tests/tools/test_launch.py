@@ -21,12 +21,12 @@ def launch(tmp_path):
     program.write_text(f'#!/bin/sh\nprintf "%s\\0" {name} "$@" >> {called}\n')
     program.chmod(0o755)
 
-  def run(script, *arguments):
+  def run(script, *arguments, folder=ROOT):
     called.write_text("")
     result = subprocess.run(
       [ROOT / "tools" / "launch" / script, *arguments],
       env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-      cwd=ROOT,
+      cwd=folder,
       capture_output=True,
       text=True,
       check=False,
@@ -96,6 +96,9 @@ def test_all_hosts_start_the_same_once(launch, tmp_path):
   started = commands(words)
   assert list(started) == ["pod-0", "pod-1"]
   assert words.count("--worker=all") == 2
+  # The number of a run that is over may be that of another program by now.
+  (tmp_path / "foveal").mkdir()
+  (tmp_path / "foveal" / "train.pid").write_text(f"{os.getpid()}\n")
   # On a host, with a program in the place of Python.
   python = tmp_path / "foveal" / ".venv" / "bin" / "python"
   python.parent.mkdir(parents=True)
@@ -162,3 +165,67 @@ def test_every_action_calls_what_it_prints(launch, action):
   assert words[:3] == ["gcloud", "compute", "tpus"]
   for command in commands(words).values():
     subprocess.run(["sh", "-n", "-c", command], check=True)
+
+
+def test_slurm_is_submitted_where_train_py_is(launch, tmp_path):
+  code, output, words = launch("slurm.sh", *OPTIONS, folder=tmp_path)
+  assert (code, words) == (2, [])
+  assert f"{tmp_path} has no train.py" in output
+
+
+def test_slurm_passes_on_the_cores_of_a_task(launch, tmp_path, monkeypatch):
+  seen = tmp_path / "seen"
+  (tmp_path / "srun").write_text(
+    f'#!/bin/sh\necho "${{SRUN_CPUS_PER_TASK-none}}" >> {seen}\n'
+  )
+  monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+  launch("slurm.sh", *OPTIONS)
+  monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
+  launch("slurm.sh", *OPTIONS)
+  assert seen.read_text().split() == ["none", "64"]
+
+
+def test_a_branch_is_installed_as_it_is_now(launch, tmp_path):
+  source = tmp_path / "a source"
+
+  def git(*arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", source, *who, *arguments], check=True)
+
+  def commit(name):
+    (source / name).touch()
+    git("add", name)
+    git("commit", "--quiet", f"--message={name}")
+
+  source.mkdir()
+  git("init", "--quiet", "--initial-branch=main")
+  commit("first")
+  git("tag", "v1")
+  # In the place of Python, of which a virtual environment is asked.
+  python = tmp_path / "python"
+  python.write_text(
+    "#!/bin/sh\nmkdir -p .venv/bin\nln -s /bin/true .venv/bin/pip\n"
+  )
+  python.chmod(0o755)
+  place = tmp_path / "host"
+  place.mkdir()
+
+  def install(revision):
+    given = ["--name=pod", "--zone=z", f"--python={python}"]
+    given += [f"--repository={source}", f"--revision={revision}"]
+    _, _, words = launch("tpu_pod.sh", "install", *given)
+    done = subprocess.run(
+      ["sh", "-c", commands(words)["pod"]],
+      cwd=place,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    there = {path.name for path in (place / "foveal").iterdir()}
+    return done.returncode, there - {".git", ".venv"}, done.stderr
+
+  assert install("main")[:2] == (0, {"first"})
+  commit("second")
+  assert install("main")[:2] == (0, {"first", "second"})
+  assert install("v1")[:2] == (0, {"first"})
+  assert install("v2") == (1, {"first"}, "there is no revision v2\n")

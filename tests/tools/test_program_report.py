@@ -316,6 +316,12 @@ def test_what_jaxlib_cannot_print_is_read_from_what_the_compiler_wrote(
   assert found.kernels == found.collectives == []
 
 
+def test_programs_are_written_for_chips_that_need_it():
+  assert program_report.dumping("TPU v5 lite", "a") == {}
+  for kind in ("TPU v5", "TPU v6 lite"):
+    assert program_report.dumping(kind, "a")["xla_dump_to"] == "a"
+
+
 def test_a_program_of_the_cache_has_written_nothing(tmp_path):
   found = program_report.read(Unprintable(), dump=str(tmp_path))
   assert found.cycles is None

@@ -106,6 +106,16 @@ def test_what_a_start_went_on_from_is_read(tmp_path):
   assert kills._how_it_went_on(log, log.stat().st_size, [4]) == {}
 
 
+def test_as_many_workers_go_on_as_began(tmp_path):
+  assert kills.began_with(tmp_path, 3)
+  for worker, runs in enumerate([(0, 2), (1, 3)]):
+    lines = [json.dumps(KILL | {"run": run}) + "\n" for run in runs]
+    (tmp_path / f"soak_{worker}.jsonl").write_text("".join(lines))
+  assert [kills.began_with(tmp_path, n) for n in (1, 2, 3)] == [
+    *(False, True, False)
+  ]
+
+
 @pytest.mark.kill
 def test_a_few_kills_and_going_on(tmp_path):
   command = [sys.executable, "-m", "tools.soak", f"--out={tmp_path}/out"]

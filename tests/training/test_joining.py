@@ -1,9 +1,11 @@
 import contextlib
 import http.server
 import threading
+import types
 
 import pytest
 
+from storage import retrying
 from training import joining
 
 SLURM = {
@@ -45,12 +47,19 @@ def test_slurm_says_that_there_are_others(change, expected):
 
 
 @contextlib.contextmanager
-def metadata(values):
+def metadata(values, failures=types.MappingProxyType({})):
   """A server as Google's machines have one; yields its address."""
+  failures = dict(failures)
 
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-      text = values.get(self.path.rpartition("/")[2])
+      name = self.path.rpartition("/")[2]
+      text = values.get(name)
+      if failures.get(name):
+        failures[name] -= 1
+        self.send_response(503)
+        self.end_headers()
+        return
       asked = self.headers["Metadata-Flavor"] == "Google"
       self.send_response(200 if asked and text is not None else 404)
       self.end_headers()
@@ -96,6 +105,19 @@ def test_a_pod_says_that_there_are_others(values, environment, expected):
   assert found == expected
 
 
+def test_a_host_whose_server_is_busy_is_not_alone(monkeypatch):
+  waits = []
+  monkeypatch.setattr(retrying.time, "sleep", waits.append)
+  with metadata(HOSTS, {"worker-network-endpoints": 2}) as address:
+    assert joining.found({"GCE_METADATA_IP": address}) == {}
+  assert len(waits) == 2
+  with (
+    metadata(HOSTS, {"worker-network-endpoints": 99}) as address,
+    pytest.raises(OSError, match="503"),
+  ):
+    joining.found({"GCE_METADATA_IP": address})
+
+
 @pytest.mark.parametrize(
   ("arguments", "error"),
   [
@@ -131,6 +153,20 @@ def test_a_pod_says_that_there_are_others(values, environment, expected):
 def test_what_does_not_fit_is_said_before_anything_is_joined(arguments, error):
   with pytest.raises(ValueError, match=error), joining.joined(**arguments):
     pass
+
+
+def test_an_environment_that_says_half_is_told_what_to_pass(monkeypatch):
+  def initialize(**arguments):
+    raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(joining.jax.distributed, "initialize", initialize)
+  monkeypatch.setattr(joining, "found", lambda environment: {})
+  error = r"does not say all.* coordinator_address .*Pass --coordinator"
+  with pytest.raises(ValueError, match=error), joining.joined():
+    pass
+  # What would end this process later.
+  left = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+  assert all(timer.finished.is_set() for timer in left)
 
 
 def test_a_process_is_alone_where_nothing_says_otherwise(monkeypatch):

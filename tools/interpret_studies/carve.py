@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from etils import epath
 
 from interpret import contrast_crop, image_regions
 from models import decoding
-from tools import grid_questions, interpret_subjects
+from tools import grid_questions, interpret_subjects, study_command
 
 TITLE = "CARVE (2509.06461): contrast of attention, mask and crop"
 TEXT = """
@@ -48,7 +48,7 @@ COLUMNS = (
   ("hallucination", ".1%"),
 )
 _CONTRAST = {"scores": "contrast", "offset": "median"}
-_ROWS = {
+ROWS = {
   "not refined": {"scores": "none"},
   "random tokens, masked": {"scores": "random"},
   "attention of the instruction, masked": {"scores": "general"},
@@ -72,8 +72,8 @@ KINDS = ("which", "is_there")
 
 def rows(variant: str) -> list[tuple[str, dict[str, Any]]]:
   """Names of rows, and which scores are used for what."""
-  names = _ROWS if variant == "full" else ("not refined", "contrast, masked")
-  return [(name, _ROWS[name]) for name in names]
+  names = ROWS if variant == "full" else ("not refined", "contrast, masked")
+  return [(name, ROWS[name]) for name in names]
 
 
 class Looked(NamedTuple):
@@ -103,9 +103,7 @@ def measure(
   """Refines images by a row's scores, and asks again; see COLUMNS."""
   del name
   subject, train, test = looked(str(folder), seed, variant)
-  scores, layer = {}, None
-  if options["scores"] in ("question", "general", "contrast"):
-    layer = best_layer(train, options)
+  scores, layer = {}, best_layer(train, options)
   for place, kind in enumerate(KINDS):
     rng = np.random.default_rng((seed, place))
     scores[kind] = scores_of(test[kind], options, layer, rng)
@@ -118,27 +116,20 @@ def measure(
     figures["entropy"] = float(entropy.mean())
   if options["scores"] != "none":
     figures |= placed(scores, test, options["scores"] == "truth")
-  use = options.get("use", "mask")
   for kind, look in test.items():
-    refined = look.questions
-    if options["scores"] != "none":
-      truth = options["scores"] == "truth"
-      images = refine(look, scores[kind], truth, crop=use == "crop")
-      refined = refined._replace(images=images)
-    log_probs = answers(subject, refined)
-    if use == "both":
-      log_probs += answers(subject, look.questions)
-    right = log_probs.argmax(-1) == refined.answers
-    for group in np.unique(refined.groups):
-      figures[str(group)] = float(right[refined.groups == group].mean())
+    told = right(subject, look, scores[kind], options)
+    groups = look.questions.groups
+    for group in np.unique(groups):
+      figures[str(group)] = float(told[groups == group].mean())
   if "absent" in figures:
     figures["hallucination"] = 1.0 - figures.pop("absent")
-  if use == "crop":
+  if options.get("use") == "crop":
     figures["which"] = None
   return figures
 
 
-@functools.lru_cache(maxsize=1)
+# Rows come with one seed after the other.
+@functools.lru_cache(maxsize=len(study_command.SEEDS))
 def looked(folder: str, seed: int, variant: str):
   """The subject, and what it attends to in training and test, by kind."""
   subject = interpret_subjects.digits_grid(epath.Path(folder), seed, variant)
@@ -164,12 +155,7 @@ def look(subject, questions, kind) -> Looked:
   words = subject.source.words
   instruction = grid_questions.ask(subject.source, "list", 1).prompts
   general = np.tile(instruction, (len(questions.prompts), 1))
-  grids = questions.grids.reshape(len(questions.grids), -1)
-  if kind == "which":
-    places = [place_asked(words, row) for row in questions.prompts]
-    targets = np.arange(grids.shape[1])[None] == np.array(places)[:, None]
-  else:
-    targets = grids == questions.prompts[:, 1:2]
+  targets = targets_of(words, questions, kind)
   maps = [
     _maps(
       decoding.hashable(subject.model), subject.variables, p, questions.images
@@ -177,6 +163,17 @@ def look(subject, questions, kind) -> Looked:
     for p in (questions.prompts, general)
   ]
   return Looked(questions, targets, *maps)
+
+
+def targets_of(
+  words: Sequence[str], questions: grid_questions.Questions, kind: str
+) -> np.ndarray:
+  """Which digits questions are about, bool [number, tokens]."""
+  grids = questions.grids.reshape(len(questions.grids), -1)
+  if kind != "which":
+    return grids == questions.prompts[:, 1:2]
+  places = [place_asked(words, row) for row in questions.prompts]
+  return np.arange(grids.shape[1])[None] == np.array(places)[:, None]
 
 
 def place_asked(words: Sequence[str], prompt: np.ndarray) -> int:
@@ -214,8 +211,13 @@ def scores_of(look: Looked, options, layer: int | None, rng) -> np.ndarray:
   return scores
 
 
-def best_layer(train: dict[str, Looked], options) -> int:
-  """The layer whose scores point best, over kinds of questions."""
+def best_layer(train: dict[str, Looked], options) -> int | None:
+  """The layer whose scores point best, over kinds of questions.
+
+  None if a row's scores are of no layer.
+  """
+  if options["scores"] not in ("question", "general", "contrast"):
+    return None
   layers = train["which"].question.shape[1]
   told = [
     np.mean(
@@ -238,17 +240,28 @@ def pointing(scores: np.ndarray, targets: np.ndarray) -> float:
 
 def placed(scores, test, truth) -> dict[str, float]:
   """Pointing and overlap of scores."""
-  overlaps = []
-  for kind, look in test.items():
-    for each, target in zip(scores[kind], look.targets, strict=True):
-      if target.any():
-        mask = regions_of(each, truth).mask.ravel()
-        overlaps.append(image_regions.overlap(mask, target))
+  overlaps = [
+    overlaps_of(scores[kind], look.targets, truth)
+    for kind, look in test.items()
+  ]
   return {
     "pointing_which": pointing(scores["which"], test["which"].targets),
     "pointing_present": pointing(scores["is_there"], test["is_there"].targets),
-    "overlap": float(np.mean(overlaps)),
+    "overlap": float(np.concatenate(overlaps).mean()),
   }
+
+
+def overlaps_of(
+  scores: np.ndarray, targets: np.ndarray, truth: bool = False
+) -> np.ndarray:
+  """Intersection by union of regions and targets, where there are any."""
+  return np.array(
+    [
+      image_regions.overlap(regions_of(each, truth).mask.ravel(), target)
+      for each, target in zip(scores, targets, strict=True)
+      if target.any()
+    ]
+  )
 
 
 def regions_of(
@@ -280,6 +293,34 @@ def refine(
       image_regions.refine(image, regions, fill=images.min(), crop=crop)
     )
   return np.stack(refined)
+
+
+def right(
+  subject: interpret_subjects.Subject,
+  look: Looked,
+  scores: np.ndarray,
+  options: Mapping[str, Any],
+) -> np.ndarray:
+  """Whether answers to images that a row's scores refine are right.
+
+  Args:
+    subject: that is asked.
+    look: the questions.
+    scores: of tokens [number, tokens].
+    options: of the row.
+
+  Returns:
+    bool [number].
+  """
+  use, asked = options.get("use", "mask"), look.questions
+  if options["scores"] != "none":
+    truth = options["scores"] == "truth"
+    images = refine(look, scores, truth, crop=use == "crop")
+    asked = asked._replace(images=images)
+  log_probs = answers(subject, asked)
+  if use == "both":
+    log_probs += answers(subject, look.questions)
+  return log_probs.argmax(-1) == asked.answers
 
 
 def answers(subject, questions) -> np.ndarray:

@@ -46,6 +46,7 @@ COLUMNS = (
   ("pointing,_random_weights", ".1%"),
   ("sigma", ".1f"),
 )
+SEEDS = (0, 1, 2, 3, 4)
 
 _SIDE, _DIGIT = 32, 8
 _STROKES, _LENGTH = 8, 7
@@ -161,7 +162,7 @@ def canvases(
     )
     drawings, labels = drawings[kept], labels[kept]
   chosen = rng.integers(len(labels), size=number)
-  image = _strokes(rng, number)
+  image = strokes(rng, number, _STROKES)
   for _ in range(_PIECES):
     _paste(rng, image, _pieces(rng, drawings, number))
   corner = _paste(rng, image, drawings[chosen])
@@ -170,6 +171,29 @@ def canvases(
     "label": labels[chosen],
     "box": np.concatenate([corner, corner + _DIGIT], axis=1),
   }
+
+
+def strokes(rng: np.random.Generator, number: int, count: int) -> np.ndarray:
+  """Draws straight strokes of one pixel's width on black.
+
+  Args:
+    rng: of places, directions and ink.
+    number: of images.
+    count: of strokes on each.
+
+  Returns:
+    float64 [number, 32, 32] from 0 to 1.
+  """
+  image = np.zeros((number, _SIDE, _SIDE))
+  start = rng.uniform(0, _SIDE, (number, count, 1, 2))
+  angle = rng.uniform(0, 2 * np.pi, (number, count, 1))
+  ink = rng.uniform(0.4, 1.0, (number, count, 1))
+  direction = np.stack([np.sin(angle), np.cos(angle)], axis=-1)
+  points = start + direction * np.arange(_LENGTH)[:, None]
+  row, column = np.clip(points.astype(int), 0, _SIDE - 1).transpose(3, 0, 1, 2)
+  ink = np.broadcast_to(ink, row.shape)
+  np.maximum.at(image, (np.arange(number)[:, None, None], row, column), ink)
+  return image
 
 
 def treatment(widths, variables, validation, options, seed):
@@ -187,20 +211,6 @@ def treatment(widths, variables, validation, options, seed):
   ]
   sigma = _SIGMAS[int(np.argmax(shares))]
   return functools.partial(_blurred, sigma=sigma), {"sigma": sigma}
-
-
-def _strokes(rng, number):
-  """Straight strokes of one pixel's width: [number, 32, 32]."""
-  image = np.zeros((number, _SIDE, _SIDE))
-  start = rng.uniform(0, _SIDE, (number, _STROKES, 1, 2))
-  angle = rng.uniform(0, 2 * np.pi, (number, _STROKES, 1))
-  ink = rng.uniform(0.4, 1.0, (number, _STROKES, 1))
-  direction = np.stack([np.sin(angle), np.cos(angle)], axis=-1)
-  points = start + direction * np.arange(_LENGTH)[:, None]
-  row, column = np.clip(points.astype(int), 0, _SIDE - 1).transpose(3, 0, 1, 2)
-  ink = np.broadcast_to(ink, row.shape)
-  np.maximum.at(image, (np.arange(number)[:, None, None], row, column), ink)
-  return image
 
 
 def _pieces(rng, drawings, number):

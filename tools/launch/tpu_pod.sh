@@ -80,6 +80,9 @@ on_hosts() {
   done
 }
 
+# Whether the process of train.pid is ours: numbers are given again.
+running='grep -q train.py /proc/$(cat train.pid 2>/dev/null)/cmdline 2>/dev/null'
+
 queued() {
   run gcloud compute tpus queued-resources "$@" --zone="$zone"
 }
@@ -102,20 +105,32 @@ case $action in
     ;;
   install)
     needs repository revision
+    wanted=$(printf %q "$revision")
     on_hosts all "set -e
-command -v $python || sudo apt-get install --yes --quiet $python $python-venv
+if ! command -v $python; then
+  # A machine that has just begun may be upgrading itself.
+  apt='sudo apt-get --quiet --yes --option=DPkg::Lock::Timeout=600'
+  \$apt update
+  \$apt install $python $python-venv
+fi
 test -d foveal || git clone --quiet $(printf %q "$repository") foveal
 cd foveal
-git fetch --quiet
-git checkout --quiet $(printf %q "$revision")
+git fetch --quiet --tags
+# Of a branch what is there now, and not what was when it was cloned.
+commit=\$(git rev-parse --quiet --verify origin/$wanted^{commit} ||
+  git rev-parse --quiet --verify $wanted^{commit}) || {
+  echo there is no revision $wanted >&2
+  exit 1
+}
+git checkout --quiet --detach \$commit
 test -d .venv || $python -m venv .venv
 .venv/bin/pip install --quiet -e . 'jax[tpu]' gcsfs
 git log -1 --format='%h on '\$(hostname)"
     ;;
   start)
     [[ ${#train_options[@]} -gt 0 ]] || fail "start needs the options of train.py after --"
-    command="cd foveal
-if test -e train.pid && kill -0 \$(cat train.pid) 2>/dev/null; then
+    command="cd foveal || exit 1
+if $running; then
   echo 'a run is going on here already' >&2
   exit 1
 fi
@@ -133,7 +148,8 @@ echo \$! > train.pid"
     ;;
   stop)
     # The notice of a pre-emption: all hosts save at the same step and end.
-    on_hosts all "kill -TERM \$(cat foveal/train.pid)"
+    on_hosts all "cd foveal || exit 1
+if $running; then kill -TERM \$(cat train.pid); else echo 'no run is going on here'; fi"
     ;;
   delete)
     queued delete "$name" --force

@@ -186,6 +186,15 @@ class Soak:
     return json.loads(output.read_text().splitlines()[-1])
 
 
+def began_with(out: Path, workers: int) -> bool:
+  """Whether the runs of a folder are those of so many workers, if any are."""
+  return all(
+    path.name == f"soak_{line['run'] % workers}.jsonl"
+    for path in out.glob("soak_*.jsonl")
+    for line in read_lines(path)
+  )
+
+
 def read_lines(*paths: Path) -> list[dict[str, Any]]:
   """All lines of such files as are there."""
   return [
