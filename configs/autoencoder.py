@@ -39,17 +39,10 @@ def get_config(variant: str = "digits") -> ml_collections.ConfigDict:
 
 
 def _digits(config: ml_collections.ConfigDict) -> None:
-  config.train_for = "2000 steps"
-  config.evaluate_every = "500 steps"
-  config.checkpoint.every = "500 steps"
-  config.optimizer.learning_rate = 2e-3
-  config.optimizer.final_learning_rate = 2e-5
-  config.optimizer.warmup = "5 percent"
+  common.schedule(config, steps=2000, every=500, rates=(2e-3, 2e-5))
   config.ema.decay = 0.99
 
 
 def _test(config: ml_collections.ConfigDict) -> None:
   config.model.update(dict(width=8, groups=4))
-  config.train_for = "12 steps"
-  config.evaluate_every = "6 steps"
-  config.checkpoint.every = "3 steps"
+  common.schedule(config, steps=12, every=6, save_every=3)

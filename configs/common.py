@@ -83,3 +83,32 @@ def get_config(task: str = "classification") -> ml_collections.ConfigDict:
   )
   config.update(tasks.find(task).default_config())
   return config
+
+
+def schedule(
+  config: ml_collections.ConfigDict,
+  *,
+  steps: int,
+  every: int,
+  save_every: int | None = None,
+  rates: tuple[float, float] | None = None,
+  warmup: str = "5 percent",
+) -> None:
+  """How long a config trains, when it is looked at, and its learning rates.
+
+  Args:
+    config: from `get_config`, changed in place.
+    steps: updates.
+    every: steps from one evaluation to the next.
+    save_every: steps from one checkpoint to the next; `every` if None.
+    rates: the highest and the last learning rate; None leaves all rates be.
+    warmup: until the highest.
+  """
+  config.train_for = f"{steps} steps"
+  config.evaluate_every = f"{every} steps"
+  config.checkpoint.every = (
+    f"{every if save_every is None else save_every} steps"
+  )
+  if rates is not None:
+    config.optimizer.learning_rate, config.optimizer.final_learning_rate = rates
+    config.optimizer.warmup = warmup

@@ -47,9 +47,7 @@ def get_config(variant: str = "default") -> ml_collections.ConfigDict:
     config.model.widths = (16,)
     config.model.depths = (1,)
     config.model.window_size = 2
-    config.train_for = "12 steps"
-    config.evaluate_every = "6 steps"
-    config.checkpoint.every = "3 steps"
+    common.schedule(config, steps=12, every=6, save_every=3)
   return config
 
 

@@ -67,8 +67,6 @@ def _test(config: ml_collections.ConfigDict) -> None:
   config.model.update(dict(widths=(16, 8), depths=(1, 1), heads=2))
   config.batch_size = 8
   config.eval_batch_size = 120
-  config.train_for = "12 steps"
-  config.evaluate_every = "6 steps"
-  config.checkpoint.every = "3 steps"
+  common.schedule(config, steps=12, every=6, save_every=3)
   config.evaluation.num_samples = 0
   config.sampling.steps = 4

@@ -153,14 +153,6 @@ GRID = _grid()
 _Sizes = tuple[int, int]
 
 
-def _train(
-  config: ml_collections.ConfigDict, *, steps: int, every: int
-) -> None:
-  """A training that is evaluated and saved every so many steps."""
-  config.train_for = f"{steps} steps"
-  config.evaluate_every = config.checkpoint.every = f"{every} steps"
-
-
 def _lorenz96_small(config: ml_collections.ConfigDict) -> _Sizes:
   config.data.options.update(size=8, forcing=8.0, step=0.01, every=5)
   config.data.update(trajectories=32, states=2000, length=16)
@@ -168,7 +160,7 @@ def _lorenz96_small(config: ml_collections.ConfigDict) -> _Sizes:
   # As `input_pipeline.dynamics.lyapunov` finds it, here and below.
   config.lyapunov_exponent = 1.59
   config.optimizer.learning_rate = 3e-3
-  _train(config, steps=1500, every=500)
+  common.schedule(config, steps=1500, every=500)
   return 30_000, 2
 
 
@@ -180,7 +172,7 @@ def _kuramoto_sivashinsky_small(config: ml_collections.ConfigDict) -> _Sizes:
   config.data.update(warm_up=64, horizon=200)
   config.lyapunov_exponent = 0.05
   config.optimizer.learning_rate = 3e-3
-  _train(config, steps=1500, every=500)
+  common.schedule(config, steps=1500, every=500)
   return 50_000, 2
 
 
@@ -189,7 +181,7 @@ def _lorenz96(config: ml_collections.ConfigDict) -> _Sizes:
   config.data.update(trajectories=64, states=2000, length=32)
   config.data.update(warm_up=1250, horizon=1000)
   config.lyapunov_exponent = 1.66
-  _train(config, steps=40_000, every=2000)
+  common.schedule(config, steps=40_000, every=2000)
   return 2_000_000, 4
 
 
@@ -200,7 +192,7 @@ def _lorenz96_multiscale(config: ml_collections.ConfigDict) -> _Sizes:
   config.data.update(warm_up=1000, horizon=1000)
   # The greatest exponent, 18, is that of the fast numbers, which nobody
   # forecasts, so times are plain.
-  _train(config, steps=40_000, every=2000)
+  common.schedule(config, steps=40_000, every=2000)
   return 1_000_000, 4
 
 
@@ -210,7 +202,7 @@ def _kuramoto_sivashinsky(config: ml_collections.ConfigDict) -> _Sizes:
   config.data.update(trajectories=64, states=2000, length=32)
   config.data.update(warm_up=500, horizon=1000)
   config.lyapunov_exponent = 0.086
-  _train(config, steps=40_000, every=2000)
+  common.schedule(config, steps=40_000, every=2000)
   return 5_000_000, 4
 
 

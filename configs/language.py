@@ -51,12 +51,9 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.data.length = 256
   config.batch_size = 8
   config.eval_batch_size = 16
-  config.train_for = "1200 steps"
-  config.evaluate_every = "600 steps"
-  config.checkpoint.every = "300 steps"
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.final_learning_rate = 1e-4
-  config.optimizer.warmup = "5 percent"
+  common.schedule(
+    config, steps=1200, every=600, save_every=300, rates=(3e-3, 1e-4)
+  )
 
 
 def _shakespeare_cpu(config: ml_collections.ConfigDict) -> None:
@@ -71,12 +68,9 @@ def _shakespeare_cpu(config: ml_collections.ConfigDict) -> None:
   config.data.length = 64
   config.batch_size = 12
   config.eval_batch_size = 64
-  config.train_for = "2000 steps"
-  config.evaluate_every = "250 steps"
-  config.checkpoint.every = "500 steps"
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.final_learning_rate = 1e-4
-  config.optimizer.warmup = "5 percent"
+  common.schedule(
+    config, steps=2000, every=250, save_every=500, rates=(1e-3, 1e-4)
+  )
 
 
 def _gpt2(config: ml_collections.ConfigDict) -> None:
@@ -87,12 +81,14 @@ def _gpt2(config: ml_collections.ConfigDict) -> None:
   config.dtype = "bfloat16"
   config.batch_size = 480
   config.eval_batch_size = 64
-  config.train_for = "600000 steps"
-  config.evaluate_every = "5000 steps"
-  config.checkpoint.every = "2000 steps"
-  config.optimizer.learning_rate = 6e-4
-  config.optimizer.final_learning_rate = 6e-5
-  config.optimizer.warmup = "2000 steps"
+  common.schedule(
+    config,
+    steps=600000,
+    every=5000,
+    save_every=2000,
+    rates=(6e-4, 6e-5),
+    warmup="2000 steps",
+  )
   config.optimizer.b2 = 0.95
 
 
@@ -111,12 +107,14 @@ def _1b(config: ml_collections.ConfigDict) -> None:
   config.mesh.update(dict(data=1, fsdp=-1))
   config.batch_size = 64
   config.eval_batch_size = 64
-  config.train_for = "100000 steps"
-  config.evaluate_every = "2000 steps"
-  config.checkpoint.every = "500 steps"
-  config.optimizer.learning_rate = 3e-4
-  config.optimizer.final_learning_rate = 3e-5
-  config.optimizer.warmup = "2000 steps"
+  common.schedule(
+    config,
+    steps=100000,
+    every=2000,
+    save_every=500,
+    rates=(3e-4, 3e-5),
+    warmup="2000 steps",
+  )
   config.optimizer.b2 = 0.95
 
 
@@ -126,12 +124,7 @@ def _study(config: ml_collections.ConfigDict) -> None:
   config.data.length = 128
   config.batch_size = 16
   config.eval_batch_size = 32
-  config.train_for = "400 steps"
-  config.evaluate_every = "400 steps"
-  config.checkpoint.every = "400 steps"
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.final_learning_rate = 1e-4
-  config.optimizer.warmup = "5 percent"
+  common.schedule(config, steps=400, every=400, rates=(3e-3, 1e-4))
 
 
 def _test(config: ml_collections.ConfigDict) -> None:
@@ -139,9 +132,7 @@ def _test(config: ml_collections.ConfigDict) -> None:
   config.data.length = 32
   config.batch_size = 8
   config.eval_batch_size = 256
-  config.train_for = "12 steps"
-  config.evaluate_every = "6 steps"
-  config.checkpoint.every = "3 steps"
+  common.schedule(config, steps=12, every=6, save_every=3)
   config.optimizer.learning_rate = 1e-2
 
 

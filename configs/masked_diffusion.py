@@ -56,11 +56,7 @@ def _records(config: ml_collections.ConfigDict) -> None:
   config.masking.least = 0.5
   config.batch_size = 32
   config.eval_batch_size = 50
-  config.train_for = "1500 steps"
-  config.evaluate_every = config.checkpoint.every = "500 steps"
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.final_learning_rate = 1e-4
-  config.optimizer.warmup = "5 percent"
+  common.schedule(config, steps=1500, every=500, rates=(3e-3, 1e-4))
 
 
 def _test(config: ml_collections.ConfigDict) -> None:

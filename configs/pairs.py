@@ -33,19 +33,14 @@ def get_config(variant: str = "pairs") -> ml_collections.ConfigDict:
   config.data.eval_examples = 200
   config.batch_size = 16
   config.eval_batch_size = 50
-  config.train_for = "400 steps"
-  config.evaluate_every = config.checkpoint.every = "400 steps"
-  config.optimizer.learning_rate = 4e-3
-  config.optimizer.final_learning_rate = 1e-4
-  config.optimizer.warmup = "5 percent"
+  common.schedule(config, steps=400, every=400, rates=(4e-3, 1e-4))
   config.optimizer.clip_norm = 1.0
   if variant == "networks":
     config.imitate = True
     config.model.bias = "factors"
     config.model.bias_rank = 8
     config.model.hidden = 128
-    config.train_for = "800 steps"
-    config.evaluate_every = config.checkpoint.every = "800 steps"
+    common.schedule(config, steps=800, every=800)
     # As in the paper, but that the average is of 0.99 in so few steps.
     config.optimizer.learning_rate = 3e-3
     config.ema.decay = 0.99

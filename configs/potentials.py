@@ -39,11 +39,7 @@ def get_config(variant: str = "clusters") -> ml_collections.ConfigDict:
     config.model.forces = "gradient"
   config.batch_size = 16
   config.eval_batch_size = 100
-  config.train_for = "600 steps"
-  config.evaluate_every = config.checkpoint.every = "300 steps"
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.final_learning_rate = 1e-5
-  config.optimizer.warmup = "5 percent"
+  common.schedule(config, steps=600, every=300, rates=(1e-3, 1e-5))
   config.optimizer.clip_norm = 10.0
   config.optimizer.weight_decay = 0.01
   # As the paper's code: norms, embeddings and biases do not decay.

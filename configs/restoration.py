@@ -33,12 +33,11 @@ def photographs(config: ml_collections.ConfigDict, *, steps: int) -> None:
   config.data.patch_size = 24
   config.batch_size = 8
   config.eval_batch_size = 4
-  config.train_for = f"{steps} steps"
-  config.evaluate_every = config.checkpoint.every = f"{-(-steps // 4)} steps"
   config.optimizer.name = "adam"
-  config.optimizer.learning_rate = 2e-3
-  config.optimizer.final_learning_rate = 1e-5
-  config.optimizer.warmup = "2 percent"
+  every = -(-steps // 4)
+  common.schedule(
+    config, steps=steps, every=every, rates=(2e-3, 1e-5), warmup="2 percent"
+  )
   config.optimizer.clip_norm = 1.0
   config.ema.decay = 0.99
 

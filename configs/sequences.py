@@ -28,6 +28,9 @@ import ml_collections
 from configs import common
 from input_pipeline.sequences import sources
 
+# Of short trainings, the highest and the last.
+_RATES = (3e-3, 1e-4)
+
 # Linear mixers in one frame, as fla's layers have it.
 _RECURRENT = {
   "feature_map": "identity",
@@ -59,19 +62,8 @@ def get_config(variant: str = "mqar") -> ml_collections.ConfigDict:
   config.optimizer.clip_norm = 1.0
   config.optimizer.weight_decay = 0.1
   config.optimizer.decay_exclude = ("scale", "bias")
-  config.optimizer.warmup = "5 percent"
   VARIANTS[variant](config)
   return config
-
-
-def _train(
-  config: ml_collections.ConfigDict, *, steps: int, every: int
-) -> None:
-  """A short training, that is evaluated and saved every so many steps."""
-  config.train_for = f"{steps} steps"
-  config.evaluate_every = config.checkpoint.every = f"{every} steps"
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.final_learning_rate = 1e-4
 
 
 def _mqar(config: ml_collections.ConfigDict) -> None:
@@ -79,7 +71,7 @@ def _mqar(config: ml_collections.ConfigDict) -> None:
   config.model.update(dict(width=64, depth=2, heads=2, mlp_width=128))
   config.batch_size = 64
   config.eval_batch_size = 100
-  _train(config, steps=600, every=200)
+  common.schedule(config, steps=600, every=200, rates=_RATES)
 
 
 def _digits(config: ml_collections.ConfigDict) -> None:
@@ -92,7 +84,7 @@ def _digits(config: ml_collections.ConfigDict) -> None:
   config.model.init_scale = 0.1
   config.batch_size = 32
   config.eval_batch_size = 200
-  _train(config, steps=400, every=400)
+  common.schedule(config, steps=400, every=400, rates=_RATES)
 
 
 def _grammar(config: ml_collections.ConfigDict) -> None:
@@ -109,7 +101,7 @@ def _grammar(config: ml_collections.ConfigDict) -> None:
   config.model.mixer_options = {"linear": RECURRENT_MIXERS["gated DeltaNet"]}
   config.batch_size = 16
   config.eval_batch_size = 50
-  _train(config, steps=600, every=200)
+  common.schedule(config, steps=600, every=200, rates=_RATES)
 
 
 def _near_and_far(config: ml_collections.ConfigDict) -> None:
@@ -118,7 +110,7 @@ def _near_and_far(config: ml_collections.ConfigDict) -> None:
   config.model.init_scale = 0.125
   config.batch_size = 32
   config.eval_batch_size = 100
-  _train(config, steps=300, every=100)
+  common.schedule(config, steps=300, every=100, rates=_RATES)
 
 
 def _marked_word(config: ml_collections.ConfigDict) -> None:
@@ -129,14 +121,14 @@ def _marked_word(config: ml_collections.ConfigDict) -> None:
   config.model.init_scale = 0.125
   config.batch_size = 32
   config.eval_batch_size = 100
-  _train(config, steps=600, every=600)
+  common.schedule(config, steps=600, every=600, rates=_RATES)
 
 
 def _reversal(config: ml_collections.ConfigDict) -> None:
   config.model.update(dict(width=64, depth=2, heads=2, mlp_width=128))
   config.batch_size = 64
   config.eval_batch_size = 100
-  _train(config, steps=600, every=600)
+  common.schedule(config, steps=600, every=600, rates=_RATES)
 
 
 def _cited_facts(config: ml_collections.ConfigDict) -> None:
@@ -146,7 +138,7 @@ def _cited_facts(config: ml_collections.ConfigDict) -> None:
   config.model.init_scale = 0.125
   config.batch_size = 32
   config.eval_batch_size = 100
-  _train(config, steps=600, every=600)
+  common.schedule(config, steps=600, every=600, rates=_RATES)
 
 
 def _selectivbench(config: ml_collections.ConfigDict) -> None:

@@ -33,18 +33,13 @@ def get_config(variant: str = "source") -> ml_collections.ConfigDict:
   config = common.get_config("detection")
   config.batch_size = 16
   config.eval_batch_size = 50
-  config.train_for = config.evaluate_every = "1000 steps"
-  config.checkpoint.every = "1000 steps"
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.final_learning_rate = 1e-5
-  config.optimizer.warmup = "5 percent"
+  common.schedule(config, steps=1000, every=1000, rates=(1e-3, 1e-5))
   config.optimizer.weight_decay = 0.05
   config.optimizer.clip_norm = 1.0
   if variant == "few_shot":
     config.data.domain = "target"
     # A batch is all shots, so that prototypes are of all of them.
     config.data.train_examples = config.batch_size = SHOTS
-    config.train_for = config.evaluate_every = "60 steps"
-    config.checkpoint.every = "60 steps"
+    common.schedule(config, steps=60, every=60)
     config.optimizer.learning_rate = 3e-4
   return config

@@ -7,8 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-import attention
-from models import layers, taps
+from models import layers, open_attention
 
 
 class ResidualBlock(nn.Module):
@@ -64,13 +63,8 @@ class SpatialAttention(nn.Module):
       layers.Dense(channels, name=name, **dtypes)(y)
       for name in ("query", "key", "value")
     )
-    y = taps.with_open_map(
-      self,
-      lambda: attention.dot_product_attention(
-        q, k, v, implementation=self.implementation
-      ),
-      lambda: attention.attention_weights(q, k),
-      lambda weights: attention.apply_attention_weights(weights, v),
+    y = open_attention.dot_product(
+      self, q, k, v, implementation=self.implementation
     )
     y = layers.Dense(channels, name="out", **dtypes)(y)
     return x + y.reshape(x.shape)

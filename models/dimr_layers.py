@@ -6,8 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-import attention
-from models import layers, rows, taps
+from models import layers, open_attention, rows, taps
 from models.feed_forward import FeedForward
 from models.lina_layers import uniform
 from models.time_norms import TimeLayerNorm, TimeRMSNorm
@@ -121,13 +120,8 @@ class Attention(nn.Module):
       dense((self.heads, width // self.heads), use_bias=False, name=name)(x)
       for name in ("query", "key", "value")
     )
-    out = taps.with_open_map(
-      self,
-      lambda: attention.dot_product_attention(
-        q, k, v, implementation=self.implementation
-      ),
-      lambda: attention.attention_weights(q, k),
-      lambda weights: attention.apply_attention_weights(weights, v),
+    out = open_attention.dot_product(
+      self, q, k, v, implementation=self.implementation
     )
     return dense(width, axis=(-2, -1), name="out")(out)
 

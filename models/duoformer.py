@@ -21,8 +21,14 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-import attention
-from models import duoformer_tokens, layers, normalization, registry, taps
+from models import (
+  duoformer_tokens,
+  layers,
+  normalization,
+  open_attention,
+  registry,
+  taps,
+)
 from models.backbone import Backbone
 
 Dtype = layers.Dtype
@@ -238,13 +244,8 @@ class SelfAttention(nn.Module):
     qkv = dense((3, self.heads, width // self.heads), name="qkv")(x)
     # Three times [..., tokens, heads, D / heads].
     q, k, v = (qkv[..., i, :, :] for i in range(3))
-    out = taps.with_open_map(
-      self,
-      lambda: attention.dot_product_attention(
-        q, k, v, implementation=self.implementation
-      ),
-      lambda: attention.attention_weights(q, k),
-      lambda weights: attention.apply_attention_weights(weights, v),
+    out = open_attention.dot_product(
+      self, q, k, v, implementation=self.implementation
     )
     return dense(width, axis=(-2, -1), name="out")(out)
 

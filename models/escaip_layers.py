@@ -8,9 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-import attention
 from attention import masks, scores
-from models import layers, normalization, taps
+from models import layers, normalization, open_attention, taps
 from models.atom_graphs import Graph
 from models.feed_forward import exact_gelu
 
@@ -274,13 +273,8 @@ class NeighborAttention(nn.Module):
       "score_mods": mods,
       "mask": masks.padding(seen.graph.count.reshape(-1)),
     }
-    out = taps.with_open_map(
-      self,
-      lambda: attention.dot_product_attention(
-        q, k, v, implementation=fields.implementation, **slots
-      ),
-      lambda: attention.attention_weights(q, k, **slots),
-      lambda weights: attention.apply_attention_weights(weights, v),
+    out = open_attention.dot_product(
+      self, q, k, v, implementation=fields.implementation, **slots
     )
     return layers.Dense(
       fields.width, kernel_init=_xavier, name="out", **fields.dtypes

@@ -1,12 +1,14 @@
 """Flow attention as a mixer of sequences."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 import attention
 from attention import flow, flow_sums
-from models import linear_mixer, mixer_base, registry, taps
+from models import linear_mixer, mixer_base, open_attention, registry
 
 
 class FlowAttention(mixer_base.SequenceMixer):
@@ -75,13 +77,22 @@ class FlowAttention(mixer_base.SequenceMixer):
       "allocation": self.allocation,
       "kept": None if positions is None else self._kept(x, positions),
       "begins": self._begins(x, segments, cache),
-      "implementation": self.implementation,
     }
+    attend = functools.partial(attention.flow_attention, **options)
+    implementation = self.implementation
     if cache is None:
-      out = self._attend(q, k, v, options)
+      # Rows of its map do not sum to 1: each has the sigmoid of an inflow.
+      out = open_attention.linear(
+        self, attend, q, k, v, implementation=implementation
+      )
     else:
-      out, state = attention.flow_attention(
-        q, k, v, state=_nested(cache), return_state=True, **options
+      out, state = attend(
+        q,
+        k,
+        v,
+        state=_nested(cache),
+        return_state=True,
+        implementation=implementation,
       )
       cache = {
         **_flat(state),
@@ -91,26 +102,6 @@ class FlowAttention(mixer_base.SequenceMixer):
     out = self.gated(out, x, "output").astype(self.dtype)
     out = self.output(out, x.shape[-1])
     return self.gated(out, x, "projection"), cache
-
-  def _attend(self, q, k, v, options) -> jax.Array:
-    """Runs the attention; its map is what it makes of one value for each key.
-
-    Its rows do not sum to 1: each has the sigmoid of an inflow.
-    """
-
-    def weigh():
-      wide_q, wide_k = (x.astype(jnp.float32) for x in (q, k))
-      xla = {**options, "implementation": "xla"}
-      return taps.linear_map(
-        lambda v: attention.flow_attention(wide_q, wide_k, v, **xla), wide_k
-      )
-
-    return taps.with_open_map(
-      self,
-      lambda: attention.flow_attention(q, k, v, **options),
-      weigh,
-      lambda weights: attention.apply_attention_weights(weights, v),
-    )
 
   def _kept(self, x, positions) -> jax.Array:
     return jnp.broadcast_to(positions >= 0, x.shape[:2])

@@ -19,6 +19,7 @@ from models import (
   layers,
   lina_layers,
   normalization,
+  open_attention,
   registry,
   taps,
 )
@@ -246,35 +247,18 @@ class SelfAttention(nn.Module):
     return dense(width, axis=(-2, -1), name="out")(out).reshape(x.shape)
 
   def _flow(self, q, k, v) -> jax.Array:
-    def attend(q, k, v, implementation):
-      return attention.flow_attention(
-        q,
-        k,
-        v,
-        clip=self.clip or None,
-        outer_epsilon=self.outer_epsilon,
-        implementation=implementation,
-      )
-
-    def weigh():
-      wide_q, wide_k = (x.astype(jnp.float32) for x in (q, k))
-      return taps.linear_map(lambda v: attend(wide_q, wide_k, v, "xla"), wide_k)
-
-    return taps.with_open_map(
-      self,
-      lambda: attend(q, k, v, self.implementation),
-      weigh,
-      lambda weights: attention.apply_attention_weights(weights, v),
+    attend = functools.partial(
+      attention.flow_attention,
+      clip=self.clip or None,
+      outer_epsilon=self.outer_epsilon,
+    )
+    return open_attention.linear(
+      self, attend, q, k, v, implementation=self.implementation
     )
 
   def _dot(self, q, k, v) -> jax.Array:
-    return taps.with_open_map(
-      self,
-      lambda: attention.dot_product_attention(
-        q, k, v, implementation=self.implementation
-      ),
-      lambda: attention.attention_weights(q, k),
-      lambda weights: attention.apply_attention_weights(weights, v),
+    return open_attention.dot_product(
+      self, q, k, v, implementation=self.implementation
     )
 
 

@@ -72,7 +72,7 @@ class HaloAttention(nn.Module):
     )
     kv = HeadProjection(heads, (key_dim, value_dim), name="kv", **options)
     k, v = kv(x)
-    out = _attend(
+    out = attend(
       self,
       q,
       k,
@@ -168,7 +168,7 @@ class HeadProjection(nn.Module):
     return out
 
 
-def _attend(module, q, k, v, *, block_size, halo_size, **options) -> jax.Array:
+def attend(module, q, k, v, *, block_size, halo_size, **options) -> jax.Array:
   """Runs halo attention by the module's implementation, its map to be tapped.
 
   The map is [batch, rows, columns, heads, queries, keys], blocks in rows and
@@ -247,7 +247,7 @@ class GlobalAttention(nn.Module):
       )
       for name in ("height_rel", "width_rel")
     ]
-    out = _attend(
+    out = attend(
       self,
       *(qkv[:, :, :, i] for i in range(3)),
       block_size=self.side,

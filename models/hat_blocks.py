@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 import attention
-from models import layers, normalization, rows, taps
+from models import halo_mixer, layers, normalization, rows, taps
 from models.feed_forward import FeedForward, exact_gelu
 from models.head_projections import ToHeads, from_heads
 from models.restoration_layers import conv, dense
@@ -146,16 +146,14 @@ class OverlappingBlock(nn.Module):
       self.param_dtype,
     )
     bias = attention.relative_halo_bias(table, self.window_size)
-    blocks = {"block_size": self.window_size, "halo_size": self.halo_size}
-    return taps.with_open_map(
+    return halo_mixer.attend(
       self,
-      lambda: attention.halo_attention(
-        q, k, v, bias=bias, implementation=self.implementation, **blocks
-      ),
-      lambda: attention.halo_attention_weights(q, k, bias=bias, **blocks),
-      lambda weights: attention.apply_halo_attention_weights(
-        weights, v, **blocks
-      ),
+      q,
+      k,
+      v,
+      block_size=self.window_size,
+      halo_size=self.halo_size,
+      bias=bias,
     )
 
 

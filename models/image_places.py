@@ -32,14 +32,7 @@ def checked(start: Start, tokens: jax.Array) -> Start:
   """
   batch, length = tokens.shape[:2]
   given = jnp.asarray(start)
-  if not jnp.issubdtype(given.dtype, jnp.integer) or given.shape not in (
-    (),
-    (batch,),
-  ):
-    raise ValueError(
-      f"image_start is {given.dtype} of shape {given.shape}; it must be an "
-      f"integer, or integers [batch] = ({batch},)"
-    )
+  check_form(given, batch)
   if not isinstance(given, jax.core.Tracer):
     values = np.asarray(start)
     if ((values < 0) | (values > length)).any():
@@ -50,6 +43,16 @@ def checked(start: Start, tokens: jax.Array) -> Start:
   if isinstance(start, int):
     return start
   return jnp.broadcast_to(given.astype(jnp.int32), (batch,))
+
+
+def check_form(start: jax.Array | np.ndarray, batch: int) -> None:
+  """Raises a ValueError unless it is an integer, or integers [batch]."""
+  is_integer = jnp.issubdtype(start.dtype, jnp.integer)
+  if not is_integer or start.shape not in ((), (batch,)):
+    raise ValueError(
+      f"image_start is {start.dtype} of shape {start.shape}; it must be an "
+      f"integer, or integers [batch] = ({batch},)"
+    )
 
 
 def joined(text: jax.Array, image: jax.Array, start: Start) -> jax.Array:

@@ -4,9 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-import attention
 from attention import masks, scores
-from models import layers, taps
+from models import layers, open_attention
 
 State = dict[str, jax.Array]
 
@@ -63,7 +62,10 @@ class LagAttention(nn.Module):
     if state is not None:
       past = self.window - 1
       k, v, valid, state = self._joined(k, v, valid, state)
-    out = taps.with_open_map(self, *self._parts(q, k, v, valid, past))
+    slots = self._slots(q, k, valid, past)
+    out = open_attention.dot_product(
+      self, q, k, v, implementation=self.implementation, **slots
+    )
     out = layers.DenseGeneral(
       width,
       axis=(-2, -1),
@@ -90,8 +92,8 @@ class LagAttention(nn.Module):
     }
     return keys.astype(k.dtype), values.astype(v.dtype), valid, after
 
-  def _parts(self, q, k, v, valid, past):
-    """What `taps.with_open_map` takes."""
+  def _slots(self, q, k, valid, past):
+    """Biases of the lags, and the mask of what is seen."""
     table = self.param(
       "bias",
       nn.initializers.zeros,
@@ -105,21 +107,10 @@ class LagAttention(nn.Module):
     # [batch, keys]; a negative place is seen by nobody.
     places = jnp.where(valid, places[None], -1)
     queries = jnp.broadcast_to(queries[None], (q.shape[0], q.shape[1]))
-    slots = {
+    return {
       "score_mods": (scores.bias(table.astype(jnp.float32)[:, lags]),),
       "mask": masks.positions(queries, places, self.window - 1),
     }
-
-    def attend():
-      return attention.dot_product_attention(
-        q, k, v, implementation=self.implementation, **slots
-      )
-
-    return (
-      attend,
-      lambda: attention.attention_weights(q, k, **slots),
-      lambda weights: attention.apply_attention_weights(weights, v),
-    )
 
   @staticmethod
   def empty(batch: int, window: int, width: int) -> State:

@@ -5,6 +5,7 @@ and head, learned and 1 at the start ("KV gate", arXiv 2601.22630). They belong
 to places of the sequence, hence to one resolution.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 import attention
 from attention import features, linear_normalizers, masks
-from models import layers, lina_layers, taps
+from models import layers, lina_layers, open_attention
 from models.finite_mask import FiniteMask
 
 ATTENTIONS = ("linear", "softmax")
@@ -106,34 +107,15 @@ class LinaAttention(nn.Module):
   def _attend(self, q, k, v, gates, lengths):
     if self.attention == "softmax":
       mask = None if lengths is None else FiniteMask(masks.padding(lengths))
-      return taps.with_open_map(
-        self,
-        lambda: attention.dot_product_attention(
-          q, k, v, mask=mask, implementation=self.implementation
-        ),
-        lambda: attention.attention_weights(q, k, mask=mask),
-        lambda weights: attention.apply_attention_weights(weights, v),
+      return open_attention.dot_product(
+        self, q, k, v, implementation=self.implementation, mask=mask
       )
 
-    def weigh():
-      options = {"lengths": lengths, "implementation": "xla"}
-      return taps.linear_map(
-        lambda values: mix(q, k, values, gates, self.normalizer, **options), k
-      )
-
-    return taps.with_open_map(
-      self,
-      lambda: mix(
-        q,
-        k,
-        v,
-        gates,
-        self.normalizer,
-        lengths,
-        implementation=self.implementation,
-      ),
-      weigh,
-      lambda weights: attention.apply_attention_weights(weights, v),
+    attend = functools.partial(
+      mix, gates=gates, normalizer=self.normalizer, lengths=lengths
+    )
+    return open_attention.linear(
+      self, attend, q, k, v, implementation=self.implementation
     )
 
   def _gates(self, x: jax.Array) -> Gates:

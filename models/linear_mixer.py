@@ -1,5 +1,7 @@
 """Linear attention as a mixer of sequences."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,9 @@ from models import (
   layers,
   mixer_base,
   normalization,
+  open_attention,
   registry,
   short_convolution,
-  taps,
 )
 
 FEATURE_MAPS = {
@@ -142,16 +144,25 @@ class LinearAttention(mixer_base.SequenceMixer):
       "write_strength": self._gate(
         x, "write_strength", self.update == "delta", None
       ),
-      "implementation": self.implementation,
     }
+    attend = functools.partial(attention.linear_attention, **options)
+    implementation = self.implementation
     if cache is None:
-      out = self._attend(q, k, v, options)
+      out = open_attention.linear(
+        self, attend, q, k, v, implementation=implementation
+      )
     else:
+      # It has no map: of what is in the memory no keys are known.
       state = attention.LinearState(
         *(cache[name] for name in attention.LinearState._fields)
       )
-      out, state = attention.linear_attention(
-        q, k, v, state=state, return_state=True, **options
+      out, state = attend(
+        q,
+        k,
+        v,
+        state=state,
+        return_state=True,
+        implementation=implementation,
       )
       cache = {
         **state._asdict(),
@@ -197,26 +208,6 @@ class LinearAttention(mixer_base.SequenceMixer):
     places = mixer_base.counted(x) if positions is None else positions
     q, k = self.placed(q, "query", places), self.placed(k, "key", places)
     return (q, k, v), new
-
-  def _attend(self, q, k, v, options) -> jax.Array:
-    """Runs the attention; its map is what it makes of one value for each key.
-
-    With a cache there is none: of what is in the memory no keys are known.
-    """
-
-    def weigh():
-      wide_q, wide_k = (x.astype(jnp.float32) for x in (q, k))
-      xla = {**options, "implementation": "xla"}
-      return taps.linear_map(
-        lambda v: attention.linear_attention(wide_q, wide_k, v, **xla), wide_k
-      )
-
-    return taps.with_open_map(
-      self,
-      lambda: attention.linear_attention(q, k, v, **options),
-      weigh,
-      lambda weights: attention.apply_attention_weights(weights, v),
-    )
 
   def _gate(self, x, name, wanted, kept) -> jax.Array | None:
     """Returns a gate [batch or 1, length, heads or 1], zero for padding."""

@@ -1,5 +1,7 @@
 """LinFusion: linear attention in the place of a trained model's own."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from models import (
   layers,
   lina_layers,
   normalization,
+  open_attention,
   positions,
   registry,
   taps,
@@ -116,25 +119,13 @@ class LinFusion(nn.Module):
     )(x)
 
   def _attended(self, q, k, v) -> jax.Array:
-    def attend(q, k, v, implementation):
-      return attention.linear_attention(
-        q,
-        k,
-        v,
-        feature_map=features.elu_plus_one,
-        normalizer=linear_normalizers.division(EPSILON),
-        implementation=implementation,
-      )
-
-    def weigh():
-      wide_q, wide_k = (part.astype(jnp.float32) for part in (q, k))
-      return taps.linear_map(lambda v: attend(wide_q, wide_k, v, "xla"), wide_k)
-
-    return taps.with_open_map(
-      self,
-      lambda: attend(q, k, v, self.implementation),
-      weigh,
-      lambda weights: attention.apply_attention_weights(weights, v),
+    attend = functools.partial(
+      attention.linear_attention,
+      feature_map=features.elu_plus_one,
+      normalizer=linear_normalizers.division(EPSILON),
+    )
+    return open_attention.linear(
+      self, attend, q, k, v, implementation=self.implementation
     )
 
   def _check(self, width: int) -> None:

@@ -18,8 +18,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-import attention
-from models import layers, lina_layers, normalization, registry, taps
+from models import (
+  layers,
+  lina_layers,
+  normalization,
+  open_attention,
+  registry,
+  taps,
+)
 from models.feed_forward import exact_gelu, quick_gelu
 
 Dtype = layers.Dtype
@@ -123,14 +129,8 @@ class SelfAttention(_Layer):
       taps.tap(self, name, qkv[..., i, :, :])
       for i, name in enumerate(("queries", "keys", "values"))
     )
-    out = taps.with_open_map(
-      self,
-      lambda: attention.dot_product_attention(
-        q, k, v, implementation=self.implementation
-      ),
-      functools.partial(attention.attention_weights, q, k),
-      lambda weights: attention.apply_attention_weights(weights, v),
-      scores=True,
+    out = open_attention.dot_product(
+      self, q, k, v, implementation=self.implementation
     )
     out = self._dense(width, width, axis=(-2, -1), name="out")(out)
     return self._dropped(out, train)

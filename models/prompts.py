@@ -6,6 +6,8 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from models import image_places
+
 Prompts = Sequence[Sequence[int]]
 # Prompts are padded to a power of two and a cache is a multiple of this, so
 # that other prompts find what is compiled.
@@ -87,11 +89,7 @@ def image_starts(prompts: Prompts, image_start: Any) -> np.ndarray:
       goes on from a token.
   """
   starts = np.asarray(image_start)
-  if starts.shape not in ((), (len(prompts),)) or starts.dtype.kind not in "iu":
-    raise ValueError(
-      f"image_start is {image_start}; it must be an integer, or one for each "
-      f"of {len(prompts)} prompts"
-    )
+  image_places.check_form(starts, len(prompts))
   starts = np.broadcast_to(starts, (len(prompts),)).astype(np.int32)
   for i, (start, prompt) in enumerate(zip(starts, prompts, strict=True)):
     if not 0 <= start < len(prompt):

@@ -31,7 +31,6 @@ __all__ = [
   "StatefulEdit",
   "Tapped",
   "edited",
-  "linear_map",
   "list_names",
   "list_taps",
   "read",
@@ -318,26 +317,6 @@ def with_open_map(
     return tap(module, "head_outputs", attend(), facts)
   weights = tap(module, "attention_weights", weights, facts)
   return tap(module, "head_outputs", apply(weights), facts)
-
-
-def linear_map(
-  attend: Callable[[jax.Array], jax.Array], k: jax.Array
-) -> jax.Array:
-  """Returns the map of attention that never has one, as linear attention.
-
-  Of one value for each key, what comes out is the weights.
-
-  Args:
-    attend: from values [batch, keys, heads, keys] to [batch, queries, heads,
-      keys].
-    k: keys [batch, keys, heads, dim].
-
-  Returns:
-    [batch, heads, queries, keys].
-  """
-  one = jnp.eye(k.shape[1], dtype=k.dtype)[None, :, None]
-  values = jnp.broadcast_to(one, (*k.shape[:3], k.shape[1]))
-  return attend(values).swapaxes(1, 2)
 
 
 def _announce(module: nn.Module, name: str) -> None:

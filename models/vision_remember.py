@@ -16,7 +16,14 @@ import jax
 import jax.numpy as jnp
 
 import attention
-from models import feed_forward, layers, normalization, registry, taps
+from models import (
+  feed_forward,
+  layers,
+  normalization,
+  open_attention,
+  registry,
+  taps,
+)
 
 REGIONS = ("local", "global")
 
@@ -98,12 +105,7 @@ class VisionRemember(nn.Module):
         ),
       )
     flat = lambda x: x.reshape(len(x), -1, *x.shape[3:])
-    out = taps.with_open_map(
-      self,
-      lambda: attention.dot_product_attention(
-        flat(q), flat(k), flat(v), implementation=self.implementation
-      ),
-      lambda: attention.attention_weights(flat(q), flat(k)),
-      lambda weights: attention.apply_attention_weights(weights, flat(v)),
+    out = open_attention.dot_product(
+      self, flat(q), flat(k), flat(v), implementation=self.implementation
     )
     return out.reshape(q.shape)

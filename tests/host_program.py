@@ -185,12 +185,17 @@ def check_parts():
   check_stopping()
 
 
-def slowed():
-  """Batches that take long enough for a run to be killed between them."""
-  original = evaluation.put_batch
+def slowed(last):
+  """Batches that take long enough for a run to be killed between them.
+
+  Number `last` takes longer than any test waits, so that no run is over before.
+  """
+  original, taken = evaluation.put_batch, 0
 
   def put_slowly(batch, mesh):
-    time.sleep(0.05)
+    nonlocal taken
+    taken += 1
+    time.sleep(0.05 if taken < last else 600)
     return original(batch, mesh)
 
   return mock.patch.object(evaluation, "put_batch", put_slowly)
@@ -233,7 +238,8 @@ def check_stopped():
 
 def train_until_killed():
   share_what_repeats()
-  with slowed():
+  # Of 44 in all.
+  with slowed(28):
     train(make_config(), "killed")
 
 
@@ -243,7 +249,7 @@ def check_four():
   config = make_config(eval_batch_size=100)
   if stage == "four":
     train(config, "four_whole")
-    with slowed():
+    with slowed(14):  # Of 16.
       train(config, "four_killed")
   else:
     state = train(config, "four_killed")

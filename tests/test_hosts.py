@@ -30,9 +30,12 @@ class Pod:
   """Processes of `host_program.py`, each with a log of its own."""
 
   def __init__(self, folder, stage, count=2):
-    with socket.socket() as probe:
-      probe.bind(("localhost", 0))
-      port = probe.getsockname()[1]
+    # Held as long as the pod is there, or another program may be given it
+    # before process 0 takes it, which shares it as gRPC does.
+    self._held = socket.socket()
+    self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    self._held.bind(("localhost", 0))
+    port = self._held.getsockname()[1]
     devices = f" --xla_force_host_platform_device_count={DEVICES // count}"
     environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
@@ -65,6 +68,7 @@ class Pod:
     finally:
       for process in self.processes:
         process.kill()
+      self._held.close()
 
   def finish(self):
     """Runs to the end; returns what process 0 said."""

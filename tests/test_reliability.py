@@ -198,7 +198,7 @@ def test_sigterm_saves_and_the_rerun_goes_on(shared, reference, tmp_path):
   process = start(shared, workdir)
   wait_until(lambda: steps_written(workdir) > 20, process)
   process.send_signal(signal.SIGTERM)
-  assert process.wait(timeout=60) == 0
+  assert process.wait(timeout=240) == 0
   output = Path(f"{workdir}.log").read_text()
   stopped = int(output.partition("stopped at step ")[2].partition(",")[0])
   assert 20 < stopped < STEPS

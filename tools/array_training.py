@@ -1,10 +1,10 @@
-"""Language models trained on rows that a function makes: subjects of studies.
+"""Models trained on batches that a function makes: subjects of studies.
 
 A loop of a few lines for models of minutes, of which there are several to a
 seed; what is to be resumed and evaluated as it goes is a run of `experiment`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -30,7 +30,7 @@ def fit(
   params: Params | None = None,
   learning_rate: float = 3e-3,
 ) -> Params:
-  """Trains with AdamW, warm-up of a tenth and a cosine to a tenth.
+  """Trains a language model: AdamW, a warm-up and a cosine to a tenth.
 
   Args:
     model: from tokens [batch, length] to logits.
@@ -66,17 +66,44 @@ def fit(
     weights = counted[:, 1:].astype(jnp.float32)
     return (losses * weights).sum() / weights.sum()
 
-  @jax.jit
-  def step(params, state, tokens, counted):
-    loss, gradient = jax.value_and_grad(loss_of)(params, tokens, counted)
-    updates, state = optimizer.update(gradient, state, params)
-    return optax.apply_updates(params, updates), state, loss
+  return minimized(
+    loss_of, optimizer, params, (rows(rng) for _ in range(steps))
+  )
 
-  state, loss = optimizer.init(params), 0.0
-  for _ in range(steps):
-    params, state, loss = step(params, state, *rows(rng))
-  if not np.isfinite(loss):
-    raise ValueError(f"the loss after {steps} steps is {loss}")
+
+def minimized(
+  loss: Callable[..., jax.Array],
+  optimizer: optax.GradientTransformation,
+  params: Params,
+  batches: Iterable[Sequence[Any]],
+) -> Params:
+  """Makes a step of the optimizer on each batch.
+
+  Args:
+    loss: a number, of parameters and the arrays of a batch.
+    optimizer: what makes updates of gradients.
+    params: to begin with.
+    batches: arrays of each step, always of the same shapes.
+
+  Returns:
+    Parameters, as NumPy's arrays.
+
+  Raises:
+    ValueError: if the loss of the last step is not finite.
+  """
+
+  @jax.jit
+  def step(params, state, *batch):
+    value, gradient = jax.value_and_grad(loss)(params, *batch)
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state, value
+
+  state, value, steps = optimizer.init(params), 0.0, 0
+  for batch in batches:
+    params, state, value = step(params, state, *batch)
+    steps += 1
+  if not np.isfinite(value):
+    raise ValueError(f"the loss after {steps} steps is {value}")
   return jax.device_get(params)
 
 

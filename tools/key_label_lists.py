@@ -6,7 +6,6 @@ have not, so that an answer has to be gathered from several places. It is asked
 for the label of its last key.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -127,15 +126,20 @@ def train(model, variables, seed: int, steps: int) -> dict[str, Any]:
   optimizer = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.05)
   )
-  state = optimizer.init(variables)
-  step = jax.jit(functools.partial(_step, model, optimizer))
-  for _ in range(steps):
+
+  def batch():
     lists = draw(rng, BATCH)
     targets = np.append(lists.tokens[:, 1:], lists.labels[:, None], axis=1)
-    variables, state = step(
-      variables, state, lists.tokens, targets, asked_again(lists.tokens)
-    )
-  return variables
+    return lists.tokens, targets, asked_again(lists.tokens)
+
+  def loss(variables, tokens, targets, weights):
+    logits = model.apply(variables, tokens, train=True)
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return (each * weights).sum() / weights.sum()
+
+  return array_training.minimized(
+    loss, optimizer, variables, (batch() for _ in range(steps))
+  )
 
 
 def asked_again(tokens: np.ndarray) -> np.ndarray:
@@ -146,14 +150,3 @@ def asked_again(tokens: np.ndarray) -> np.ndarray:
     before = tokens[:, 1:place:3] == tokens[:, place, None]
     weights[:, place] = before.any(axis=1)
   return weights
-
-
-def _step(model, optimizer, variables, state, tokens, targets, weights):
-  def loss(variables):
-    logits = model.apply(variables, tokens, train=True)
-    each = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return (each * weights).sum() / weights.sum()
-
-  gradient = jax.grad(loss)(variables)
-  updates, state = optimizer.update(gradient, state, variables)
-  return optax.apply_updates(variables, updates), state

@@ -1,12 +1,13 @@
 """Attention in linear time, between flows that are conserved."""
 
+import functools
+
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 import attention
 from attention import checks
-from models import taps
+from models import open_attention
 from models.attends.layout import Layout
 
 
@@ -54,21 +55,7 @@ def flow(
     "kv_lengths": lengths,
     "q_lengths": lengths if joint else None,
   }
-
-  def weigh():
-    wide_q, wide_k = (x.astype(jnp.float32) for x in (q, k))
-    return taps.linear_map(
-      lambda v: attention.flow_attention(
-        wide_q, wide_k, v, implementation="xla", **options
-      ),
-      wide_k,
-    )
-
-  return taps.with_open_map(
-    module,
-    lambda: attention.flow_attention(
-      q, k, v, implementation=module.implementation, **options
-    ),
-    weigh,
-    lambda weights: attention.apply_attention_weights(weights, v),
+  attend = functools.partial(attention.flow_attention, **options)
+  return open_attention.linear(
+    module, attend, q, k, v, implementation=module.implementation
   )

@@ -3,10 +3,9 @@
 import flax.linen as nn
 import jax
 
-import attention
 from attention import masks
 from attention.mask_base import Mask
-from models import taps
+from models import open_attention
 
 
 def masked(
@@ -33,16 +32,12 @@ def masked(
   if lengths is not None:
     real = masks.padding(lengths)
     mask = real if mask is None else mask & real
-  slots = {"scale": scale, "mask": mask}
-
-  def attend():
-    return attention.dot_product_attention(
-      q, k, v, **slots, implementation=module.implementation
-    )
-
-  return taps.with_open_map(
+  return open_attention.dot_product(
     module,
-    attend,
-    lambda: attention.attention_weights(q, k, **slots),
-    lambda weights: attention.apply_attention_weights(weights, v),
+    q,
+    k,
+    v,
+    implementation=module.implementation,
+    scale=scale,
+    mask=mask,
   )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 import attention
 from attention import checks, masks
-from models import taps
+from models import open_attention
 from models.attends.layout import STATE, Layout
 
 # The name of the gates in STATE.
@@ -80,18 +80,14 @@ def _global(module, q, k, v, lengths):
   bias = None
   if module.has_variable(STATE, BIAS):
     bias = module.get_variable(STATE, BIAS)[:, None]
-  slots = {"bias": bias, "mask": _mask(lengths)}
-
-  def attend():
-    return attention.dot_product_attention(
-      q, k, v, **slots, implementation=module.implementation
-    )
-
-  return taps.with_open_map(
+  return open_attention.dot_product(
     module,
-    attend,
-    lambda: attention.attention_weights(q, k, **slots),
-    lambda weights: attention.apply_attention_weights(weights, v),
+    q,
+    k,
+    v,
+    implementation=module.implementation,
+    bias=bias,
+    mask=_mask(lengths),
   )
 
 

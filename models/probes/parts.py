@@ -11,8 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-import attention
-from models import lina_layers, normalization, taps
+from models import lina_layers, normalization, open_attention
 from models.layers import Dtype
 
 # PyTorch's truncated normal is cut at 2, so many deviations away that nothing
@@ -73,13 +72,8 @@ class Pooling(nn.Module):
       [batch, queries, heads, value dim].
     """
     q = jnp.broadcast_to(q, (k.shape[0], *q.shape[1:]))
-    return taps.with_open_map(
-      self,
-      lambda: attention.dot_product_attention(
-        q, k, v, scale=scale, implementation=self.implementation
-      ),
-      lambda: attention.attention_weights(q, k, scale=scale),
-      lambda weights: attention.apply_attention_weights(weights, v),
+    return open_attention.dot_product(
+      self, q, k, v, implementation=self.implementation, scale=scale
     )
 
 

@@ -1,5 +1,6 @@
 """Sparse steps of decoding, against the masks of the paper's words."""
 
+import dataclasses
 import functools
 
 import jax
@@ -144,11 +145,14 @@ def test_a_planted_key_is_found():
   sums = keys[:, :, 4:-4].reshape(trials, 1, 64, 16, 64).sum(axis=3)
 
   def found(selection):
-    out = sparse_decoding_attention(
+    attend = functools.partial(
+      sparse_decoding_attention,
+      budget=dataclasses.replace(budget, selection=selection),
+    )
+    out = jax.jit(attend)(
       *map(jnp.asarray, (q, keys, values)),
       start=jnp.zeros(trials, jnp.int32),
       length=jnp.full(trials, length),
-      budget=Budget(**{**vars(budget), "selection": selection}),
       block_sums=jnp.asarray(sums),
     )
     return float((out > 0.5).mean())

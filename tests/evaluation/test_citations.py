@@ -115,7 +115,7 @@ def test_random_answers_have_the_scores_of_sets():
 TEXT = st.text(st.sampled_from("[]0123456789 ,a\n\u0661\u00b2"), max_size=30)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXT | st.text(max_size=30))
 @example("[[1]2] [" + "9" * 5000 + "]")
 @example("[\u0661] [\u00b2]")
@@ -138,7 +138,6 @@ def test_any_text_has_citations_that_can_be_removed(text):
     assert got.citations <= min(3, len(found))
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 10**17), max_size=6))
 def test_what_is_written_is_read(numbers):
   text = "It is so" + "".join(f" [{n}]" for n in numbers) + ". And more"

@@ -45,7 +45,7 @@ def test_what_is_not_an_integer_is_left_out():
   assert counting_stars.parse('{"passage_id": [1]} {}') == ([], [1])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
   st.text(max_size=30)
   | st.text(st.sampled_from('{}[]",:1eE-."'), max_size=30).map("{".__add__)

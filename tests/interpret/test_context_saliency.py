@@ -78,10 +78,18 @@ def _shape_at(row, column):
 )
 def test_saliency_moves_with_what_is_seen(position_weight, tolerance):
   """Exactly without the term of positions, about so with it."""
-  options = {"position_weight": position_weight, "step": 1}
-  scales = (context_saliency.Scale(1.0, 5, (1.0,)),)
-  here = context_saliency.saliency(_shape_at(8, 8), scales, **options)[0]
-  there = context_saliency.saliency(_shape_at(11, 6), scales, **options)[0]
+
+  @jax.jit
+  def saliency(maps):
+    return context_saliency.saliency(
+      maps,
+      (context_saliency.Scale(1.0, 5, (1.0,)),),
+      position_weight=position_weight,
+      step=1,
+    )
+
+  both = jnp.concatenate([_shape_at(8, 8), _shape_at(11, 6)])
+  here, there = saliency(both)
   here, there = here[5:13, 5:14], there[8:16, 3:12]
   assert here.max() > 0.3
   np.testing.assert_allclose(here, there, atol=tolerance)

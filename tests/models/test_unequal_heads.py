@@ -113,20 +113,24 @@ def test_grouped_queries_are_a_special_case(kv_heads):
 def test_kernels_take_fewer_heads_of_keys(implementation):
   mixer = _mixer(key_heads=2, value_heads=4)
   x, params = _with_variables(mixer)
-  variables = {"params": params}
-  expected, _ = mixer.apply(variables, x)
   fused = mixer.clone(implementation=implementation)
-  np.testing.assert_allclose(fused.apply(variables, x)[0], expected, atol=1e-5)
-  # A step, among keys of which some are padding.
-  cache, places = mixer.init_cache(2, LENGTH), np.arange(LENGTH) - [[0], [3]]
+  places = np.arange(LENGTH) - [[0], [3]]
   places = jnp.asarray(np.maximum(places, -1), jnp.int32)
-  start = x[:, :-1], places[:, :-1], None
-  _, cache = mixer.apply(variables, *start, cache)
-  step = functools.partial(mixer.clone, implementation=implementation)
-  end = x[:, -1:], places[:, -1:], None, cache
-  np.testing.assert_allclose(
-    step().apply(variables, *end)[0], mixer.apply(variables, *end)[0], atol=1e-5
-  )
+
+  @jax.jit
+  def run(variables, x):
+    # A step, among keys of which some are padding.
+    cache = mixer.init_cache(2, LENGTH)
+    _, cache = mixer.apply(variables, x[:, :-1], places[:, :-1], None, cache)
+    end = x[:, -1:], places[:, -1:], None, cache
+    return [
+      (m.apply(variables, x)[0], m.apply(variables, *end)[0])
+      for m in (fused, mixer)
+    ]
+
+  actual, expected = run({"params": params}, x)
+  for ours, plain in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(ours, plain, atol=1e-5)
 
 
 def test_values_of_the_largest_weights():

@@ -327,7 +327,7 @@ def test_generating_after_images_equals_whole_texts(variables, inputs):
   ("prompts", "options", "message"),
   [
     ([[1], [2, 3]], {"image_start": 1}, r"image_start is 1 for prompts\[0\]"),
-    ([[1], [2]], {"image_start": [0]}, "or one for each of 2 prompts"),
+    ([[1], [2]], {"image_start": [0]}, r"or integers \[batch\] = \(2,\)"),
     ([[1]], {}, "images are 2 and prompts 1"),
     ([[1], [2]], {"cache_length": 7}, "cache_length=7 has room for"),
   ],

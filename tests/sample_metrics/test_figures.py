@@ -100,7 +100,7 @@ def test_frechet_distance_refuses(name, value):
     frechet_distance(**{**given, name: value})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(0, 99))
 def test_moments_of_batches_are_those_of_the_whole(sizes, seed):
   # A mean a million deviations away would cancel in a sum of squares.

@@ -117,12 +117,18 @@ def test_all_hosts_start_the_same_once(launch, tmp_path):
   again = on_host(started["pod-0"])
   assert again.returncode == 1
   assert b"is going on here already" in again.stderr
+  log = tmp_path / "foveal" / "train.log"
+
+  def wait_for(line):
+    limit = time.monotonic() + 60
+    while line not in log.read_text() and time.monotonic() < limit:
+      time.sleep(0.02)
+
+  # It has begun, and so would catch a signal.
+  wait_for(OPTIONS[-1])
   _, _, words = launch("tpu_pod.sh", "stop", "--name=pod", "--zone=z")
   assert on_host(commands(words)["pod"]).returncode == 0
-  log = tmp_path / "foveal" / "train.log"
-  limit = time.monotonic() + 30
-  while "saved" not in log.read_text() and time.monotonic() < limit:
-    time.sleep(0.02)
+  wait_for("saved")
   assert log.read_text().splitlines() == ["train.py", *OPTIONS, "saved"]
 
 

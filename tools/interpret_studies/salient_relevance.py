@@ -252,24 +252,19 @@ def _train(widths, seed, variant):
   variables = _functions(widths)[0](seed)
   steps = _SIZES[variant][0]
   optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
-  state = optimizer.init(variables)
 
-  @jax.jit
-  def step(variables, state, image, label):
-    def loss(variables):
-      logits = model.apply(variables, image)
-      return optax.softmax_cross_entropy_with_integer_labels(
-        logits, label
-      ).mean()
+  def loss(variables, image, label):
+    logits = model.apply(variables, image)
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    return each.mean()
 
-    gradient = jax.grad(loss)(variables)
-    update, state = optimizer.update(gradient, state)
-    return optax.apply_updates(variables, update), state
+  def batch(i):
+    made = canvases("train", _BATCH, (seed, 0, i))
+    return made["image"], made["label"]
 
-  for i in range(steps):
-    batch = canvases("train", _BATCH, (seed, 0, i))
-    variables, state = step(variables, state, batch["image"], batch["label"])
-  return variables
+  return array_training.minimized(
+    loss, optimizer, variables, (batch(i) for i in range(steps))
+  )
 
 
 def _raw(widths, variables, images, name, seed):

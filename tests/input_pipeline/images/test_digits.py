@@ -78,7 +78,7 @@ def test_preparing_says_nothing(tmp_path, capfd):
 def test_processes_prepare_at_the_same_time(tmp_path):
   processes = [start(PREPARE, tmp_path) for _ in range(2)]
   for process in processes:
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err.decode()
   assert len(read_all(tmp_path, "train")[1]) == 1437
   assert [p.name for p in (tmp_path / "digits").iterdir()] == ["1.0.0"]
@@ -99,7 +99,7 @@ def test_loser_of_a_race_takes_what_the_winner_wrote(tmp_path, monkeypatch):
 
 def test_killed_preparation_leaves_nothing_broken(tmp_path):
   process = start(PREPARE_AND_DIE, tmp_path)
-  process.communicate(timeout=60)
+  process.communicate(timeout=240)
   assert process.returncode == -9
   assert prepared.list_names(tmp_path) == []
   digits.prepare(tmp_path)

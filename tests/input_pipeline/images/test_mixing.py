@@ -103,7 +103,7 @@ def test_mixup_lambda_has_the_beta_distribution():
 
 
 def test_switch_takes_each_method_as_often_as_asked():
-  images, labels, mask = get_batch()
+  images, labels, mask = (x[:2] for x in get_batch())
 
   def is_mixup(key):
     mixed, _ = mixing.mix(

@@ -44,7 +44,7 @@ def test_saved_and_loaded_is_the_same(tokenizer):
   assert other.save() == tokenizer.save()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_byte_level_tokens_are_bytes_of_any_text(bpe_file, text):
   tokenizer = tokenizers.create(bpe_file, ())
